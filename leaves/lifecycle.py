@@ -1,0 +1,488 @@
+"""How leaves live: what a round's observations mean for each leaf, decided purely.
+
+A round asks three questions in this order, and applies the answers as it goes:
+
+    decide(forest, seen, now, rules)        births, drift, dissolution, archiving, revival
+    due(forest, now, rules)                 which leaves are to be trained, and why
+    conclude(forest, outcomes, now, rules)  what the trainings' verdicts change
+
+Each answer is a list of transitions; `apply` carries one out. Nothing here trains,
+reads a clock or draws a number, so a round that was killed comes to the same answers again.
+
+    none ──► SEED ──► SPROUT ──► MATURE        SEED ──► DISSOLVED, when its cluster goes away
+                        ▲ ▲         │          MERGED, when it lives on in another leaf
+                        │ └─────────┤
+                        └─ ARCHIVED ◄          SPROUT or MATURE ──► ARCHIVED ──► SPROUT
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import assert_never
+
+from msgspec import Struct
+
+from .model import (
+    DAY_S,
+    Evaluation,
+    Forest,
+    GrownFrom,
+    Instant,
+    Kind,
+    Leaf,
+    LeafId,
+    Stage,
+    Vector,
+    Verdict,
+    leaf_id,
+)
+from .observe import Observations, Seen
+
+
+class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Every threshold of a leaf's life. The clauses are of the leaf architecture document."""
+
+    branch_sessions: int = 1000  # §4, level 1: smallest branch
+    seed_sessions: int = 200  # §5 SEED: smallest cluster that makes a leaf
+    child_sessions: int = 100  # §4, level 3 and §5 SPLIT: smallest specialisation
+    first_discovery_sessions: int = 1000  # §8: starters alone serve before this many sessions
+    skill_sessions: int = 500  # §5 SPROUT: code, journalism, general
+    reasoning_sessions: int = 300  # §5 SPROUT: research, planning
+    sprout_gate: float = 0.3  # §5 SPROUT: below this confidence the parent serves
+    sprout_retrain_sessions: int = 100  # new sessions before a sprout is trained again
+    mature_sessions: int = 500  # §5 MATURE
+    mature_wins: int = 2  # rounds won on fresh held-out sessions
+    mature_retrain_sessions: int = 500  # §5 MATURE: retrained every so many new sessions
+    mature_retrain_days: int = 30  # §5 MATURE: "or monthly, whichever comes first"
+    dormant_days: int = 30  # §5 PRUNE: not routed to, and how old a leaf must be first
+    dormant_sessions_per_month: int = 10  # §5 PRUNE
+    regressions: int = 3  # §5 PRUNE: in a row; a single one may be chance
+    missed_reclusters: int = 3  # a seed not found this often is dissolved
+    merge_cosine: float = 0.92  # §5 MERGE
+    merge_sessions: int = 800  # §5 MERGE: together fewer than this
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            value = getattr(self, name)
+            if value < 0:
+                raise ValueError(f"rules.{name} must not be negative, not {value!r}")
+        if self.child_sessions > self.seed_sessions:
+            raise ValueError(
+                f"rules.child_sessions ({self.child_sessions}) must not exceed "
+                f"rules.seed_sessions ({self.seed_sessions})"
+            )
+
+
+class Purpose(StrEnum):
+    """Why a leaf is trained."""
+
+    FIRST = "first"
+    RETRAIN = "retrain"
+    REVIVAL = "revival"
+
+
+@dataclass(frozen=True, slots=True)
+class Born:
+    """A cluster without a leaf became a SEED."""
+
+    leaf: Leaf
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Drifted:
+    """A known leaf was found again: its sessions, centroid and place as they are now."""
+
+    id: LeafId
+    sessions: int
+    centroid: Vector
+    kind: Kind
+    growth_per_day: float
+    level: int
+    parent: LeafId | None
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """A full re-cluster did not find this leaf."""
+
+    id: LeafId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Dissolved:
+    id: LeafId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Archived:
+    """Out of the router; its sessions go to the parent's pool, its bundle is kept."""
+
+    id: LeafId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Revived:
+    """An archived leaf's domain came back: SPROUT again, to be retrained."""
+
+    id: LeafId
+    seen: Seen
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A training and its evaluation. `bundle` is the adapter in force from now on."""
+
+    id: LeafId
+    evaluation: Evaluation
+    bundle: str | None
+    control: str
+    chassis: str
+    method: str
+    note: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Promoted:
+    """SPROUT to MATURE: offered to the mesh."""
+
+    id: LeafId
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """Children born SPROUT from parts of a leaf, which stays as their fallback."""
+
+    id: LeafId
+    children: tuple[Leaf, ...]
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """Two leaves became one, of new id."""
+
+    parts: tuple[LeafId, LeafId]
+    leaf: Leaf
+    reason: str
+
+
+Transition = (
+    Born | Drifted | Missed | Dissolved | Archived | Revived | Trained | Promoted | Split | Merged
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingDue:
+    """A leaf that this round is to train, once."""
+
+    id: LeafId
+    purpose: Purpose
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one leaf's training came to.
+
+    evaluation: of the candidate; evaluation.won is judged for the adapter that stays in force.
+    bundle, control: content addresses of the candidate and of its style control.
+    """
+
+    evaluation: Evaluation
+    bundle: str
+    control: str
+    chassis: str
+    preference_note: str  # what came of the preference step
+
+
+def decide(forest: Forest, seen: Observations, now: Instant, rules: Rules) -> list[Transition]:
+    """Return what the round's observations mean: births, drift, misses, endings, revivals.
+
+    Births are numbered in the order of `seen.seen`, so the same observations give the same ids.
+    An unknown cluster of level 3 is no birth: such a leaf comes from a split only.
+    """
+    out: list[Transition] = []
+    births = forest.births
+    ids: dict[int, LeafId] = {}
+    for index, cluster in enumerate(seen.seen):
+        parent = ids.get(cluster.parent) if isinstance(cluster.parent, int) else cluster.parent
+        known = forest.leaves.get(cluster.leaf) if cluster.leaf else None
+        if known is None:
+            if cluster.level == 3 or cluster.sessions < rules.seed_sessions:
+                continue
+            leaf = _seed(cluster, parent, leaf_id(forest.origin, births), now)
+            births += 1
+            ids[index] = leaf.id
+            out.append(Born(leaf, f"a cluster of {cluster.sessions} sessions without a leaf"))
+            continue
+        ids[index] = known.id
+        if known.stage is Stage.ARCHIVED:
+            revived = _revival(known, cluster, rules)
+            out.extend([revived] if revived else [])
+        elif known.stage.live:
+            out.append(_drift(known, cluster, parent, now))
+    found = set(ids.values())
+    for leaf in forest.live():
+        if leaf.id in found:
+            continue
+        if seen.full and leaf.stage is Stage.SEED:
+            out.append(_missed(leaf, rules))
+    out.extend(_dormant(forest, now, rules))
+    return out
+
+
+def due(forest: Forest, now: Instant, rules: Rules) -> list[TrainingDue]:
+    """Return the leaves to train in this round, by id; at most one training each."""
+    out: list[TrainingDue] = []
+    for leaf in forest.live():
+        if leaf.level == 1:  # a branch is for browsing and as a parent, not for choosing
+            continue
+        wanted = _training(leaf, now, rules)
+        if wanted:
+            out.append(wanted)
+    return out
+
+
+def conclude(
+    forest: Forest, outcomes: Mapping[LeafId, Outcome], now: Instant, rules: Rules
+) -> list[Transition]:
+    """Return what trainings change: the adapter in force, and promotions earned by it."""
+    out: list[Transition] = []
+    for id_ in sorted(outcomes):
+        trained = _trained(forest.leaves[id_], outcomes[id_])
+        out.append(trained)
+        after = apply(forest, trained, now).leaves[id_]
+        promoted = _promotion(after, rules)
+        if promoted:
+            out.append(promoted)
+        elif after.regressions >= rules.regressions and _age_days(after, now) >= rules.dormant_days:
+            out.append(Archived(id_, f"{after.regressions} regressions in a row"))
+    return out
+
+
+def apply(forest: Forest, transition: Transition, now: Instant) -> Forest:
+    """Return the forest after one transition. What others may see raises a leaf's version."""
+    match transition:
+        case Born(leaf):
+            return forest.with_births(leaf)
+        case Drifted(id=id_):
+            return forest.with_leaf(_drifted(forest.leaves[id_], transition))
+        case Missed(id_):
+            leaf = forest.leaves[id_]
+            return forest.with_leaf(replace(leaf, missed=leaf.missed + 1))
+        case Dissolved(id_):
+            return forest.with_leaf(_staged(forest.leaves[id_], Stage.DISSOLVED, now))
+        case Archived(id_):
+            return forest.with_leaf(_staged(forest.leaves[id_], Stage.ARCHIVED, now))
+        case Revived(id_, seen):
+            leaf = _staged(forest.leaves[id_], Stage.SPROUT, now)
+            return forest.with_leaf(
+                replace(leaf, centroid=seen.centroid, sessions=seen.sessions, regressions=0)
+            )
+        case Trained(id=id_):
+            return forest.with_leaf(_with_training(forest.leaves[id_], transition, now))
+        case Promoted(id_):
+            leaf = replace(_staged(forest.leaves[id_], Stage.MATURE, now), gate=0.0)
+            return forest.with_leaf(replace(leaf, matured_at=now))
+        case Split(_, children):
+            return forest.with_births(*children)
+        case Merged(parts, leaf):
+            for part in parts:
+                forest = forest.with_leaf(_staged(forest.leaves[part], Stage.MERGED, now))
+            return forest.with_births(leaf)
+        case _:
+            assert_never(transition)
+
+
+def training_threshold(kind: Kind, rules: Rules) -> int:
+    """Sessions that a seed needs before it is trained."""
+    return rules.skill_sessions if kind is Kind.SKILL else rules.reasoning_sessions
+
+
+def _seed(cluster: Seen, parent: LeafId | None, id_: LeafId, now: Instant) -> Leaf:
+    return Leaf(
+        id=id_,
+        name=cluster.name,
+        stage=Stage.SEED,
+        stage_since=now,
+        level=cluster.level,
+        kind=cluster.kind,
+        grown_from=GrownFrom.DATA,
+        parent=parent,
+        lineage=(),
+        created=now,
+        sessions=cluster.sessions,
+        growth_per_day=cluster.growth_per_day,
+        centroid=cluster.centroid,
+    )
+
+
+def _drift(known: Leaf, cluster: Seen, parent: LeafId | None, now: Instant) -> Drifted:
+    gained = cluster.sessions - known.sessions
+    return Drifted(
+        known.id,
+        cluster.sessions,
+        cluster.centroid,
+        cluster.kind,
+        cluster.growth_per_day,
+        cluster.level,
+        parent,
+        f"found again with {cluster.sessions} sessions ({gained:+d})",
+    )
+
+
+def _drifted(leaf: Leaf, to: Drifted) -> Leaf:
+    changed = leaf.sessions != to.sessions or leaf.parent != to.parent
+    return replace(
+        leaf,
+        sessions=to.sessions,
+        centroid=to.centroid,
+        kind=to.kind,
+        growth_per_day=to.growth_per_day,
+        level=to.level,
+        parent=to.parent,
+        missed=0,
+        version=leaf.version + int(changed),
+    )
+
+
+def _missed(leaf: Leaf, rules: Rules) -> Transition:
+    times = leaf.missed + 1
+    if times >= rules.missed_reclusters:
+        return Dissolved(leaf.id, f"its cluster was not found in {times} full re-clusters")
+    return Missed(leaf.id, f"its cluster was not found ({times} of {rules.missed_reclusters})")
+
+
+def _revival(leaf: Leaf, cluster: Seen, rules: Rules) -> Revived | None:
+    """Only sessions that came after the archiving count: the old ones went to the parent."""
+    fresh = cluster.since(leaf.stage_since)
+    if fresh < rules.seed_sessions:
+        return None
+    return Revived(leaf.id, cluster, f"{fresh} sessions since it was archived")
+
+
+def _dormant(forest: Forest, now: Instant, rules: Rules) -> list[Transition]:
+    out: list[Transition] = []
+    for leaf in forest.live():
+        if leaf.trainings == 0 or _age_days(leaf, now) < rules.dormant_days:
+            continue
+        heard = max(leaf.last_routed or 0, leaf.stage_since)
+        quiet_days = (now - heard) // DAY_S
+        monthly = leaf.growth_per_day * 30
+        if quiet_days >= rules.dormant_days:
+            out.append(Archived(leaf.id, f"not routed to for {quiet_days} days"))
+        elif monthly < rules.dormant_sessions_per_month and leaf.used_by == 0:
+            out.append(Archived(leaf.id, f"{monthly:.0f} new sessions a month, no use by others"))
+    return out
+
+
+def _training(leaf: Leaf, now: Instant, rules: Rules) -> TrainingDue | None:
+    new = leaf.sessions - leaf.sessions_at_training
+    days = (now - leaf.trained_at) // DAY_S if leaf.trained_at is not None else 0
+    match leaf.stage:
+        case Stage.SEED:
+            wanted = training_threshold(leaf.kind, rules)
+            if leaf.sessions >= wanted:
+                why = f"{leaf.sessions} sessions, {wanted} wanted for {leaf.kind}"
+                return TrainingDue(leaf.id, Purpose.FIRST, why)
+        case Stage.SPROUT if leaf.trained_at is not None and leaf.stage_since > leaf.trained_at:
+            return TrainingDue(leaf.id, Purpose.REVIVAL, "revived from the archive")
+        case Stage.SPROUT if leaf.trainings == 0:
+            return TrainingDue(leaf.id, Purpose.FIRST, "born of a split or a merge")
+        case Stage.SPROUT if new >= rules.sprout_retrain_sessions:
+            return TrainingDue(leaf.id, Purpose.RETRAIN, f"{new} sessions since its last training")
+        case Stage.MATURE if new >= rules.mature_retrain_sessions:
+            return TrainingDue(leaf.id, Purpose.RETRAIN, f"{new} sessions since its last training")
+        case Stage.MATURE if days >= rules.mature_retrain_days and new > 0:
+            return TrainingDue(leaf.id, Purpose.RETRAIN, f"{days} days since its last training")
+        case _:
+            pass
+    return None
+
+
+def _trained(leaf: Leaf, outcome: Outcome) -> Trained:
+    """A first adapter is kept even if it has not won: its parent serves until one wins."""
+    verdict = outcome.evaluation.verdict
+    replaces = leaf.bundle is None or verdict in (Verdict.IMPROVED, Verdict.BETTER)
+    gain = outcome.evaluation.over_style
+    return Trained(
+        leaf.id,
+        outcome.evaluation,
+        outcome.bundle if replaces else leaf.bundle,
+        outcome.control,
+        outcome.chassis,
+        "sft",
+        outcome.preference_note,
+        f"{verdict}: {gain.mean:+.3f} nats over the style control, lower bound {gain.low:+.3f}, "
+        f"on {outcome.evaluation.held_out} held-out sessions",
+    )
+
+
+def _with_training(leaf: Leaf, trained: Trained, now: Instant) -> Leaf:
+    """A training judged on too few sessions neither wins nor regresses."""
+    verdict = trained.evaluation.verdict
+    stage = Stage.SPROUT if leaf.stage is Stage.SEED else leaf.stage
+    return replace(
+        leaf,
+        stage=stage,
+        stage_since=now if stage is not leaf.stage else leaf.stage_since,
+        trainings=leaf.trainings + 1,
+        first_trained=leaf.first_trained if leaf.first_trained is not None else now,
+        trained_at=now,
+        sessions_at_training=leaf.sessions,
+        wins=leaf.wins + int(trained.evaluation.won),
+        regressions=leaf.regressions + 1 if verdict is Verdict.REGRESSED else 0,
+        bundle=trained.bundle,
+        control=trained.control,
+        chassis=trained.chassis,
+        method=trained.method,
+        note=trained.note,
+        evaluation=trained.evaluation,
+        version=leaf.version + 1,
+    )
+
+
+def _promotion(leaf: Leaf, rules: Rules) -> Promoted | None:
+    if leaf.stage is not Stage.SPROUT or leaf.evaluation is None:
+        return None
+    earned = (
+        leaf.trainings >= 2
+        and leaf.sessions >= rules.mature_sessions
+        and leaf.wins >= rules.mature_wins
+        and leaf.evaluation.verdict in (Verdict.IMPROVED, Verdict.HOLDS)
+    )
+    if not earned:
+        return None
+    won = f"won {leaf.wins} rounds on fresh sessions, last one {leaf.evaluation.verdict}"
+    return Promoted(leaf.id, f"{leaf.sessions} sessions, {won}")
+
+
+def _staged(leaf: Leaf, stage: Stage, now: Instant) -> Leaf:
+    return replace(leaf, stage=stage, stage_since=now, version=leaf.version + 1)
+
+
+def _age_days(leaf: Leaf, now: Instant) -> int:
+    return (now - leaf.created) // DAY_S
+
+
+def ids_of(transition: Transition) -> Sequence[LeafId]:
+    """The leaves that a transition changes or creates."""
+    match transition:
+        case Born(leaf):
+            return [leaf.id]
+        case Split(id_, children):
+            return [id_, *(child.id for child in children)]
+        case Merged(parts, leaf):
+            return [leaf.id, *parts]
+        case _:
+            return [transition.id]

@@ -1,0 +1,164 @@
+"""Frozen values that describe leaves: what a leaf is, and the forest it stands in."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import NewType
+
+import numpy as np
+from numpy.typing import NDArray
+
+LeafId = NewType("LeafId", str)  # 32 lower-case hex digits: the 16 bytes that cross the wire
+Instant = NewType("Instant", int)  # Unix seconds, UTC; always passed in, never read here
+Vector = NDArray[np.float32]  # shape (d,), unit length
+Matrix = NDArray[np.float32]  # shape (n, d), rows of unit length
+
+DAY_S = 86_400
+
+
+class Stage(StrEnum):
+    """Where a leaf stands in its life; it is in exactly one stage at any time."""
+
+    SEED = "seed"
+    SPROUT = "sprout"
+    MATURE = "mature"
+    ARCHIVED = "archived"
+    DISSOLVED = "dissolved"  # a seed whose cluster went away
+    MERGED = "merged"  # lives on in another leaf
+
+    @property
+    def live(self) -> bool:
+        """True while the leaf has a centroid in the router."""
+        return self in (Stage.SEED, Stage.SPROUT, Stage.MATURE)
+
+
+class Kind(StrEnum):
+    """What the tagger's majority says of a leaf's sessions; it sets the training threshold."""
+
+    SKILL = "skill"  # code, journalism or general
+    REASONING = "reasoning"  # research or planning
+
+
+class GrownFrom(StrEnum):
+    """The specification's `origin` of a leaf; `origin` itself means a mesh key here."""
+
+    DATA = "data_driven"
+    STARTER = "synthetic"
+
+
+class Verdict(StrEnum):
+    """What an evaluation says of a candidate. The first three judge a first training."""
+
+    BETTER = "better"
+    NOT_BETTER = "not better"
+    TOO_FEW = "too few"
+    IMPROVED = "improved"
+    HOLDS = "holds"
+    REGRESSED = "regressed"
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """A mean gain in nats per token, with its one-sided 95 % bootstrap bounds."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """The figures of one evaluation, kept with the leaf and printed in its label.
+
+    Gains are of the candidate over the named rival, positive when the candidate's loss is lower.
+    """
+
+    held_out: int
+    loss: float  # nats per completion token of the candidate, mean over sessions
+    over_parent: Interval
+    over_style: Interval
+    over_previous: Interval | None
+    general_rise: float | None  # upper bound of the loss increase on other kinds of text
+    won: bool
+    verdict: Verdict
+    at: Instant
+
+
+@dataclass(frozen=True, slots=True)
+class Leaf:
+    """One domain of this node, as of one moment."""
+
+    id: LeafId
+    name: str
+    stage: Stage
+    stage_since: Instant
+    level: int  # 1 branch, 2 domain, 3 specialisation
+    kind: Kind
+    grown_from: GrownFrom
+    parent: LeafId | None
+    lineage: tuple[LeafId, ...]  # the leaves it was split or merged from
+    created: Instant
+    sessions: int
+    growth_per_day: float
+    centroid: Vector = field(compare=False, repr=False)
+    version: int = 1  # rises with every change that others may see
+    missed: int = 0  # full re-clusters in a row in which its cluster was not found
+    trainings: int = 0
+    trained_at: Instant | None = None
+    first_trained: Instant | None = None
+    sessions_at_training: int = 0
+    wins: int = 0  # rounds won on fresh held-out sessions
+    regressions: int = 0  # in a row
+    matured_at: Instant | None = None
+    method: str = ""  # "sft" or "sft+dpo"
+    note: str = ""  # what was skipped, and why
+    bundle: str | None = None  # content address of the bundle in force, hex
+    control: str | None = None  # content address of the style control it was measured against
+    chassis: str = ""  # tag of the chassis the adapter belongs to
+    evaluation: Evaluation | None = None
+    last_routed: Instant | None = None
+    gate: float = 0.0  # cosine below which the parent serves
+    used_by: int = 0  # origins whose usage records name this leaf
+
+
+@dataclass(frozen=True, slots=True)
+class Forest:
+    """All leaves of one node that ever lived, and how many births there were.
+
+    origin: the node's mesh origin, 32 bytes; ids are derived from it and the count of births.
+    """
+
+    leaves: Mapping[LeafId, Leaf]
+    births: int = 0
+    origin: bytes = b""
+
+    def __iter__(self) -> Iterator[Leaf]:
+        """All leaves, by id."""
+        return (self.leaves[leaf] for leaf in sorted(self.leaves))
+
+    def live(self) -> list[Leaf]:
+        """Leaves that have a centroid in the router, by id."""
+        return [leaf for leaf in self if leaf.stage.live]
+
+    def with_leaf(self, leaf: Leaf) -> Forest:
+        return Forest({**self.leaves, leaf.id: leaf}, self.births, self.origin)
+
+    def with_births(self, *born: Leaf) -> Forest:
+        grown = {**self.leaves, **{leaf.id: leaf for leaf in born}}
+        return Forest(grown, self.births + len(born), self.origin)
+
+
+def leaf_id(origin: bytes, birth: int) -> LeafId:
+    """Return the id of an origin's leaf: SHA-256("groove/leaf/1" ‖ origin ‖ birth)[:16], hex."""
+    digest = hashlib.sha256(b"groove/leaf/1" + origin + birth.to_bytes(8, "big")).digest()
+    return LeafId(digest[:16].hex())
+
+
+def unit(vectors: Matrix) -> Matrix:
+    """Return rows scaled to unit length; a zero row stays zero."""
+    norms = np.sqrt((vectors.astype(np.float64) ** 2).sum(axis=-1, keepdims=True))
+    scaled: Matrix = (vectors / np.maximum(norms, 1e-12)).astype(np.float32)
+    return scaled

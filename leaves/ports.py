@@ -1,0 +1,170 @@
+"""What the lifecycle needs done, and leaves to others: clusters, adapters, losses, blobs, cores."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+from .model import Matrix
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a long job is. `detail` is a few words such as a rate; it never holds a prompt."""
+
+    phase: str
+    done: int
+    total: int
+    detail: str = ""
+
+
+Report = Callable[[Progress], None]
+
+
+def silent(progress: Progress) -> None:
+    """A `Report` that tells nobody."""
+
+
+@dataclass(frozen=True, slots=True)
+class Cluster:
+    """One group of sessions at one level. `parent` is an index into the level above, or None."""
+
+    level: int  # 1, 2 or 3
+    members: tuple[str, ...]  # session ids, sorted
+    parent: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Clustering:
+    """What one full re-cluster found.
+
+    levels[i] holds the clusters of level i + 1. A session is in at most one cluster per level.
+    noise: sessions in no cluster of level 2. Deterministic, and free of the order of the rows.
+    """
+
+    levels: tuple[tuple[Cluster, ...], tuple[Cluster, ...], tuple[Cluster, ...]]
+    noise: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterSizes:
+    """Smallest cluster of each level; the specification's §4 gives 1000, 200 and 100."""
+
+    branch: int = 1000
+    domain: int = 200
+    specialisation: int = 100
+
+
+class Clusterer(Protocol):
+    """Finds three levels of domains in vectors."""
+
+    def cluster(
+        self, ids: Sequence[str], vectors: Matrix, sizes: ClusterSizes, report: Report = silent
+    ) -> Clustering:
+        """Return the clusters of `vectors`, whose row i belongs to session `ids[i]`."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One session as training sees it. `group` keeps near-copies on one side of a split."""
+
+    session: str
+    prompt: str
+    completion: str
+    group: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """How an adapter is trained (source of the defaults: measured on 10 of 10 runs that won)."""
+
+    steps: int = 16
+    batch: int = 8
+    learning_rate: float = 2e-3
+    warmup: int = 3
+    rank: int = 8
+    alpha: int = 16
+    seed: int = 0
+    tokens_max: int = 512  # of one session; what is longer is cut at the end of its completion
+
+
+@dataclass(frozen=True, slots=True)
+class TrainJob:
+    """Train one adapter. `work` holds the checkpoint: the same job run again goes on from there."""
+
+    work: Path
+    chassis: Path
+    examples: tuple[Example, ...]
+    schedule: Schedule
+    warm_start: Path | None = None  # adapter.safetensors of the version before
+
+
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """A finished adapter. The same job on the same machine gives the same bytes."""
+
+    adapter: Path
+    sha256: str
+    tokens: int
+    seconds: float
+    loss_first: float
+    loss_last: float
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateJob:
+    """Measure the loss of each example's completion under the chassis and under adapters."""
+
+    chassis: Path
+    examples: tuple[Example, ...]
+    adapters: tuple[tuple[str, Path | None], ...]  # (label, adapter); None is the bare chassis
+
+
+@dataclass(frozen=True, slots=True)
+class Losses:
+    """Nats per completion token: by label, one value per example, in the job's order."""
+
+    by_label: dict[str, tuple[float, ...]]
+    tokens: tuple[int, ...]  # completion tokens of each example
+
+
+class Trainer(Protocol):
+    """Turns sessions into an adapter."""
+
+    def train(self, job: TrainJob, report: Report = silent) -> Trained: ...
+
+
+class Evaluator(Protocol):
+    """Measures losses; judging them is `leaves.training.evaluate`'s."""
+
+    def losses(self, job: EvaluateJob, report: Report = silent) -> Losses: ...
+
+
+class BlobStore(Protocol):
+    """Keeps immutable blobs under their content address, hex: a hash that depends on all bytes."""
+
+    def put(self, data: bytes) -> str:
+        """Keep a blob for good and return its address; the same bytes twice are one blob."""
+        ...
+
+    def get(self, address: str) -> bytes | None: ...
+
+    def delete(self, address: str) -> bool: ...
+
+    def path(self, address: str) -> Path | None:
+        """The blob as a file, if it is here."""
+        ...
+
+
+class Executor(Protocol):
+    """Runs CPU work away from the caller. `fn` and its arguments must be picklable."""
+
+    def submit(self, fn: Callable[..., T], *args: Any) -> Future[T]: ...
+
+    def close(self) -> None: ...

@@ -1,0 +1,80 @@
+"""groove.toml: each package declares its own section, this module joins them.
+
+A typo must be an error, so unknown keys are refused; a missing file means the defaults.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+import msgspec
+from msgspec import Struct, field
+
+from gossip.config import GossipConfig
+from leaves.lifecycle import Rules
+
+from .errors import OwnerError
+
+FILE = "groove.toml"
+
+
+class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    steps: int = 16  # of 8 sessions each: the least that won in every measured run
+    threads: int = 0  # of the training child; 0 means all cores
+    style_margin: float = 0.08  # nats over the style control: 1.6 x the largest seed noise seen
+    chassis: str = ""  # path of a local Hugging Face causal LM; empty means the packaged SmolLM2
+
+
+class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    enabled: bool = True  # false: no socket is opened
+    listen: str = "/ip4/0.0.0.0/tcp/4130"  # one TCP multiaddr
+    peers: tuple[str, ...] = ()  # multiaddrs ending in /p2p/PEER, dialled at start
+    interest_cosine: float = 0.5  # foreign leaves nearer than this to an own cluster are fetched
+    evaluate_sessions: int = 40  # own sessions that judge a foreign leaf; below 20 no verdict
+    gossip: GossipConfig = field(default_factory=GossipConfig)
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole of groove.toml."""
+
+    rules: Rules = field(default_factory=Rules)
+    training: TrainingConfig = field(default_factory=TrainingConfig)
+    mesh: MeshConfig = field(default_factory=MeshConfig)
+
+
+class ConfigError(OwnerError):
+    """groove.toml cannot be used."""
+
+
+def load(home: Path) -> Config:
+    """Read GROOVE_HOME/groove.toml; raises ConfigError naming the key, the file and the mend."""
+    path = home / FILE
+    if not path.exists():
+        return Config()
+    try:
+        return msgspec.toml.decode(path.read_bytes(), type=Config)
+    except (msgspec.DecodeError, ValueError) as problem:
+        raise ConfigError(
+            f"{path}: {problem}{_suggestion(str(problem))}",
+            unchanged="Nothing was started.",
+            next_step=f"Mend the line, or move {path.name} aside to run on the defaults.",
+        ) from None
+
+
+def _suggestion(problem: str) -> str:
+    unknown = re.search(r"unknown field `(\w+)`", problem)
+    if not unknown:
+        return ""
+    close = difflib.get_close_matches(unknown[1], sorted(_keys(Config())), n=1)
+    return f"; did you mean `{close[0]}`?" if close else ""
+
+
+def _keys(section: Struct) -> set[str]:
+    names = set(section.__struct_fields__)
+    for name in section.__struct_fields__:
+        value = getattr(section, name)
+        if isinstance(value, Struct):
+            names |= _keys(value)
+    return names

@@ -1,0 +1,15 @@
+"""What the owner is told when something cannot be done: what, what stayed as it was, what next."""
+
+from __future__ import annotations
+
+
+class OwnerError(Exception):
+    """Something the owner can mend. `cli.py` prints it and exits with `exit_code`."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, *, unchanged: str = "", next_step: str = "") -> None:
+        super().__init__(what)
+        self.what = what
+        self.unchanged = unchanged
+        self.next_step = next_step

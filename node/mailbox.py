@@ -1,0 +1,92 @@
+"""Orders from commands to the running node, kept on disk until they are carried out.
+
+A command writes its order and is done: the order survives a crash of either side, and is carried
+out at the next start if no node is running. The node polls; an idle poll reads one counter.
+"""
+
+from __future__ import annotations
+
+import sqlite3
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+_SCHEMA = """
+CREATE TABLE IF NOT EXISTS letter (
+    id INTEGER PRIMARY KEY, order_ BLOB NOT NULL, posted REAL NOT NULL,
+    answer BLOB, answered REAL);
+"""
+
+
+class Dial(msgspec.Struct, frozen=True, tag="dial"):
+    """Connect to a peer, and remember it."""
+
+    address: str
+
+
+class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
+    """Get a foreign leaf's bundle now, whatever the interest in it."""
+
+    origin: str
+    leaf: str
+
+
+class Retract(msgspec.Struct, frozen=True, tag="retract"):
+    """Retract an own leaf for ever, or all of them (leaf is None)."""
+
+    leaf: str | None
+
+
+Order = Dial | Fetch | Retract
+
+
+@dataclass(frozen=True, slots=True)
+class Letter:
+    id: int
+    order: Order
+
+
+class Mailbox:
+    """The orders of one home."""
+
+    def __init__(self, home: Path) -> None:
+        path = home / "mailbox.db"
+        path.touch(mode=0o600, exist_ok=True)
+        self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
+        self._db.execute("PRAGMA journal_mode=WAL")
+        self._db.execute("PRAGMA synchronous=FULL")
+        self._db.executescript(_SCHEMA)
+
+    def close(self) -> None:
+        self._db.close()
+
+    def post(self, order: Order, now_s: float) -> int:
+        """Leave an order; once this returns it will be carried out, even after a crash."""
+        cursor = self._db.execute(
+            "INSERT INTO letter (order_, posted) VALUES (?, ?)",
+            (msgspec.json.encode(order), now_s),
+        )
+        return int(cursor.lastrowid or 0)
+
+    def waiting(self) -> list[Letter]:
+        """Orders not yet carried out, oldest first."""
+        rows = self._db.execute(
+            "SELECT id, order_ FROM letter WHERE answer IS NULL ORDER BY id"
+        ).fetchall()
+        return [Letter(id_, msgspec.json.decode(order, type=Order)) for id_, order in rows]
+
+    def answer(self, letter: int, answer: dict[str, Any], now_s: float) -> None:
+        """Mark an order as carried out, or refused, with what came of it."""
+        self._db.execute(
+            "UPDATE letter SET answer = ?, answered = ? WHERE id = ?",
+            (msgspec.json.encode(answer), now_s, letter),
+        )
+
+    def answer_to(self, letter: int) -> dict[str, Any] | None:
+        row = self._db.execute("SELECT answer FROM letter WHERE id = ?", (letter,)).fetchone()
+        if row is None or row[0] is None:
+            return None
+        answer: dict[str, Any] = msgspec.json.decode(row[0])
+        return answer

@@ -1,0 +1,1 @@
+"""From a prompt to the leaf that serves it best."""

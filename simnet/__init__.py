@@ -1,0 +1,1 @@
+"""Many nodes, simulated time, one seed: the harness that proves the mesh."""
