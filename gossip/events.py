@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from .ports import PeerId, Record
-from .wire import Card, Ended, Usage
+from .wire import Card, Ended, Scope, Usage
 
 # Every event carries the time, in Unix seconds: the core reads no clock.
 
@@ -52,13 +52,16 @@ class RetractOwn:
 
     leaf: bytes | None
     now_s: int
+    scope: Scope = Scope.PUBLISH  # the consent that was withdrawn
 
 
 @dataclass(frozen=True, slots=True)
 class SyncDue:
-    """Time to reconcile with a random peer."""
+    """Time to reconcile with a random peer. One is handed in at the start, and asks for the next
+    by `WakeAfter`; again: False for one that the owner asks for in between."""
 
     now_s: int
+    again: bool = True
 
 
 Event = PeerUp | PeerDown | Received | Publish | RetractOwn | SyncDue
@@ -110,6 +113,14 @@ class Refused:
 
     peer: PeerId
     reason: str  # a fixed phrase
+    blame: bool = True  # False where our own clock may be what is wrong
+
+
+@dataclass(frozen=True, slots=True)
+class PublishBlocked:
+    """The last `Publish` cannot be signed, and why; nothing was sent. The owner must act."""
+
+    reason: str  # a fixed phrase
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,4 +130,6 @@ class WakeAfter:
     delay_s: float
 
 
-Effect = Save | Send | Broadcast | OriginChanged | LeafRetracted | Refused | WakeAfter
+Effect = (
+    Save | Send | Broadcast | OriginChanged | LeafRetracted | Refused | PublishBlocked | WakeAfter
+)

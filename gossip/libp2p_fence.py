@@ -26,11 +26,11 @@ with warnings.catch_warnings():
     import libp2p.crypto.serialization as key_formats
     import libp2p.identity.update as identify_update
     from libp2p import new_host
+    from libp2p.abc import INotifee
     from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_pair
     from libp2p.crypto.keys import KeyType
     from libp2p.crypto.rsa import RSAPublicKey
     from libp2p.crypto.x25519 import create_new_key_pair as x25519_pair
-    from libp2p.abc import INotifee
     from libp2p.network.config import ConnectionConfig, RetryConfig
     from libp2p.network.exceptions import SwarmException
     from libp2p.peer.id import ID
@@ -39,10 +39,15 @@ with warnings.catch_warnings():
     from libp2p.pubsub.pubsub import Pubsub
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
     from libp2p.security.noise.transport import Transport as NoiseTransport
-    from libp2p.tools.anyio_service import background_trio_service as service
+    from libp2p.tools.anyio_service import background_trio_service
     from multiaddr import Multiaddr
 
+service = background_trio_service
+address_of = Multiaddr
+
 log = logging.getLogger(__name__)
+# It logs what peers do wrong as errors, with stack traces; what matters of it is logged by us.
+logging.getLogger("libp2p").setLevel(logging.CRITICAL)
 
 URGENT_TOPIC = "groove/urgent/1"
 _RSA_KEY_BYTES_MAX = 600  # a public key of 4096 bits, libp2p's largest, has about 550
@@ -51,6 +56,8 @@ _BUFFERED_READ_BYTES = 64 * 1024
 _PUBLISH_QUEUE_HIGH = 16  # of 32; what does not fit in a peer's queue is dropped in silence
 _PUBLISH_WAIT_S = 2.0
 _RPC_BYTES_MAX = 256 * 1024
+_BACK_OFF_S_MAX = 3600
+_BACK_OFFS_MAX = 1024
 
 
 # ---- process-wide guards, put in place at import ------------------------------------------------
@@ -75,13 +82,15 @@ def _guard_rsa_keys() -> None:
 
 
 def _guard_identify_addresses() -> None:
-    """Parse identify's addresses without the cache that keeps a thousand raw entries of any size."""
+    """Parse identify's addresses without the cache that keeps 1000 raw entries of any size."""
 
     def parse(raw: bytes) -> Any:
         if len(raw) > _ADDRESS_BYTES_MAX:
             return None
         try:
-            return Multiaddr(raw)
+            address = Multiaddr(raw)
+            str(address)  # the constructor takes any bytes; the fault would show in the peerstore
+            return address
         except Exception:
             return None  # a peer's nonsense; the caller skips it
 
@@ -126,6 +135,15 @@ def _guard_inbound_slots(network: Any) -> None:
     network.upgrade_inbound_raw_conn = upgrade_and_stay
 
 
+def _stop_auto_connector(network: Any) -> None:
+    """Leave dialling to our own dialer: this one dials whatever a peer has told, up to half of
+    the connection limit, whenever a connection ends, and whatever its settings are."""
+
+    async def never() -> None: ...
+
+    network.auto_connector.maybe_connect = never
+
+
 class _Buffered:
     """One large read of the muxer feeds many small ones; see `framing._READ_BYTES`."""
 
@@ -148,12 +166,25 @@ class _Buffered:
 
 
 class _SafeGossipSub(GossipSub):  # type: ignore[misc]
-    """GossipSub that keeps nothing for topics it has not joined."""
+    """GossipSub that keeps, and does, only what our one topic needs."""
 
     async def handle_prune(self, prune: Any, sender: Any) -> None:
-        # Each is remembered for as long as the peer says, without bound.
-        if prune.topicID in self.mesh:
-            await super().handle_prune(prune, sender)
+        # Each is remembered for as long as the peer says, in a table that is never swept.
+        if prune.topicID not in self.mesh:
+            return
+        if len(self.back_off.get(prune.topicID, ())) >= _BACK_OFFS_MAX:
+            self.back_off[prune.topicID].clear()
+        prune.backoff = min(prune.backoff, _BACK_OFF_S_MAX)
+        del prune.peers[:]  # peers to connect to, and be it at addresses of the sender's choice
+        await super().handle_prune(prune, sender)
+
+    async def publish(self, forwarder: Any, message: Any) -> None:
+        await super().publish(forwarder, message)
+        # Of every message ever, for features that are off here.
+        self.equivocation_detection.clear()
+        self.recent_message_deliveries.clear()
+        self.recent_peer_connections.clear()
+        self.recent_peer_disconnections.clear()
 
 
 class _SafePubsub(Pubsub):  # type: ignore[misc]
@@ -237,7 +268,25 @@ def open_host(key: bytes, listen: str, config: TransportConfig) -> Any:
     network.retry_config = RetryConfig(max_retries=0)  # the dialer decides when to try again
     _guard_streams(network)
     _guard_inbound_slots(network)
+    _stop_auto_connector(network)
     return host
+
+
+async def disconnect(host: Any, peer_id: Any) -> None:
+    """Close the peer's connections. libp2p's own way would also forget, unclosed, one that the
+    peer opens in the meantime."""
+    for connection in host.get_network().get_connections(peer_id):
+        with suppress(Exception):
+            await connection.close()
+
+
+async def close_rest(host: Any) -> None:
+    """Close what a host has left open that did not end in order."""
+    network = host.get_network()
+    for listener in list(network.listeners.values()):
+        with suppress(Exception):
+            await listener.close()
+    network.listeners.clear()
 
 
 def _connection_config(config: TransportConfig) -> Any:
@@ -246,12 +295,13 @@ def _connection_config(config: TransportConfig) -> Any:
         high_watermark=config.connections_max,
         min_connections=0,
         low_watermark=0,
-        auto_connect_interval=86_400.0,  # the dialer is our own
+        auto_connect_interval=86_400.0,
         dial_timeout=config.dial_s,
         inbound_upgrade_timeout=config.dial_s,
         outbound_upgrade_timeout=config.dial_s,
         enable_health_monitoring=True,  # a frozen peer would stay for ever
         health_initial_delay=1.0,
+        health_warmup_window=0.0,
         health_check_interval=config.health_check_s,
         ping_timeout=min(3.0, config.health_check_s),
         abort_connection_on_ping_failure=True,

@@ -12,12 +12,12 @@ import errno
 import logging
 import re
 import socket
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import trio
 
@@ -27,12 +27,16 @@ from .outbox import Budget, Outbox
 from .ports import Arrived, Channel, Connected, Disconnected, PeerId, TransportEvent
 from .transport_config import DialError, ListenError, TransportConfig
 
+if TYPE_CHECKING:
+    from trio_typing import TaskStatus
+
 log = logging.getLogger(__name__)
 
 _PROTOCOLS = {Channel.SYNC: "/groove/sync/1", Channel.BUNDLE: "/groove/bundle/1"}
 _OPEN_TRIES = 3  # then what waits for the peer on that channel is dropped
 _RETRY_S = 0.3
 _CLOSE_S = 5.0
+_JOIN_S = 2.0
 _PUBLISH_GAP_S = 0.02  # bursts overflow the peers' queues, in silence
 _RESTART_S_MIN = 0.5
 _LIVED_S = 60.0  # a host that lived this long died of something new: no back-off
@@ -73,6 +77,7 @@ class Libp2pTransport:
         self._inbox_in, self._inbox_out = trio.open_memory_channel[tuple[_Peer, Arrived]](
             self._config.inbox_frames_max
         )
+        self._urgent_inbox: deque[tuple[_Peer, Arrived]] = deque()
         self._urgent_in, self._urgent_out = trio.open_memory_channel[bytes](
             self._config.urgent_queue_max
         )
@@ -124,7 +129,12 @@ class Libp2pTransport:
             if change is not None:
                 return change
             try:
-                entry, arrived = self._inbox_out.receive_nowait()
+                # Retractions before bulk.
+                entry, arrived = (
+                    self._urgent_inbox.popleft()
+                    if self._urgent_inbox
+                    else self._inbox_out.receive_nowait()
+                )
             except trio.WouldBlock:
                 await self._stirred.wait()
                 self._stirred = trio.Event()
@@ -140,7 +150,7 @@ class Libp2pTransport:
             return
         log.info("peer disconnected peer=%s reason=%s", peer, reason)
         self._forget(peer)
-        life.nursery.start_soon(self._fenced, partial(life.host.disconnect, entry.id))
+        life.nursery.start_soon(self._fenced, partial(fence.disconnect, life.host, entry.id))
 
     # ---- beyond the port -----------------------------------------------------------------------
 
@@ -159,16 +169,14 @@ class Libp2pTransport:
             return PeerId(str(peer))
         try:
             with trio.fail_after(self._config.dial_s):
-                await life.host.get_network().dial_addr(fence.Multiaddr(address), peer)
+                await life.host.get_network().dial_addr(fence.address_of(address), peer)
         except trio.TooSlowError:
             raise DialError(f"{address}: no answer in {self._config.dial_s:g} s") from None
         except Exception as error:  # of any kind: the fence
             raise DialError(f"{address}: {error.__cause__ or error}") from error
         return PeerId(str(peer))
 
-    async def run(
-        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
-    ) -> None:
+    async def run(self, *, task_status: TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Keep a host alive until cancelled; started once it listens.
 
         Raises ListenError if the first host cannot listen.
@@ -178,14 +186,12 @@ class Libp2pTransport:
             born = trio.current_time()
             try:
                 await self._live(task_status if self.lives == 0 else trio.TASK_STATUS_IGNORED)
-            except ListenError:
-                if self.lives == 0:
-                    raise
-                log.warning("host cannot listen again address=%s", self._listen)
             except (Exception, BaseExceptionGroup) as error:
-                _reraise_exits(error)
+                died = _without_cancellation(error)
+                if self.lives == 0:
+                    raise _listen_error(died) or died from error
                 self.counts["host died"] += 1
-                log.error("host died, starting another in=%.1f s", pause_s, exc_info=error)
+                log.error("host died, starting another in=%.1f s", pause_s, exc_info=died)
             # If it was our own cancellation, this raises it again.
             await trio.sleep(pause_s)
             lived = trio.current_time() - born > _LIVED_S
@@ -193,7 +199,7 @@ class Libp2pTransport:
 
     # ---- one life of the host ------------------------------------------------------------------
 
-    async def _live(self, task_status: trio.TaskStatus[None]) -> None:
+    async def _live(self, task_status: TaskStatus[None]) -> None:
         """Run one host until cancelled, or until it dies.
 
         libp2p does not bear cancellation: its tasks fail on each other's remains and leave
@@ -208,7 +214,7 @@ class Libp2pTransport:
             finally:
                 stop.set()
 
-    async def _live_shielded(self, stop: trio.Event, task_status: trio.TaskStatus[None]) -> None:
+    async def _live_shielded(self, stop: trio.Event, task_status: TaskStatus[None]) -> None:
         host = fence.open_host(self._key, self._listen, self._config)
         pubsub, router = fence.open_pubsub(host, self._config, self._take_urgent)
         with trio.CancelScope(shield=True) as shield:
@@ -216,7 +222,7 @@ class Libp2pTransport:
                 host.get_network().register_notifee(fence.notifee(self._joined, self._left))
                 for channel, protocol in _PROTOCOLS.items():
                     host.set_stream_handler(protocol, partial(self._read_frames, channel))
-                async with host.run([fence.Multiaddr(self._listen)]):
+                async with host.run([fence.address_of(self._listen)]):
                     if not host.get_addrs():
                         raise ListenError(
                             f"cannot listen on {self._listen}; choose another address"
@@ -228,13 +234,16 @@ class Libp2pTransport:
                         with trio.move_on_after(_CLOSE_S):
                             await host.close()
             finally:
+                # A host that died of a fault has left its listener open.
+                with trio.move_on_after(_CLOSE_S):
+                    await fence.close_rest(host)
                 self._life = None
                 for peer in list(self._peers):
                     self._forget(peer)
                 pubsub.seen_messages.stop()
 
     async def _serve(
-        self, host: Any, pubsub: Any, stop: trio.Event, task_status: trio.TaskStatus[None]
+        self, host: Any, pubsub: Any, stop: trio.Event, task_status: TaskStatus[None]
     ) -> None:
         """Be what the port's methods work on, until told to stop."""
         await pubsub.wait_until_ready()
@@ -288,6 +297,10 @@ class Libp2pTransport:
     async def _read_frames(self, channel: Channel, stream: Any) -> None:
         """Serve one inbound stream: hand over its frames until it ends or sends what is none."""
         peer = PeerId(str(stream.muxed_conn.peer_id))
+        # A quick peer's stream may be here before its connection has been told.
+        with trio.move_on_after(_JOIN_S):
+            while peer not in self._peers:
+                await trio.sleep(0.01)
         entry = self._peers.get(peer)
         if entry is None:
             await stream.reset()
@@ -311,7 +324,7 @@ class Libp2pTransport:
                 log.info("stream refused peer=%s channel=%s reason=%s", peer, channel, error.reason)
         if entry.readers.get(channel) is scope:
             del entry.readers[channel]
-        with trio.move_on_after(_CLOSE_S, shield=True), suppress(Exception):
+        with trio.CancelScope(shield=True), trio.move_on_after(_CLOSE_S), suppress(Exception):
             await stream.reset()
 
     def _take_urgent(self, forwarder: Any, data: bytes) -> None:
@@ -319,10 +332,10 @@ class Libp2pTransport:
         entry = self._peers.get(peer)
         if entry is None:
             return
-        try:
-            self._inbox_in.send_nowait((entry, Arrived(peer, None, data)))
-        except trio.WouldBlock:
-            self.counts["inbox full"] += 1  # a hint; reconciliation brings what it told
+        if len(self._urgent_inbox) >= self._config.urgent_inbox_max:
+            self.counts["urgent inbox full"] += 1  # a hint; reconciliation brings what it told
+            return
+        self._urgent_inbox.append((entry, Arrived(peer, None, data)))
         self._stirred.set()
 
     async def _write_frames(
@@ -393,12 +406,22 @@ async def _reset(stream: Any) -> None:
             await stream.reset()
 
 
-def _reraise_exits(error: BaseException) -> None:
-    """Raise it again if it holds an order to exit, which no supervisor may swallow."""
+def _without_cancellation(error: BaseException) -> BaseException:
+    """Return what failed; raise again what holds nothing else than our own cancellation, or an
+    order to exit, which no supervisor may swallow."""
+    if not isinstance(error, BaseExceptionGroup):
+        return error
+    exits, _ = error.split((KeyboardInterrupt, SystemExit))
+    _, failed = error.split(trio.Cancelled)
+    if exits is not None or failed is None:
+        raise error
+    return failed
+
+
+def _listen_error(error: BaseException) -> ListenError | None:
     if isinstance(error, BaseExceptionGroup):
-        exits, _ = error.split((KeyboardInterrupt, SystemExit))
-        if exits is not None:
-            raise error
+        return next(filter(None, map(_listen_error, error.exceptions)), None)
+    return error if isinstance(error, ListenError) else None
 
 
 _TCP_ADDRESS = re.compile(r"/ip(?P<version>[46])/(?P<host>[^/]+)/tcp/(?P<port>\d{1,5})$")

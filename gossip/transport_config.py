@@ -19,6 +19,7 @@ class TransportConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     queue_bytes_max: int = 2 * 1024 * 1024  # waiting for one peer on one channel
     queued_bytes_max: int = 64 * 1024 * 1024  # waiting for all peers
     inbox_frames_max: int = 32  # arrived, not yet taken; then peers are made to wait
+    urgent_inbox_max: int = 512  # broadcasts arrived, not yet taken; then they are dropped
     urgent_bytes_max: int = 16 * 1024  # of one broadcast
     urgent_per_s: float = 20.0  # broadcasts taken from one forwarder
     urgent_burst: int = 200  # so that a reconnected peer's replay passes

@@ -12,18 +12,19 @@ head. *Messages* are what peers say to each other now; the first item of a messa
 from __future__ import annotations
 
 from enum import IntEnum, IntFlag
-from functools import cache
+from itertools import pairwise
 from typing import Annotated, Any, Final, TypeVar
 
-import msgpack
-import msgspec
 from msgspec import Meta, Struct
+
+from . import canonical
+from .canonical import ITEMS_MAX
+from .canonical import WireError as WireError
+from .canonical import encode as encode
 
 KIB: Final = 1024
 SYNC_FRAME_BYTES_MAX: Final = 64 * KIB  # one message of the bulk or urgent plane
 BUNDLE_FRAME_BYTES_MAX: Final = 320 * KIB  # one chunk and its header
-DEPTH_MAX: Final = 6
-ITEMS_MAX: Final = 1024  # of any array: rows of an index, keys, heads in one message
 CHUNK_BYTES: Final = 256 * KIB
 CHUNKS_MAX: Final = 1024  # so a bundle is at most 256 MiB
 TABLE_ROWS_MAX: Final = 1024  # live and ended together
@@ -52,14 +53,6 @@ Many = Meta(max_length=ITEMS_MAX)
 
 ZERO8: Final = bytes(8)
 ZERO32: Final = bytes(32)  # "none" where a hash is expected
-
-
-class WireError(ValueError):
-    """Bytes that are not what they should be. The reason is a fixed phrase, safe to log."""
-
-    def __init__(self, reason: str) -> None:
-        super().__init__(reason)
-        self.reason = reason
 
 
 class Stage(IntEnum):
@@ -127,7 +120,7 @@ class Wire(Struct, array_like=True, frozen=True, forbid_unknown_fields=True):
 # Signed for ever ----------------------------------------------------------------------------------
 
 
-class Env(Wire):
+class Env(Wire, frozen=True):
     """A payload, its type and a signature over `"groove/" ‖ type ‖ 0x00 ‖ payload`."""
 
     type: Annotated[str, Meta(min_length=1, max_length=16)]
@@ -135,7 +128,7 @@ class Env(Wire):
     sig: Bytes64
 
 
-class Head(Wire):
+class Head(Wire, frozen=True):
     """One origin's word for the whole of its leaf table. In an `Env` of type "head/1"."""
 
     origin: Bytes32
@@ -152,7 +145,7 @@ class Head(Wire):
     usage: Bytes32  # SHA-256 of the usage rows' encoding, zeros if there are none
 
 
-class Retract(Wire):
+class Retract(Wire, frozen=True):
     """Permanent withdrawal of one leaf, or of all. In an `Env` of type "retract/1"."""
 
     origin: Bytes32
@@ -162,7 +155,7 @@ class Retract(Wire):
     scope: Scope
 
 
-class KeyDoc(Wire):
+class KeyDoc(Wire, frozen=True):
     """The root key's word for the operating key of one epoch. Carried as it is, without `Env`."""
 
     root: Bytes32  # public key; its SHA-256 is the origin
@@ -175,7 +168,7 @@ class KeyDoc(Wire):
     sig: Bytes64  # by the root key, over the array of the fields above
 
 
-class Fork(Wire):
+class Fork(Wire, frozen=True):
     """Two heads that one honest key cannot both have signed."""
 
     a: Env
@@ -185,18 +178,18 @@ class Fork(Wire):
 # Vouched for by a head ----------------------------------------------------------------------------
 
 
-class Score(Wire):
+class Score(Wire, frozen=True):
     evalset: EvalSet
     score_q: Int32
 
 
-class PairedScore(Wire):
+class PairedScore(Wire, frozen=True):
     evalset: EvalSet
     score_q: Int32
     parent_score_q: Int32
 
 
-class Bundle(Wire):
+class Bundle(Wire, frozen=True):
     """Where a leaf's adapter is to be had: by hash, from anyone."""
 
     root: Bytes32  # SHA-256 of the `ChunkList`'s encoding
@@ -208,7 +201,7 @@ class Bundle(Wire):
     label: Bytes32  # SHA-256 of label.json
 
 
-class Card(Wire):
+class Card(Wire, frozen=True):
     """One live leaf, as its owner shows it."""
 
     leaf: Bytes16
@@ -230,12 +223,12 @@ class Card(Wire):
             raise ValueError("wrong parent")
 
 
-# A parent is a leaf of the same origin; an adopted leaf's is origin32 ‖ leaf16 ‖ head hash32, and as
-# a hash cannot speak of what comes after it, no cycle of adoptions can be signed.
+# A parent is a leaf of the same origin; an adopted leaf's is origin32 ‖ leaf16 ‖ head hash32, and
+# as a hash cannot speak of what comes after it, no cycle of adoptions can be signed.
 PARENT_BYTES: Final = {False: 16, True: 80}
 
 
-class Usage(Wire):
+class Usage(Wire, frozen=True):
     """How much this origin used a foreign leaf in one week, coarsely."""
 
     origin: Bytes32
@@ -245,7 +238,7 @@ class Usage(Wire):
     accepted_log2: Log2
 
 
-class Row(Wire):
+class Row(Wire, frozen=True):
     """A live leaf in the index."""
 
     leaf: Bytes16
@@ -253,7 +246,7 @@ class Row(Wire):
     card: Bytes32  # SHA-256 of the card's encoding
 
 
-class Ended(Wire):
+class Ended(Wire, frozen=True):
     """A leaf that is no longer live, and the leaves it went into."""
 
     leaf: Bytes16
@@ -262,8 +255,8 @@ class Ended(Wire):
     into: Annotated[tuple[Bytes16, ...], Meta(max_length=8)]
 
 
-class Index(Wire):
-    """What the head's `table_root` commits to: each part strictly ascending by leaf, none in both."""
+class Index(Wire, frozen=True):
+    """What a head's `table_root` commits to: each part ascending by leaf, no leaf twice."""
 
     rows: Annotated[tuple[Row, ...], Many]
     ended: Annotated[tuple[Ended, ...], Many]
@@ -277,10 +270,10 @@ class Index(Wire):
 
 
 def _ascending(leaves: list[bytes]) -> bool:
-    return all(a < b for a, b in zip(leaves, leaves[1:], strict=False))
+    return all(a < b for a, b in pairwise(leaves))
 
 
-class ChunkList(Wire):
+class ChunkList(Wire, frozen=True):
     """The hashes of a bundle's chunks, in order, end to end. Its own hash is the bundle's root."""
 
     size_bytes: Annotated[int, Meta(ge=1, le=CHUNK_BYTES * CHUNKS_MAX)]
@@ -295,7 +288,7 @@ class ChunkList(Wire):
 # Messages of the bulk and urgent planes -----------------------------------------------------------
 
 
-class Have(Wire, tag="have/1"):
+class Have(Wire, frozen=True, tag="have/1"):
     """Records that the sender holds, each with the key that opens it unless the peer must have it.
 
     A head is announced only by who can serve its whole table.
@@ -307,26 +300,50 @@ class Have(Wire, tag="have/1"):
     forks: Annotated[tuple[Fork, ...], Many]
 
 
-class Digest(Wire, tag="digest/1"):
-    """All items of the sender with `low ≤ slot ≤ high`: 32 bytes each, ascending (`reconcile`)."""
+class Range(Wire, frozen=True):
+    """The sender's items with `low ≤ slot ≤ high`: counted and hashed, and listed if `items`."""
 
     low: Bytes16
     high: Bytes16
-    items: Annotated[bytes, Meta(max_length=48 * KIB)]
+    count: UInt32
+    fingerprint: Bytes16
+    items: Annotated[bytes, Meta(max_length=32 * ITEMS_MAX)]  # 32 bytes each, ascending
+
+    def __post_init__(self) -> None:
+        if self.low > self.high or len(self.items) not in (0, 32 * self.count):
+            raise ValueError("wrong range")
 
 
-class Summary(Wire):
+class Digest(Wire, frozen=True, tag="digest/1"):
+    """What the sender holds, as ranges that ascend and do not overlap (see `reconcile`)."""
+
+    ranges: Annotated[tuple[Range, ...], Meta(min_length=1, max_length=256)]
+
+    def __post_init__(self) -> None:
+        if any(a.high >= b.low for a, b in pairwise(self.ranges)):
+            raise ValueError("ranges overlap")
+
+
+class Standing(IntEnum):
+    """Of an origin, as far as its word can be taken. It only ever gets worse within an epoch."""
+
+    SOUND = 0
+    FROZEN = 1  # its key of this epoch signed two histories
+    DEAD = 2  # its root key signed two keys for one epoch, or it retracted without measure
+
+
+class Summary(Wire, frozen=True):
     """All that one replica holds of one origin, in so few bytes that two can be compared."""
 
     slot: Bytes16  # the first half of the origin
-    epoch: Annotated[int, Meta(ge=0, le=EPOCH_MAX)]  # of the head; 0 if there is none
-    seq: UInt63
-    head: Bytes16  # start of the head's hash
-    frozen: Annotated[tuple[Byte, ...], Meta(max_length=EPOCH_MAX + 1)]  # 0: the origin is dead
+    epoch: Annotated[int, Meta(ge=0, le=EPOCH_MAX)]  # the highest with a known key; 0 for none
+    standing: Standing
+    seq: UInt63  # of the head of that epoch; 0 if there is none
+    head: Bytes16  # the first half of the head's hash
     ids: Annotated[bytes, Meta(max_length=16 * (EPOCH_MAX + RETRACTS_MAX))]  # keys, retractions
 
 
-class Compare(Wire, tag="compare/1"):
+class Compare(Wire, frozen=True, tag="compare/1"):
     """What the sender holds of these origins: give it what it lacks.
 
     answer: 1 asks the peer to compare in turn, if it lacks something itself.
@@ -336,20 +353,21 @@ class Compare(Wire, tag="compare/1"):
     answer: Annotated[int, Meta(ge=0, le=1)]
 
 
-class EchoGet(Wire, tag="echo-get/1"):
+class EchoGet(Wire, frozen=True, tag="echo-get/1"):
     """What do you hold of me? Asked before the first publish after a start."""
 
     origin: Bytes32
 
 
-class Echo(Wire, tag="echo/1"):
-    """The head that the sender holds of that origin, or nil."""
+class Echo(Wire, frozen=True, tag="echo/1"):
+    """The highest key and the head that the sender holds of that origin, if any."""
 
     origin: Bytes32
+    key: KeyDoc | None
     head: Env | None
 
 
-class TableGet(Wire, tag="table-get/1"):
+class TableGet(Wire, frozen=True, tag="table-get/1"):
     """Give me the table under this head; I hold the one under `base` (zeros: none)."""
 
     origin: Bytes32
@@ -357,7 +375,7 @@ class TableGet(Wire, tag="table-get/1"):
     base: Bytes32
 
 
-class Delta(Wire, tag="delta/1"):
+class Delta(Wire, frozen=True, tag="delta/1"):
     """A table as the difference from the one of an earlier head."""
 
     head: Env
@@ -368,7 +386,7 @@ class Delta(Wire, tag="delta/1"):
     usage: Annotated[tuple[Usage, ...], Meta(max_length=USAGE_ROWS_MAX)]
 
 
-class Manifest(Wire, tag="manifest/1"):
+class Manifest(Wire, frozen=True, tag="manifest/1"):
     """A table: its index, and as many of its cards and usage rows as fit into the frame."""
 
     head: Env
@@ -377,7 +395,7 @@ class Manifest(Wire, tag="manifest/1"):
     usage: Annotated[tuple[Usage, ...], Meta(max_length=USAGE_ROWS_MAX)]
 
 
-class CardsGet(Wire, tag="cards-get/1"):
+class CardsGet(Wire, frozen=True, tag="cards-get/1"):
     """Give me these cards of that table, by hash, and its usage rows if `usage` is 1."""
 
     origin: Bytes32
@@ -386,17 +404,19 @@ class CardsGet(Wire, tag="cards-get/1"):
     usage: Annotated[int, Meta(ge=0, le=1)]
 
 
-class Cards(Wire, tag="cards/1"):
+class Cards(Wire, frozen=True, tag="cards/1"):
     """Some of what `CardsGet` asked for; the asker asks again for the rest."""
 
+    origin: Bytes32
     head: Bytes32
     cards: Annotated[tuple[Card, ...], Many]
     usage: Annotated[tuple[Usage, ...], Meta(max_length=USAGE_ROWS_MAX)]
 
 
-class Gone(Wire, tag="gone/1"):
+class Gone(Wire, frozen=True, tag="gone/1"):
     """I do not hold the table under that head: ask another."""
 
+    origin: Bytes32
     head: Bytes32
 
 
@@ -408,18 +428,18 @@ SyncMessage = (
 # Messages of the bundle channel -------------------------------------------------------------------
 
 
-class ListGet(Wire, tag="list-get/1"):
+class ListGet(Wire, frozen=True, tag="list-get/1"):
     """Give me the chunk list or label whose SHA-256 this is."""
 
     root: Bytes32
 
 
-class ListData(Wire, tag="list/1"):
+class ListData(Wire, frozen=True, tag="list/1"):
     root: Bytes32
     data: Annotated[bytes, Meta(max_length=BLOB_BYTES_MAX)]
 
 
-class ChunkGet(Wire, tag="chunk-get/1"):
+class ChunkGet(Wire, frozen=True, tag="chunk-get/1"):
     """Give me these chunks of that bundle, each in a `ChunkData` of its own."""
 
     root: Bytes32
@@ -428,13 +448,13 @@ class ChunkGet(Wire, tag="chunk-get/1"):
     ]
 
 
-class ChunkData(Wire, tag="chunk/1"):
+class ChunkData(Wire, frozen=True, tag="chunk/1"):
     root: Bytes32
     index: Annotated[int, Meta(ge=0, lt=CHUNKS_MAX)]
     data: Annotated[bytes, Meta(min_length=1, max_length=CHUNK_BYTES)]
 
 
-class NotHere(Wire, tag="not-here/1"):
+class NotHere(Wire, frozen=True, tag="not-here/1"):
     """I do not hold that bundle, list or label."""
 
     root: Bytes32
@@ -462,23 +482,11 @@ BYTES_MAX: Final[dict[Any, int]] = {
 T = TypeVar("T")
 
 
-def encode(value: Wire | tuple[Wire, ...]) -> bytes:
-    """Return the one encoding of a value."""
-    return msgspec.msgpack.encode(value)
-
-
 def decode(data: bytes, kind: type[T]) -> T:
     """Parse the one encoding of a `kind`, or raise WireError."""
     if len(data) > BYTES_MAX[kind]:
         raise WireError("too large")
-    _walk(data)
-    try:
-        value: T = msgspec.convert(msgpack.unpackb(data, use_list=False), kind)
-    except (msgspec.ValidationError, UnicodeDecodeError):
-        raise WireError("wrong fields") from None
-    if msgspec.msgpack.encode(value) != data:
-        raise WireError("not canonical")
-    return value
+    return canonical.decode(data, kind)
 
 
 def decode_sync(frame: bytes) -> SyncMessage:
@@ -499,64 +507,3 @@ def to_q(value: float) -> int:
 def to_log2(count: int) -> int:
     """Return the bucket of a count: 0 for none, k for [2**(k-1), 2**k)."""
     return min(63, count.bit_length())
-
-
-# The size of an item by its first byte: n > 0 is the whole of it, -n says that the n bytes that
-# follow hold a length. What is absent is forbidden.
-_ARRAY = {0x90 | n: n for n in range(16)}
-_LENGTH_BYTES = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1, 0xDC: 2}  # bin8, bin16, bin32, str8, array16
-
-
-@cache
-def _sizes() -> tuple[int, ...]:
-    sizes = [0] * 256
-    for code in (*range(0x80), *range(0xE0, 0x100), 0xC0):  # small integers, nil
-        sizes[code] = 1
-    for code, size in zip(
-        (0xCC, 0xCD, 0xCE, 0xCF, 0xD0, 0xD1, 0xD2, 0xD3), (2, 3, 5, 9) * 2, strict=True
-    ):
-        sizes[code] = size  # integers of 8 to 64 bits
-    for n in range(32):
-        sizes[0xA0 | n] = 1 + n  # short text
-    return tuple(sizes)
-
-
-def _walk(data: bytes) -> None:
-    """Refuse what the wire forbids by reading the headers alone.
-
-    A decoder reserves memory for an array as long as its header says, before the items are there:
-    a frame of 3 KiB can ask for megabytes. So nothing is built until the frame has been walked.
-    """
-    sizes, at, end = _sizes(), 0, len(data)
-    left = [1]  # items still to come in each array that is open
-    while left:
-        if left[-1] == 0:
-            left.pop()
-            continue
-        left[-1] -= 1
-        if at >= end:
-            raise WireError("cut short")
-        code = data[at]
-        if size := sizes[code]:
-            at += size
-            continue
-        width = _LENGTH_BYTES.get(code, 0)
-        items = _ARRAY.get(code)
-        if width:
-            length = int.from_bytes(data[at + 1 : at + 1 + width], "big")
-            at += 1 + width
-            if code != 0xDC:
-                at += length
-                continue
-            items = length
-        elif items is None:
-            raise WireError("forbidden type")
-        else:
-            at += 1
-        if items > ITEMS_MAX:
-            raise WireError("array too long")
-        if len(left) > DEPTH_MAX:
-            raise WireError("too deep")
-        left.append(items)
-    if at != end:
-        raise WireError("cut short" if at > end else "trailing bytes")

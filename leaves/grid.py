@@ -36,7 +36,8 @@ def to_grid(vectors: Matrix) -> Matrix:
     """Return rows of length RADIUS, rounded to integers (held in float32); zero rows stay zero."""
     wide = vectors.astype(np.float64)
     norms = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
-    return np.rint(RADIUS * wide / np.maximum(norms, 1e-9)).astype(np.float32)
+    rounded: Matrix = np.rint(RADIUS * wide / np.maximum(norms, 1e-9)).astype(np.float32)
+    return rounded
 
 
 def neighbours(grid: Matrix, k: int, *, exact_rows_max: int = EXACT_ROWS_MAX) -> Graph:
@@ -79,12 +80,10 @@ def _index(grid: Matrix, exact_rows_max: int) -> Any:
     import faiss  # 0.3 s and 60 MB: only where clusters are sought
 
     count, dimensions = grid.shape
-    if count <= exact_rows_max:
-        index = faiss.IndexFlatIP(dimensions)
-    else:
+    index: Any = faiss.IndexFlatIP(dimensions)
+    if count > exact_rows_max:
         cells = int(4 * count**0.5)
-        quantiser = faiss.IndexFlatIP(dimensions)
-        index = faiss.IndexIVFFlat(quantiser, dimensions, cells, faiss.METRIC_INNER_PRODUCT)
+        index = faiss.IndexIVFFlat(index, dimensions, cells, faiss.METRIC_INNER_PRODUCT)
         index.cp.seed = 0
         index.cp.spherical = True
         index.nprobe = max(1, cells // 50)

@@ -28,9 +28,7 @@ def hdbscan_labels(graph: Graph, size_min: int, samples_min: int) -> Labels:
 
     tree = label(_spanning_tree(graph, samples_min))
     condensed = condense_tree(tree, size_min)
-    labels, _, _ = get_clusters(
-        condensed, compute_stability(condensed), "eom", False, False, 0.0
-    )
+    labels, _, _ = get_clusters(condensed, compute_stability(condensed), "eom", False, False, 0.0)
     return np.asarray(labels, np.int64)
 
 

@@ -26,6 +26,7 @@ from msgspec import Struct
 
 from .model import (
     DAY_S,
+    Adapter,
     Evaluation,
     Forest,
     GrownFrom,
@@ -85,9 +86,10 @@ class Purpose(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Born:
-    """A cluster without a leaf became a SEED."""
+    """A cluster without a leaf became a SEED. cluster: its index in the observations."""
 
     leaf: Leaf
+    cluster: int
     reason: str
 
 
@@ -138,13 +140,11 @@ class Revived:
 
 @dataclass(frozen=True, slots=True)
 class Trained:
-    """A training and its evaluation. `bundle` is the adapter in force from now on."""
+    """A training and its evaluation. `adapter` is the one in force from now on."""
 
     id: LeafId
     evaluation: Evaluation
-    bundle: str | None
-    control: str
-    chassis: str
+    adapter: Adapter
     method: str
     note: str
     reason: str
@@ -195,13 +195,11 @@ class Outcome:
     """What one leaf's training came to.
 
     evaluation: of the candidate; evaluation.won is judged for the adapter that stays in force.
-    bundle, control: content addresses of the candidate and of its style control.
+    adapter: the candidate.
     """
 
     evaluation: Evaluation
-    bundle: str
-    control: str
-    chassis: str
+    adapter: Adapter
     preference_note: str  # what came of the preference step
 
 
@@ -223,7 +221,9 @@ def decide(forest: Forest, seen: Observations, now: Instant, rules: Rules) -> li
             leaf = _seed(cluster, parent, leaf_id(forest.origin, births), now)
             births += 1
             ids[index] = leaf.id
-            out.append(Born(leaf, f"a cluster of {cluster.sessions} sessions without a leaf"))
+            out.append(
+                Born(leaf, index, f"a cluster of {cluster.sessions} sessions without a leaf")
+            )
             continue
         ids[index] = known.id
         if known.stage is Stage.ARCHIVED:
@@ -302,6 +302,19 @@ def apply(forest: Forest, transition: Transition, now: Instant) -> Forest:
             return forest.with_births(leaf)
         case _:
             assert_never(transition)
+
+
+def assignment(
+    seen: Observations, transitions: Sequence[Transition], after: Forest
+) -> dict[str, LeafId]:
+    """Give each session to the most specific live leaf whose cluster holds it."""
+    born = {t.cluster: t.leaf.id for t in transitions if isinstance(t, Born)}
+    members: dict[str, LeafId] = {}
+    for index, cluster in enumerate(seen.seen):  # level 1 comes first: what follows is finer
+        leaf = cluster.leaf or born.get(index)
+        if leaf is not None and after.leaves[leaf].stage.live:
+            members.update(dict.fromkeys(cluster.members, leaf))
+    return members
 
 
 def training_threshold(kind: Kind, rules: Rules) -> int:
@@ -413,14 +426,12 @@ def _training(leaf: Leaf, now: Instant, rules: Rules) -> TrainingDue | None:
 def _trained(leaf: Leaf, outcome: Outcome) -> Trained:
     """A first adapter is kept even if it has not won: its parent serves until one wins."""
     verdict = outcome.evaluation.verdict
-    replaces = leaf.bundle is None or verdict in (Verdict.IMPROVED, Verdict.BETTER)
+    replaces = verdict in (Verdict.IMPROVED, Verdict.BETTER)
     gain = outcome.evaluation.over_style
     return Trained(
         leaf.id,
         outcome.evaluation,
-        outcome.bundle if replaces else leaf.bundle,
-        outcome.control,
-        outcome.chassis,
+        outcome.adapter if replaces or leaf.adapter is None else leaf.adapter,
         "sft",
         outcome.preference_note,
         f"{verdict}: {gain.mean:+.3f} nats over the style control, lower bound {gain.low:+.3f}, "
@@ -442,9 +453,7 @@ def _with_training(leaf: Leaf, trained: Trained, now: Instant) -> Leaf:
         sessions_at_training=leaf.sessions,
         wins=leaf.wins + int(trained.evaluation.won),
         regressions=leaf.regressions + 1 if verdict is Verdict.REGRESSED else 0,
-        bundle=trained.bundle,
-        control=trained.control,
-        chassis=trained.chassis,
+        adapter=trained.adapter,
         method=trained.method,
         note=trained.note,
         evaluation=trained.evaluation,

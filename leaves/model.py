@@ -88,6 +88,17 @@ class Evaluation:
 
 
 @dataclass(frozen=True, slots=True)
+class Adapter:
+    """A trained adapter, packed as a bundle. Addresses and hashes are hex."""
+
+    bundle: str  # content address of the bundle
+    label: str  # SHA-256 of its label
+    control: str  # content address of the style control that it was measured against
+    chassis: str  # tag of the chassis that it belongs to, 8 bytes
+    rank: int
+
+
+@dataclass(frozen=True, slots=True)
 class Leaf:
     """One domain of this node, as of one moment."""
 
@@ -115,9 +126,7 @@ class Leaf:
     matured_at: Instant | None = None
     method: str = ""  # "sft" or "sft+dpo"
     note: str = ""  # what was skipped, and why
-    bundle: str | None = None  # content address of the bundle in force, hex
-    control: str | None = None  # content address of the style control it was measured against
-    chassis: str = ""  # tag of the chassis the adapter belongs to
+    adapter: Adapter | None = None  # the one in force
     evaluation: Evaluation | None = None
     last_routed: Instant | None = None
     gate: float = 0.0  # cosine below which the parent serves

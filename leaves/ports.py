@@ -113,8 +113,9 @@ class Trained:
     sha256: str
     tokens: int
     seconds: float
-    loss_first: float
-    loss_last: float
+    loss_first: float  # mean over the first quarter of the steps
+    loss_last: float  # and over the last
+    dtype: str = "float32"  # that the chassis was computed in
 
 
 @dataclass(frozen=True, slots=True)

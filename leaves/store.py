@@ -120,11 +120,12 @@ class ForestStore:
         transitions: Sequence[Transition],
         now: Instant,
         round_id: int,
-        also: Callable[[], None] = lambda: None,
+        also: Callable[[Forest], None] = lambda forest: None,
     ) -> Forest:
         """Apply transitions and write them with their reasons, all or nothing.
 
-        also: further writes to this store that belong to the same step.
+        also: further writes to this store that belong to the same step; it is given the forest
+        as it is after the transitions.
         """
         with self._transaction():
             for transition in transitions:
@@ -136,7 +137,7 @@ class ForestStore:
                 "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
                 (forest.births,),
             )
-            also()
+            also(forest)
         return forest
 
     def change(self, leaf: Leaf, kind: str, reason: str, now: Instant) -> None:
@@ -192,6 +193,14 @@ class ForestStore:
         with self._transaction():
             self._db.executemany("DELETE FROM member WHERE session = ?", rows)
             self._db.executemany("DELETE FROM lineage WHERE session = ?", rows)
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def erase(self) -> None:
+        """Erase all leaves with their history; the count of births stays, so no id comes again."""
+        with self._transaction():
+            for table in ("leaf", "history", "member", "lineage", "round"):
+                self._db.execute(f"DELETE FROM {table}")
+        self._db.execute("VACUUM")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def open_round(self) -> RoundRow | None:

@@ -13,6 +13,7 @@ import msgspec
 from msgspec import Struct, field
 
 from gossip.config import GossipConfig
+from gossip.transport_config import TransportConfig
 from leaves.lifecycle import Rules
 
 from .errors import OwnerError
@@ -22,6 +23,7 @@ FILE = "groove.toml"
 
 class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     steps: int = 16  # of 8 sessions each: the least that won in every measured run
+    learning_rate: float = 2e-3
     threads: int = 0  # of the training child; 0 means all cores
     style_margin: float = 0.08  # nats over the style control: 1.6 x the largest seed noise seen
     chassis: str = ""  # path of a local Hugging Face causal LM; empty means the packaged SmolLM2
@@ -29,11 +31,11 @@ class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     enabled: bool = True  # false: no socket is opened
-    listen: str = "/ip4/0.0.0.0/tcp/4130"  # one TCP multiaddr
     peers: tuple[str, ...] = ()  # multiaddrs ending in /p2p/PEER, dialled at start
     interest_cosine: float = 0.5  # foreign leaves nearer than this to an own cluster are fetched
     evaluate_sessions: int = 40  # own sessions that judge a foreign leaf; below 20 no verdict
     gossip: GossipConfig = field(default_factory=GossipConfig)
+    transport: TransportConfig = field(default_factory=TransportConfig)
 
 
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -13,3 +13,9 @@ class OwnerError(Exception):
         self.what = what
         self.unchanged = unchanged
         self.next_step = next_step
+
+
+class MisuseError(OwnerError):
+    """The command was given something it cannot take."""
+
+    exit_code = 2

@@ -6,17 +6,21 @@ retractions; the transport key names the libp2p host and never appears in a reco
 
 from __future__ import annotations
 
-import os
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
-from gossip.keys import Keys
+import msgspec
+
+from gossip.keys import Keys, issue, private_key, public_bytes
+from gossip.wire import HOUR_S, KeyDoc, WireError, decode, encode
 
 from .errors import OwnerError
 from .home import check_private, private_dir, write_atomic
 
 _NAMES = ("root", "op", "transport")
+_DOC = "op.doc"  # the root key's word for the op key
+_DOC_YEARS = 10  # an epoch is ended by a new one, long before
 
 
 class IdentityError(OwnerError):
@@ -25,7 +29,7 @@ class IdentityError(OwnerError):
 
 @dataclass(frozen=True, slots=True)
 class Identity:
-    """Private keys, 32 bytes each."""
+    """What a node signs with, and the 32-byte seed of the key that it dials with."""
 
     keys: Keys
     transport: bytes
@@ -35,26 +39,49 @@ class Identity:
         return self.keys.origin
 
 
-def load_or_create(home: Path) -> Identity:
+def load_or_create(home: Path, now_s: float) -> Identity:
     """Read GROOVE_HOME/keys, or make it on the first start.
 
-    Raises IdentityError if a file is damaged or some are missing, and the home's own error if one
-    is readable by others.
+    Raises IdentityError if a file is damaged or some are missing, WideOpenError if others can
+    read one.
     """
     folder = private_dir(home / "keys")
-    missing = [name for name in _NAMES if not (folder / f"{name}.key").exists()]
-    if missing and len(missing) < len(_NAMES):
+    files = [*(f"{name}.key" for name in _NAMES), _DOC]
+    missing = [name for name in files if not (folder / name).exists()]
+    if missing and (folder / _DOC).exists():  # the document is written last
         raise IdentityError(
-            f"{folder}: {', '.join(f'{name}.key' for name in missing)} missing",
+            f"{folder}: {', '.join(missing)} missing",
             unchanged="No new key was made: it would have made this node a stranger to its peers.",
             next_step="Put the file back from a backup, or move the whole folder aside to start "
             "as a new origin.",
         )
     if missing:
-        for name in _NAMES:
-            write_atomic(folder / f"{name}.key", secrets.token_hex(32).encode() + b"\n")
-    root, op, transport = (_read(folder / f"{name}.key") for name in _NAMES)
-    return Identity(Keys.from_private(root, op), transport)
+        _create(folder, now_s)
+    op, transport = _read(folder / "op.key"), _read(folder / "transport.key")
+    try:
+        doc = decode((folder / _DOC).read_bytes(), KeyDoc)
+        return Identity(Keys(private_key(op), doc), transport)
+    except (WireError, ValueError, msgspec.ValidationError) as problem:
+        raise IdentityError(
+            f"{folder / _DOC} does not fit op.key: {problem}",
+            unchanged="The keys were left as they are.",
+            next_step="Put the folder back from a backup.",
+        ) from None
+
+
+def _create(folder: Path, now_s: float) -> None:
+    seeds = {name: secrets.token_bytes(32) for name in _NAMES}
+    for name, seed in seeds.items():
+        write_atomic(folder / f"{name}.key", seed.hex().encode() + b"\n")
+    hour = int(now_s) // HOUR_S
+    doc = issue(
+        private_key(seeds["root"]),
+        public_bytes(private_key(seeds["op"])),
+        epoch=1,
+        not_before_h=hour - 24,  # a clock a few hours off must not make the first head void
+        not_after_h=hour + _DOC_YEARS * 8766,
+    )
+    write_atomic(folder / _DOC, encode(doc))
 
 
 def _read(path: Path) -> bytes:
@@ -67,8 +94,3 @@ def _read(path: Path) -> bytes:
             next_step="Put it back from a backup.",
         )
     return bytes.fromhex(text)
-
-
-def umask() -> None:
-    """Everything this process creates is the owner's alone."""
-    os.umask(0o077)

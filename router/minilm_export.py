@@ -22,7 +22,7 @@ PROBES = ["hello", "In networkx, what does is_matching(G, matching) do?", "x " *
 
 
 class Pooled(torch.nn.Module):
-    """The encoder with mean pooling and unit length inside the graph: one output, nothing to redo."""
+    """The encoder with mean pooling and unit length inside the graph."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ def export(weights: Path, target: Path) -> None:
     with warnings.catch_warnings(), torch.no_grad():
         # dynamo=True wants onnxscript and wrote an invalid graph; this exporter is deprecated.
         warnings.simplefilter("ignore", DeprecationWarning)
-        warnings.simplefilter("ignore", torch.jit.TracerWarning)
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         torch.onnx.export(
             pooled,
             inputs,
@@ -71,7 +71,9 @@ def _check(target: Path, batch: Any, expected: Any) -> None:
     feed = {name: batch[name].numpy() for name in ("input_ids", "attention_mask")}
     apart = float(np.abs(session.run(None, feed)[0] - expected).max())
     if apart > AGREE_MAX:
-        raise SystemExit(f"the exported encoder differs by {apart:.1e}, at most {AGREE_MAX} allowed")
+        raise SystemExit(
+            f"the exported encoder differs by {apart:.1e}, at most {AGREE_MAX} allowed"
+        )
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from leaves.lifecycle import (
 )
 from leaves.model import (
     DAY_S,
+    Adapter,
     Evaluation,
     Forest,
     GrownFrom,
@@ -91,10 +92,14 @@ def seen(*clusters: Seen, full: bool = True) -> Observations:
     return Observations(clusters, full, sum(c.sessions for c in clusters), 0)
 
 
+def adapter(name: str) -> Adapter:
+    return Adapter(name * 64, "d" * 64, "c" * 64, "e" * 16, 8)
+
+
 def judged(verdict: Verdict, won: bool) -> Outcome:
     gain = Interval(0.2, 0.15, 0.25)
     evaluation = Evaluation(60, 2.0, gain, gain, None, None, won, verdict, NOW)
-    return Outcome(evaluation, "b" * 64, "c" * 64, "tag", "no A/C pairs")
+    return Outcome(evaluation, adapter("b"), "no A/C pairs")
 
 
 def step(before: Forest, transitions: list[Transition]) -> Forest:
@@ -181,7 +186,7 @@ def sprout(**changes: object) -> Leaf:
         "wins": 1,
         "sessions": 600,
         "sessions_at_training": 500,
-        "bundle": "a" * 64,
+        "adapter": adapter("a"),
     }
     return leaf(**{**given_, **changes})
 
@@ -204,8 +209,8 @@ def test_the_old_adapter_stays_when_the_new_one_only_holds() -> None:
     standing = forest(sprout())
     held = step(standing, conclude(standing, {ID: judged(Verdict.HOLDS, True)}, NOW, RULES))
     better = step(standing, conclude(standing, {ID: judged(Verdict.IMPROVED, True)}, NOW, RULES))
-    assert held.leaves[ID].bundle == "a" * 64
-    assert better.leaves[ID].bundle == "b" * 64
+    assert held.leaves[ID].adapter == adapter("a")
+    assert better.leaves[ID].adapter == adapter("b")
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,382 @@
+"""Fetching and serving bundles by chunks, without IO.
+
+A bundle is named by the SHA-256 of its chunk list, which stands in a signed card. The list is
+fetched first and gives every chunk's hash, so each chunk is checked by itself: it may come from
+anyone, a liar costs one chunk and is never asked again, and a fetch that was cut short goes on
+from what the disk proves to hold. What a bundle is for, is nobody's business here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from random import Random
+from typing import assert_never
+
+from .exchange_events import (
+    Abandon,
+    BlobArrived,
+    CheckPart,
+    ChunkRead,
+    ExchangeConfig,
+    ExchangeEffect,
+    ExchangeEvent,
+    Failed,
+    Fetch,
+    FetchBlob,
+    Finished,
+    FrameIn,
+    HolderDown,
+    HolderUp,
+    PartChecked,
+    PeerRefused,
+    SendFrame,
+    Serve,
+    StopServing,
+    StoreChunk,
+    Tick,
+    WakeAfter,
+)
+from .ports import PeerId
+from .serving import Serving
+from .wire import (
+    CHUNK_BYTES,
+    ChunkData,
+    ChunkGet,
+    ChunkList,
+    ListData,
+    ListGet,
+    NotHere,
+    WireError,
+    decode,
+    decode_bundle,
+    encode,
+)
+
+_LIARS_MAX = 10_000  # remembered; the oldest is forgotten first
+
+
+@dataclass(slots=True)
+class _Holder:
+    """One peer's part in one fetch."""
+
+    owed: dict[int, float] = field(default_factory=dict)  # chunk → when it was asked for
+    asked: set[int] = field(default_factory=set)  # ever: what it may send
+    heard: float = 0.0  # when it last sent a chunk, or was first asked again
+    strikes: int = 0
+
+
+@dataclass(slots=True)
+class _Job:
+    """One fetch. A label has no size, and is done when its blob has come."""
+
+    root: bytes
+    size_bytes: int | None
+    named: frozenset[PeerId] | None
+    lonely_since: float
+    untried: list[PeerId] = field(default_factory=list)  # may be asked for the blob
+    asked_blob: PeerId | None = None
+    asked_at: float = 0.0
+    blob: bytes | None = None
+    hashes: bytes = b""
+    holders: dict[PeerId, _Holder] = field(default_factory=dict)
+    out: set[PeerId] = field(default_factory=set)  # does not have it, lied, or stalled too often
+    pending: list[int] = field(default_factory=list)  # to be asked for, from the end
+    missing: set[int] | None = None  # None until the part on disk has been checked
+    sources: Counter[PeerId] = field(default_factory=Counter)
+    resumed_bytes: int = 0
+
+    def wants(self, peer: PeerId) -> bool:
+        return peer not in self.out and (self.named is None or peer in self.named)
+
+    def bytes_of(self, index: int) -> int:
+        assert self.size_bytes is not None
+        return min(CHUNK_BYTES, self.size_bytes - index * CHUNK_BYTES)
+
+
+class Exchange:
+    """All fetches of this node, and what it serves. rng: decides whom to ask for what."""
+
+    def __init__(self, config: ExchangeConfig, rng: Random) -> None:
+        self._config = config
+        self._rng = rng
+        self._serving = Serving(config)
+        self._peers: dict[PeerId, None] = {}
+        self._jobs: dict[bytes, _Job] = {}
+        self._liars: dict[PeerId, None] = {}
+        self._waking = False
+
+    def handle(self, event: ExchangeEvent) -> list[ExchangeEffect]:
+        """Advance by one event; never raises on anything a peer can send."""
+        effects = list(self._handle(event))
+        if self._jobs and not self._waking:
+            self._waking = True
+            effects.append(WakeAfter(self._config.tick_s))
+        return effects
+
+    def _handle(self, event: ExchangeEvent) -> Iterator[ExchangeEffect]:
+        match event:
+            case FrameIn(peer, frame, now):
+                yield from self._frame(peer, frame, now)
+            case HolderUp(peer, now):
+                self._peers[peer] = None
+                for job in list(self._jobs.values()):
+                    if peer not in self._liars and job.wants(peer):
+                        self._admit(job, peer)
+                        yield from self._ask(job, now)
+            case HolderDown(peer, now):
+                self._peers.pop(peer, None)
+                self._serving.forget(peer)
+                for job in list(self._jobs.values()):
+                    yield from self._lose(job, peer, now)
+            case Fetch(root, size_bytes, holders, now):
+                yield from self._start(root, size_bytes, holders, now)
+            case FetchBlob(root, holders, now):
+                yield from self._start(root, None, holders, now)
+            case PartChecked(root, good, now):
+                yield from self._part_checked(root, good, now)
+            case Abandon(root, reason, _):
+                if self._jobs.pop(root, None) is not None:
+                    yield Failed(root, reason)
+            case Serve(root, data, chunks):
+                self._serving.serve(root, data, chunks)
+            case StopServing(root):
+                self._serving.stop(root)
+            case ChunkRead(peer, root, index, data):
+                yield from self._serving.chunk_read(peer, root, index, data)
+            case Tick(now):
+                self._waking = False
+                for job in list(self._jobs.values()):
+                    yield from self._tick(job, now)
+            case _:
+                assert_never(event)
+
+    def _frame(self, peer: PeerId, frame: bytes, now: float) -> Iterator[ExchangeEffect]:
+        try:
+            message = decode_bundle(frame)
+        except WireError as error:
+            yield PeerRefused(peer, str(error))
+            return
+        match message:
+            case ListGet():
+                yield from self._serving.list_wanted(peer, message)
+            case ChunkGet():
+                yield from self._serving.chunks_wanted(peer, message)
+            case ListData(root, data):
+                yield from self._blob_arrived(peer, root, data, now)
+            case ChunkData(root, index, data):
+                yield from self._chunk_arrived(peer, root, index, data, now)
+            case NotHere(root):
+                if job := self._jobs.get(root):
+                    job.out.add(peer)
+                    yield from self._lose(job, peer, now)
+            case _:
+                assert_never(message)
+
+    # ---- the blob: a label, or the chunk list --------------------------------------------------
+
+    def _start(
+        self, root: bytes, size_bytes: int | None, named: frozenset[PeerId] | None, now: float
+    ) -> Iterator[ExchangeEffect]:
+        if root in self._jobs:
+            return
+        if size_bytes is not None and not 0 < size_bytes <= self._config.bundle_bytes_max:
+            yield Failed(root, "bundle too large")
+            return
+        job = self._jobs[root] = _Job(root, size_bytes, named, lonely_since=now)
+        present = [p for p in self._peers if p not in self._liars and job.wants(p)]
+        self._rng.shuffle(present)
+        for peer in present:
+            self._admit(job, peer)
+        yield from self._ask(job, now)
+
+    def _admit(self, job: _Job, peer: PeerId) -> None:
+        if peer not in job.holders:
+            job.holders[peer] = _Holder()
+            job.untried.append(peer)
+
+    def _ask(self, job: _Job, now: float) -> Iterator[ExchangeEffect]:
+        """Ask for whatever can be asked for now."""
+        if job.blob is None:
+            if job.asked_blob is None and job.untried:
+                job.asked_blob = job.untried.pop(0)
+                job.asked_at = now
+                yield SendFrame(job.asked_blob, encode(ListGet(job.root)))
+        elif job.missing:
+            yield from self._ask_chunks(job, now)
+
+    def _blob_arrived(
+        self, peer: PeerId, root: bytes, data: bytes, now: float
+    ) -> Iterator[ExchangeEffect]:
+        job = self._jobs.get(root)
+        if job is None or job.blob is not None or peer not in job.holders:
+            return  # late: another peer was quicker
+        if hashlib.sha256(data).digest() != root:
+            yield from self._condemn(peer, "list does not match its hash", now)
+            return
+        if job.size_bytes is None:
+            del self._jobs[root]
+            yield BlobArrived(root, data, peer)
+            return
+        try:
+            chunks = decode(data, ChunkList)
+        except WireError:
+            chunks = None
+        # The hash is right, so this is what the card's signer meant: no other peer can mend it.
+        if chunks is None or chunks.size_bytes != job.size_bytes:
+            del self._jobs[root]
+            yield Failed(root, "chunk list contradicts the card")
+            return
+        job.blob, job.hashes = data, chunks.hashes
+        for holder in job.holders.values():
+            holder.strikes = 0
+        yield CheckPart(root, job.size_bytes, chunks.hashes)
+
+    # ---- the chunks ----------------------------------------------------------------------------
+
+    def _part_checked(
+        self, root: bytes, good: frozenset[int], now: float
+    ) -> Iterator[ExchangeEffect]:
+        job = self._jobs.get(root)
+        if job is None or job.blob is None or job.missing is not None:
+            return
+        job.pending = [i for i in range(len(job.hashes) // 32) if i not in good]
+        self._rng.shuffle(job.pending)
+        job.missing = set(job.pending)
+        job.resumed_bytes = sum(job.bytes_of(i) for i in good)
+        yield from self._ask(job, now) if job.missing else self._finish(job)
+
+    def _ask_chunks(self, job: _Job, now: float) -> Iterator[ExchangeEffect]:
+        for peer, holder in self._active(job):
+            if not holder.owed:
+                holder.heard = now
+            # A peer that has stalled gets one chunk at a time.
+            room = 1 if holder.strikes else self._config.in_flight_max
+            wanted = []
+            while len(holder.owed) < room:
+                index = self._next_chunk(job, holder, now)
+                if index is None:
+                    break
+                holder.owed[index] = now
+                holder.asked.add(index)
+                wanted.append(index)
+            if wanted:
+                yield SendFrame(peer, encode(ChunkGet(job.root, tuple(wanted))))
+
+    def _active(self, job: _Job) -> list[tuple[PeerId, _Holder]]:
+        """The holders to ask now: those that owe chunks, then those that have stalled least."""
+        ranked = sorted(job.holders.items(), key=lambda item: (not item[1].owed, item[1].strikes))
+        return ranked[: self._config.peers_max]
+
+    def _next_chunk(self, job: _Job, holder: _Holder, now: float) -> int | None:
+        if job.pending:
+            return job.pending.pop()
+        assert job.missing is not None
+        if holder.owed or len(job.missing) > self._config.endgame_chunks:
+            return None
+        late = []
+        for index in sorted(job.missing):
+            asked = [h.owed[index] for h in job.holders.values() if index in h.owed]
+            if len(asked) == 1 and index not in holder.owed:
+                late.append((asked[0], index))
+        oldest = min(late, default=None)
+        if oldest is None or now - oldest[0] < self._config.endgame_after_s:
+            return None
+        return oldest[1]
+
+    def _chunk_arrived(
+        self, peer: PeerId, root: bytes, index: int, data: bytes, now: float
+    ) -> Iterator[ExchangeEffect]:
+        job = self._jobs.get(root)
+        holder = job.holders.get(peer) if job else None
+        if job is None or holder is None or job.missing is None:
+            return  # late: the fetch is over, or has given this peer up
+        if index not in holder.asked:
+            yield PeerRefused(peer, "chunk not asked for")
+            return
+        expected = job.hashes[32 * index : 32 * index + 32]
+        if hashlib.sha256(data).digest() != expected:
+            yield from self._condemn(peer, "chunk does not match its hash", now)
+            return
+        holder.asked.discard(index)
+        holder.owed.pop(index, None)
+        holder.heard = now
+        holder.strikes = 0
+        if index in job.missing:
+            job.missing.discard(index)
+            if index in job.pending:
+                job.pending.remove(index)  # came after all from a peer that had stalled
+            for other in job.holders.values():
+                other.owed.pop(index, None)
+            job.sources[peer] += len(data)
+            yield StoreChunk(root, index, data)
+        yield from self._ask(job, now) if job.missing else self._finish(job)
+
+    def _finish(self, job: _Job) -> Iterator[ExchangeEffect]:
+        assert job.blob is not None
+        del self._jobs[job.root]
+        yield Finished(job.root, job.blob, dict(job.sources), job.resumed_bytes)
+
+    # ---- peers that fail -----------------------------------------------------------------------
+
+    def _condemn(self, peer: PeerId, reason: str, now: float) -> Iterator[ExchangeEffect]:
+        """Never ask this peer for anything again: the link excludes errors, so it lies."""
+        self._liars[peer] = None
+        if len(self._liars) > _LIARS_MAX:
+            del self._liars[next(iter(self._liars))]
+        yield PeerRefused(peer, reason)
+        for job in list(self._jobs.values()):
+            job.out.add(peer)
+            yield from self._lose(job, peer, now)
+
+    def _lose(self, job: _Job, peer: PeerId, now: float) -> Iterator[ExchangeEffect]:
+        """Go on without a peer."""
+        holder = job.holders.pop(peer, None)
+        if holder is None:
+            return
+        if not job.holders:
+            job.lonely_since = now
+        self._take_back(job, holder)
+        if peer in job.untried:
+            job.untried.remove(peer)
+        if job.asked_blob == peer:
+            job.asked_blob = None
+        yield from self._ask(job, now)
+        yield from self._fail_if_hopeless(job, now)
+
+    def _take_back(self, job: _Job, holder: _Holder) -> None:
+        owed_elsewhere = {i for h in job.holders.values() if h is not holder for i in h.owed}
+        job.pending += [i for i in holder.owed if i not in owed_elsewhere]
+        holder.owed.clear()
+
+    def _tick(self, job: _Job, now: float) -> Iterator[ExchangeEffect]:
+        asked = job.asked_blob
+        if asked and job.blob is None and now - job.asked_at >= self._config.blob_s:
+            job.asked_blob = None
+            job.untried.append(asked)  # may only be slow: its turn comes again
+            yield from self._strike(job, asked, now)
+        for peer, holder in list(job.holders.items()):
+            if holder.owed and now - holder.heard >= self._config.stall_s:
+                self._take_back(job, holder)
+                yield from self._strike(job, peer, now)
+        if job.root in self._jobs:
+            yield from self._ask(job, now)
+            yield from self._fail_if_hopeless(job, now)
+
+    def _strike(self, job: _Job, peer: PeerId, now: float) -> Iterator[ExchangeEffect]:
+        job.holders[peer].strikes += 1
+        if job.holders[peer].strikes >= self._config.strikes_max:
+            job.out.add(peer)
+            yield from self._lose(job, peer, now)
+
+    def _fail_if_hopeless(self, job: _Job, now: float) -> Iterator[ExchangeEffect]:
+        """Fail once every peer that could be asked has been, or none has been there for long."""
+        if job.holders or self._jobs.get(job.root) is not job:
+            return
+        absent = job.named is None or any(p not in job.out for p in job.named)
+        everyone_out = not absent or (job.named is None and bool(job.out))
+        if everyone_out or now - job.lonely_since >= self._config.patience_s:
+            del self._jobs[job.root]
+            yield Failed(job.root, "no holder left")

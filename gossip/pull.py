@@ -1,0 +1,234 @@
+"""Tables on their way: a verified head is followed by its table, in pieces, from who announced it.
+
+    wanted ──TableGet──► Delta, or Manifest ──CardsGet──► Cards ──…──► whole
+
+A head changes nothing until its table is whole, so "who announces can serve" holds for everyone
+down the line, and a head over a table that nobody has spreads no further. A peer that sends a table
+that is not the head's is left; one that does not answer in time is, too.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from . import envelope
+from .config import GossipConfig
+from .envelope import Signed
+from .events import Effect, Send
+from .holdings import Holdings
+from .ports import PeerId
+from .table import Table, card_hash, commits_to, missing, patched, usage_hash
+from .wire import (
+    ZERO32,
+    Card,
+    Cards,
+    CardsGet,
+    Delta,
+    Gone,
+    Head,
+    Index,
+    Manifest,
+    TableGet,
+    Usage,
+    WireError,
+    encode,
+)
+
+Piece = Delta | Manifest | Cards | Gone
+
+
+@dataclass(slots=True)
+class _Pull:
+    """One table on its way. `asked` is the peer whose answer is awaited, since `asked_s`."""
+
+    head: Signed[Head]
+    sources: dict[PeerId, None] = field(default_factory=dict)
+    asked: PeerId | None = None
+    asked_s: int = 0
+    index: Index | None = None
+    cards: dict[bytes, Card] = field(default_factory=dict)
+    usage: tuple[Usage, ...] = ()
+    delta_failed: bool = False
+
+    @property
+    def progress(self) -> tuple[bool, bool, int, bool]:
+        """Changes with every piece that brought something."""
+        return self.index is not None, self.delta_failed, len(self.cards), self.lacks_usage
+
+    @property
+    def lacks_usage(self) -> bool:
+        return usage_hash(self.usage) != self.head.value.usage
+
+
+class Pulls:
+    """At most one table for each origin is wanted, and `pulls_max` are asked for at once."""
+
+    def __init__(self, config: GossipConfig, held: Holdings) -> None:
+        self._config = config
+        self._held = held  # the replica's own, read here only
+        self._pulls: dict[bytes, _Pull] = {}
+        self._idle: dict[bytes, None] = {}  # of these nobody was asked yet
+        self._asked = 0  # pulls that await an answer
+
+    def head(self, origin: bytes) -> Signed[Head] | None:
+        """The head whose table is wanted, if any."""
+        return self._pulls[origin].head if origin in self._pulls else None
+
+    def want(self, head: Signed[Head], source: PeerId | None, now_s: int) -> list[Effect]:
+        """Fetch the table under a head, in place of an older head's; or note one more source."""
+        origin = head.value.origin
+        pull = self._pulls.get(origin)
+        if pull is None or pull.head.id != head.id:
+            self.forget(origin)
+            pull = self._pulls[origin] = _Pull(head)
+        if source is not None and len(pull.sources) < self._config.sources_max:
+            pull.sources[source] = None
+        if pull.asked is None:
+            self._idle[origin] = None
+        return self.ask(now_s)
+
+    def forget(self, origin: bytes) -> None:
+        """Want the table of this origin no more."""
+        if (pull := self._pulls.pop(origin, None)) is not None:
+            self._asked -= pull.asked is not None
+        self._idle.pop(origin, None)
+
+    def review(self, origin: bytes) -> None:
+        """What is held of an origin is new: forget its table if the head can stand no more."""
+        if (wanted := self.head(origin)) is not None:
+            claims = self._held[origin].claims
+            if claims.with_head(wanted).head is not wanted:
+                self.forget(origin)
+
+    def lose(self, peer: PeerId, now_s: int) -> list[Effect]:
+        """A peer is gone: expect nothing more of it."""
+        for origin, pull in self._pulls.items():
+            pull.sources.pop(peer, None)
+            if pull.asked == peer:
+                self._leave(origin, pull)
+        return self.ask(now_s)
+
+    def expire(self, now_s: int) -> list[Effect]:
+        """Give up on peers that did not answer in time, and on tables that nobody has."""
+        for origin, pull in list(self._pulls.items()):
+            if pull.asked is not None and now_s - pull.asked_s >= self._config.pull_timeout_s:
+                self._leave(origin, pull)
+            if not pull.sources:
+                self.forget(origin)
+        return self.ask(now_s)
+
+    def ask(self, now_s: int) -> list[Effect]:
+        """Ask for tables that nobody was asked for, as far as the limit allows."""
+        sends: list[Effect] = []
+        while self._idle and self._asked < self._config.pulls_max:
+            origin = next(iter(self._idle))
+            del self._idle[origin]
+            pull = self._pulls[origin]
+            if source := next(iter(pull.sources), None):
+                sends.append(self._request(origin, pull, source, now_s))
+        return sends
+
+    def received(self, peer: PeerId, origin: bytes, piece: Piece, now_s: int) -> list[Effect]:
+        """Take in a piece and ask for the next. Raises WireError if the piece is not the head's.
+
+        What was not asked for, or came late, is ignored.
+        """
+        pull = self._pulls.get(origin)
+        if pull is None or pull.asked != peer or not _answers(piece, pull.head):
+            return []
+        before = pull.progress
+        try:
+            self._take(origin, pull, piece)
+        except WireError:
+            self._leave(origin, pull)
+            raise
+        if pull.progress == before:
+            self._leave(origin, pull)
+            return self.ask(now_s)
+        return [] if self._is_whole(origin, pull) else [self._request(origin, pull, peer, now_s)]
+
+    def whole(self, origin: bytes) -> tuple[Signed[Head], Table] | None:
+        """Hand over the table of an origin if all of it is here, and forget it."""
+        pull = self._pulls.get(origin)
+        if pull is None or pull.index is None or not self._is_whole(origin, pull):
+            return None
+        self.forget(origin)
+        cards = {
+            row.card: pull.cards[row.card] for row in pull.index.rows if row.card in pull.cards
+        }
+        return pull.head, Table(pull.index, cards, pull.usage)
+
+    def _leave(self, origin: bytes, pull: _Pull) -> None:
+        """Expect nothing more of the peer that was asked; another's turn comes."""
+        if pull.asked is not None:
+            pull.sources.pop(pull.asked, None)
+            self._asked -= 1
+            pull.asked = None
+        self._idle[origin] = None
+
+    def _request(self, origin: bytes, pull: _Pull, peer: PeerId, now_s: int) -> Send:
+        self._asked += pull.asked is None
+        pull.asked, pull.asked_s = peer, now_s
+        if pull.index is None:
+            held = self._held[origin].claims.head
+            base = ZERO32 if held is None or pull.delta_failed else held.id
+            return Send(peer, encode(TableGet(origin, pull.head.id, base)))
+        wanted = b"".join(self._missing(origin, pull.index, pull))
+        return Send(peer, encode(CardsGet(origin, pull.head.id, wanted, int(pull.lacks_usage))))
+
+    def _missing(self, origin: bytes, index: Index, pull: _Pull) -> list[bytes]:
+        claims = self._held[origin].claims
+        retracted = [row.leaf for row in index.rows if claims.is_retracted(row.leaf)]
+        return missing(index, pull.cards, retracted)
+
+    def _is_whole(self, origin: bytes, pull: _Pull) -> bool:
+        if pull.index is None or pull.lacks_usage:
+            return False
+        return not self._missing(origin, pull.index, pull)
+
+    def _take(self, origin: bytes, pull: _Pull, piece: Piece) -> None:
+        """Add a piece. Raises WireError if it is a lie."""
+        held = self._held[origin]
+        match piece:
+            case Gone():
+                return
+            case Delta():
+                pull.delta_failed = True  # or it was the last answer that was needed
+                head = held.claims.head
+                if head is None or head.value.table_root != piece.base_root:
+                    return  # our table moved on meanwhile: the whole will be asked for
+                index = patched(held.table.index, piece.puts, piece.ends)
+                if index is None or not commits_to(pull.head.value, index):
+                    raise WireError("delta is not the head's")
+                pull.index, cards = index, piece.puts
+            case Manifest():
+                if not commits_to(pull.head.value, piece.index):
+                    raise WireError("table is not the head's")
+                pull.index, cards = piece.index, piece.cards
+            case Cards():
+                cards = piece.cards
+        if pull.index is not None:
+            _add(pull, pull.index, cards, piece.usage, held.table)
+
+
+def _add(
+    pull: _Pull, index: Index, cards: tuple[Card, ...], usage: tuple[Usage, ...], held: Table
+) -> None:
+    """Add cards and usage rows, and what an older table has of them."""
+    rows = {row.card: row for row in index.rows}
+    pull.cards |= {card: held.cards[card] for card in rows if card in held.cards}
+    for value in cards:
+        row = rows.get(card := card_hash(value))
+        if row is None:
+            raise WireError("card not asked for")
+        if (value.leaf, value.version) != (row.leaf, row.version):
+            raise WireError("card contradicts its row")
+        pull.cards[card] = value
+    if usage_hash(usage) == pull.head.value.usage:
+        pull.usage = usage
+
+
+def _answers(piece: Piece, head: Signed[Head]) -> bool:
+    if isinstance(piece, Delta | Manifest):
+        return envelope.id_of(piece.head) == head.id
+    return piece.head == head.id

@@ -1,0 +1,418 @@
+"""One home and everything that works on it: the only module that wires.
+
+`App` opens each store and adapter when it is first needed, so that a command loads no more than it
+uses: `groove-node status` never loads a model. The running node is `daemon.serve(app)`.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from leaves.model import GrownFrom, Instant, LeafId, Stage
+from leaves.ports import Report, Schedule, silent
+from leaves.store import ForestStore, RoundRow
+
+from . import config as config_file
+from . import rights, routing
+from .bundles import BundleStore
+from .clock import Clock, SystemClock
+from .errors import OwnerError
+from .foreign import Foreign, State
+from .home import (
+    HomeError,
+    check_private,
+    get_or_create_user_id,
+    groove_cache,
+    home_path,
+    private_dir,
+    write_atomic,
+)
+from .identity import Identity, load_or_create
+from .mailbox import Mailbox
+from .mesh import ForeignLeaf, Shown
+from .told import EventFile, Tell, Told
+
+if TYPE_CHECKING:
+    from gossip.addresses import AddressBook
+    from gossip.sqlite_store import SqliteStore
+    from leaves.embeddings import EmbeddingStore
+    from leaves.ports import Evaluator
+    from leaves.training.chassis import Chassis
+    from router.ports import Encoder
+
+    from .capture import ConsentManager, TrainingCorpus
+    from .capture.sessions import Session
+    from .classroom import Classroom
+    from .engine import Plan, Round
+
+
+class NoHomeError(OwnerError):
+    """There is no home yet."""
+
+
+class ConsentMissingError(OwnerError):
+    """A scope is not granted."""
+
+
+class BusyError(OwnerError):
+    """Another process is doing this already."""
+
+
+class ModelError(OwnerError):
+    """A model is missing or damaged."""
+
+
+def prepare_models(report: Report = silent) -> dict[str, str]:
+    """Convert the packaged encoder and chassis into the cache, once; their folders."""
+    from leaves.training.chassis import ChassisError, prepare_chassis
+    from router.minilm_encoder import EncoderError, prepare
+
+    try:
+        cache = groove_cache()
+        encoder, chassis = prepare(cache, report), prepare_chassis(cache, report)
+    except (ChassisError, EncoderError) as problem:
+        raise ModelError(str(problem), unchanged="Nothing was changed.") from None
+    return {"encoder": str(encoder), "chassis": str(chassis)}
+
+
+class App:
+    """One home. Stores are opened on first use and shared by all commands of a process."""
+
+    def __init__(self, home: Path, clock: Clock | None = None) -> None:
+        self.home = home
+        self.clock = clock or SystemClock()
+        self.config = config_file.load(home)
+
+    @classmethod
+    def open(cls, *, create: bool = False) -> App:
+        """Open GROOVE_HOME; raises NoHomeError if `init` was never run there."""
+        os.umask(0o077)  # whatever this process makes is the owner's alone
+        home = home_path()
+        if create:
+            private_dir(home)
+        elif not (home / "keys").exists():
+            raise NoHomeError(
+                f"{home} is no home of a node yet",
+                unchanged="Nothing was done.",
+                next_step="Run `groove-node init`, or set GROOVE_HOME to where your home is.",
+            )
+        check_private(home)
+        app = cls(home)
+        if (home / rights.MARKER).exists():  # a deletion was begun and not finished
+            rights.finish_deletion(app)
+        return app
+
+    # What is in the home
+
+    @cached_property
+    def identity(self) -> Identity:
+        return load_or_create(self.home, self.clock.now_s())
+
+    @property
+    def origin(self) -> bytes:
+        return self.identity.origin
+
+    @cached_property
+    def user_id(self) -> str:
+        return get_or_create_user_id(self.home)
+
+    @cached_property
+    def consent(self) -> ConsentManager:
+        from .capture import ConsentManager
+
+        return ConsentManager(self.home / "consent.db", clock=self.clock)
+
+    @cached_property
+    def corpus(self) -> TrainingCorpus:
+        from .capture import TrainingCorpus
+
+        return TrainingCorpus(self.home / "training_data", clock=self.clock)
+
+    @cached_property
+    def forests(self) -> ForestStore:
+        return ForestStore(self.home / "leaves.db", self.origin)
+
+    @cached_property
+    def embeddings(self) -> EmbeddingStore:
+        from leaves.embeddings import EmbeddingStore
+        from router.minilm_encoder import DIMENSIONS, ENC8
+
+        return EmbeddingStore.open(self.home / "embeddings", ENC8, DIMENSIONS)
+
+    @cached_property
+    def bundles(self) -> BundleStore:
+        return BundleStore(self.home / "bundles")
+
+    @cached_property
+    def foreign(self) -> Foreign:
+        return Foreign(self.home)
+
+    @cached_property
+    def mailbox(self) -> Mailbox:
+        return Mailbox(self.home)
+
+    @cached_property
+    def mesh_store(self) -> SqliteStore:
+        from gossip.sqlite_store import SqliteStore
+
+        return SqliteStore(self.home / "mesh.db")
+
+    def address_book(self) -> AddressBook:
+        """The peers of the book on disk and of groove.toml."""
+        from gossip.addresses import AddressBook, AddressError, Source
+
+        path = self.home / "peers.json"
+        try:
+            book = AddressBook.from_json(path.read_bytes()) if path.exists() else AddressBook()
+            for address in self.config.mesh.peers:
+                book.add(address, Source.OWNER)
+        except (msgspec.DecodeError, AddressError) as problem:
+            raise HomeError(
+                f"the address book {path} or mesh.peers in groove.toml: {problem}",
+                unchanged="Nothing was dialled.",
+                next_step="Mend the address, or remove the file: peers are found again.",
+            ) from None
+        return book
+
+    def save_address_book(self, book: AddressBook) -> None:
+        write_atomic(self.home / "peers.json", book.to_json())
+
+    @cached_property
+    def tables(self) -> routing.Tables:
+        return routing.Tables(self.home)
+
+    @cached_property
+    def events(self) -> EventFile:
+        return EventFile(self.home, self.clock)
+
+    def now(self) -> Instant:
+        return Instant(int(self.clock.now_s()))
+
+    def telling(self, also: Tell) -> Tell:
+        """Tell both the event file and somebody else."""
+
+        def tell(told: Told) -> None:
+            self.events.tell(told)
+            also(told)
+
+        return tell
+
+    @contextmanager
+    def lock(self, name: str, busy: str) -> Iterator[None]:
+        """Hold GROOVE_HOME/NAME.lock; it falls with the process, so a crash leaves nothing."""
+        with (self.home / f"{name}.lock").open("a+") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise BusyError(
+                    busy,
+                    unchanged="Nothing was done.",
+                    next_step="Wait for it, or look with `groove-node status`.",
+                ) from None
+            yield
+
+    # Consent
+
+    def allows(self, scope: str) -> bool:
+        from .capture import Scope
+
+        return self.consent.allows(self.user_id, Scope(scope))
+
+    def require(self, scope: str) -> None:
+        """Raise ConsentMissingError unless the scope is granted."""
+        if not self.allows(scope):
+            raise ConsentMissingError(
+                f"the scope `{scope}` is not granted",
+                unchanged="Nothing was done.",
+                next_step=f"`groove-node consent grant {scope}` says what it means and allows it.",
+            )
+
+    # Models
+
+    @property
+    def enc8(self) -> bytes:
+        from router.minilm_encoder import ENC8
+
+        return ENC8
+
+    def encoder(self) -> Encoder:
+        from router.minilm_encoder import EncoderError, MiniLmEncoder
+
+        try:
+            return MiniLmEncoder.open(groove_cache())
+        except EncoderError as problem:
+            raise ModelError(str(problem), unchanged="Nothing was done.") from None
+
+    @cached_property
+    def chassis(self) -> Chassis:
+        from leaves.training.chassis import ChassisError, open_chassis, prepare_chassis
+
+        configured = self.config.training.chassis
+        try:
+            path = Path(configured).expanduser() if configured else prepare_chassis(groove_cache())
+            return open_chassis(path)
+        except ChassisError as problem:
+            raise ModelError(str(problem), unchanged="Nothing was done.") from None
+
+    @cached_property
+    def evaluator(self) -> Evaluator:
+        from leaves.training.child import ChildEvaluator
+
+        return ChildEvaluator(threads=self._threads())
+
+    def _threads(self) -> int:
+        return self.config.training.threads or os.cpu_count() or 1
+
+    @contextmanager
+    def adapter_files(self, addresses: Sequence[str | None]) -> Iterator[list[Path | None]]:
+        """The adapters of bundles that are here, as files for as long as they are needed."""
+        from leaves.bundle import check_form
+
+        with tempfile.TemporaryDirectory(prefix="adapters-", dir=self.home) as folder:
+            paths: list[Path | None] = []
+            for number, address in enumerate(addresses):
+                blob = self.bundles.get(address) if address else None
+                if blob is None:
+                    paths.append(None)
+                    continue
+                path = Path(folder) / f"{number}.safetensors"
+                path.write_bytes(check_form(blob, self.chassis).adapter)
+                paths.append(path)
+            yield paths
+
+    # What was published
+
+    def shown(self) -> dict[LeafId, Shown]:
+        path = self.home / "shown.json"
+        if not path.exists():
+            return {}
+        return msgspec.json.decode(path.read_bytes(), type=dict[LeafId, Shown])
+
+    def remember_shown(self, shown: dict[LeafId, Shown]) -> None:
+        write_atomic(self.home / "shown.json", msgspec.json.encode(shown))
+
+    def roots_to_serve(self) -> list[str]:
+        """Bundles that peers may have: of own mature and accepted foreign leaves, and controls."""
+        roots: set[str] = set()
+        if self.allows("publish"):
+            for leaf in self.forests.forest().live():
+                if leaf.stage is Stage.MATURE and leaf.adapter:
+                    roots |= {leaf.adapter.bundle, leaf.adapter.control}
+        if self.allows("fetch"):
+            for known in self.foreign.all():
+                if known.state is State.ACCEPTED and known.leaf.root:
+                    roots |= {known.leaf.root, known.detail.get("control_root", "")}
+        return sorted(roots - {""})
+
+    # Sessions
+
+    def sessions(self) -> dict[str, Session]:
+        """All finished sessions of the corpus that have an ask."""
+        batch = self.corpus.read_sessions()
+        return {s.session_id: s for s in batch.sessions if s.prompt}
+
+    def region(self, leaf: ForeignLeaf) -> list[str]:
+        """Own sessions that a foreign leaf would be asked for."""
+        from .fetch import region
+
+        others = [own.centroid for own in self.forests.forest().live()]
+        others += [
+            known.leaf.centroid
+            for known in self.foreign.all()
+            if known.leaf.origin == leaf.origin and known.leaf.leaf != leaf.leaf
+        ]
+        embedded = self.embeddings.snapshot()
+        # An own leaf of the same domain is no rival: it is what this leaf would answer for.
+        others = [other for other in others if float(other @ leaf.centroid) < routing.SAME_DOMAIN]
+        floor = self.config.mesh.interest_cosine
+        return region(embedded.ids, embedded.matrix, leaf.centroid, others, floor)
+
+    # Rounds
+
+    def round(self, tell: Tell, report: Report = silent) -> RoundRow:
+        """Run one round, or take up the one that was killed."""
+        self.require("capture")
+        with self.lock("round", "a round is running already"):
+            return self._round(self.telling(tell), report).run(self.now())
+
+    def plan(self, report: Report = silent) -> Plan:
+        self.require("capture")
+        return self._round(lambda told: None, report).plan(self.now())
+
+    def _round(self, tell: Tell, report: Report) -> Round:
+        from leaves.discover import default_clusterer
+
+        from .engine import Round, Tools
+
+        tools = Tools(
+            folder=private_dir(self.home / "rounds"),
+            sessions=lambda: list(self.sessions().values()),
+            embeddings=self.embeddings,
+            store=self.forests,
+            encoder=self.encoder,
+            clusterer=default_clusterer(),
+            classroom=self._classroom if self.allows("train") else None,
+            deploy=self.deploy_anew,
+        )
+        return Round(tools, self.config.rules, tell, report)
+
+    def _classroom(self) -> Classroom:
+        from leaves.training.child import ChildTrainer
+
+        from .classroom import Classroom
+
+        training = self.config.training
+        return Classroom(
+            private_dir(self.home / "training"),
+            self.forests,
+            self.bundles,
+            self.chassis,
+            ChildTrainer(threads=self._threads()),
+            self.evaluator,
+            Schedule(steps=training.steps, learning_rate=training.learning_rate),
+            training.style_margin,
+        )
+
+    # Routing
+
+    def deploy_anew(self) -> int:
+        """Build the routing table with freshly calibrated gates; returns its entries."""
+        gates = routing.gates(self.forests, self.embeddings)
+        current = self.tables.load()
+        starters = routing.starters_of(current) if current else []
+        if not starters and not any(
+            leaf.grown_from is GrownFrom.DATA for leaf in self.forests.forest().live()
+        ):
+            from router.starters import starter_entries
+
+            starters = starter_entries(self.encoder())
+        return self._deploy(gates, starters)
+
+    def deploy(self) -> int:
+        """Build the table anew from what is known; gates and starters stay. Loads no model."""
+        current = self.tables.load()
+        if current is None:
+            return self._deploy({}, [])
+        gates = {entry.leaf: entry.gate for entry in current.entries if not entry.origin}
+        return self._deploy(gates, routing.starters_of(current))
+
+    def _deploy(self, gates: dict[LeafId, float], starters: list[Any]) -> int:
+        from router.table import Table
+
+        found = routing.entries(self.forests.forest(), self.foreign.all(), starters)
+        calibrated = [
+            entry if entry.origin else replace(entry, gate=gates.get(entry.leaf, entry.gate))
+            for entry in found
+        ]
+        self.tables.save(Table.build(self.enc8, routing.DIMENSIONS, calibrated))
+        return len(calibrated)

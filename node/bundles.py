@@ -1,0 +1,38 @@
+"""Bundles on disk, own and foreign, under one address: the hash that a signed card names.
+
+So a bundle made here and one that came from a peer are found, served and deleted alike.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gossip.bundle_files import BundleFiles, root_of
+
+
+class BundleStore:
+    """`leaves.ports.BlobStore` over the mesh's folder of bundles. Addresses are hex."""
+
+    def __init__(self, folder: Path) -> None:
+        self.files = BundleFiles(folder)
+
+    def put(self, data: bytes) -> str:
+        return root_of(self.files.add(data)).hex()
+
+    def get(self, address: str) -> bytes | None:
+        path = self.path(address)
+        return path.read_bytes() if path else None
+
+    def delete(self, address: str) -> bool:
+        found = self.path(address) is not None
+        self.files.remove(bytes.fromhex(address))
+        return found
+
+    def path(self, address: str) -> Path | None:
+        path = self.files.path(bytes.fromhex(address))
+        return path if path.exists() else None
+
+    def size_bytes(self, address: str) -> int:
+        """Size of a bundle that is here; 0 if it is not."""
+        path = self.path(address)
+        return path.stat().st_size if path else 0

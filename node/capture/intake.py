@@ -1,0 +1,183 @@
+"""The one way into the corpus: consent, scrub, tag, write, in this order, or nothing at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import uuid
+from collections import Counter
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Any
+
+from node.clock import Clock, SystemClock
+
+from .consent import ConsentManager, Scope
+from .corpus import TrainingCorpus
+from .record import ContentType, TrainingRecord
+from .scrubber import PIIScrubber, ScrubError
+from .tagger import DomainTagger
+from .terms import Terms, terms_of
+
+log = logging.getLogger(__name__)
+
+CONTENT_CHARS_MAX = 4 * 2**20  # of one text; what is longer is refused, never cut in a secret
+
+
+class Refusal(StrEnum):
+    """Why a text was not kept."""
+
+    NO_CONSENT = "no consent"
+    SCRUB = "scrub"  # it could not be made clean
+    TOO_LONG = "too long"
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A text on its way in, not yet scrubbed. Never written, logged or shown."""
+
+    user_id: str
+    session_id: str
+    content: str = field(repr=False)
+    content_type: str
+    metadata: dict[str, Any] = field(default_factory=dict, repr=False)
+    timestamp: float | None = None  # None: the time of intake
+    record_id: str | None = None  # None: drawn at random
+    source_provider: str = ""
+    source_model: str = ""
+    terms_class: str = ""  # empty: by kind, provider and model
+
+
+class TrainingDataIntake:
+    """Takes texts in. Every call does IO: keep it behind a `CaptureQueue` where time matters."""
+
+    def __init__(
+        self,
+        consent_manager: ConsentManager,
+        corpus: TrainingCorpus,
+        scrubber: PIIScrubber,
+        tagger: DomainTagger,
+        *,
+        clock: Clock | None = None,
+    ) -> None:
+        self.corpus = corpus
+        self.refused: Counter[Refusal] = Counter()
+        self._consent = consent_manager
+        self._scrubber = scrubber
+        self._tagger = tagger
+        self._clock = clock or SystemClock()
+
+    def submit(
+        self,
+        user_id: str,
+        session_id: str,
+        content: str,
+        content_type: str,
+        metadata: dict[str, Any] | None = None,
+    ) -> str | None:
+        """Keep one text and return its record id, or None if it was refused (see `refused`).
+
+        Raises ValueError for an unknown content type, CorpusError if the disk fails.
+        """
+        record = self.keep(Draft(user_id, session_id, content, content_type, metadata or {}))
+        return record.record_id if record else None
+
+    def submit_batch(self, records: list[dict[str, Any]]) -> dict[str, Any]:
+        """Keep many; each needs user_id, session_id, content, content_type, may have metadata.
+
+        Returns {"accepted", "rejected", "record_ids"} once the accepted ones are durable.
+        """
+        kept: list[TrainingRecord] = []
+        for item in records:
+            try:
+                draft = Draft(
+                    str(item["user_id"]),
+                    str(item["session_id"]),
+                    str(item["content"]),
+                    str(item["content_type"]),
+                    dict(item.get("metadata") or {}),
+                )
+                record = self.admit(draft)
+            except (KeyError, TypeError, ValueError) as problem:
+                log.warning("capture rejected reason=%s", type(problem).__name__)
+                continue
+            if record:
+                kept.append(record)
+        self.corpus.add_records(kept)
+        return {
+            "accepted": len(kept),
+            "rejected": len(records) - len(kept),
+            "record_ids": [record.record_id for record in kept],
+        }
+
+    def delete_user(self, user_id: str) -> dict[str, Any]:
+        """Revoke the user's consent, then remove all of the user's records for good."""
+        revoked = self._consent.revoke_consent(user_id)
+        deleted = self.corpus.delete_user(user_id)
+        log.info("user deleted records=%d", deleted)
+        return {"consent_revoked": revoked, "records_deleted": deleted}
+
+    def keep(self, draft: Draft) -> TrainingRecord | None:
+        """Admit a draft and write it."""
+        record = self.admit(draft)
+        if record:
+            self.corpus.add_record(record)
+        return record
+
+    @property
+    def replaced(self) -> int:
+        """How many values the scrubber has replaced so far."""
+        return self._scrubber.replaced.total()
+
+    def allowed(self, user_id: str) -> bool:
+        """True if capture is in force for the user now."""
+        return self._consent.allows(user_id, Scope.CAPTURE)
+
+    def admit(self, draft: Draft) -> TrainingRecord | None:
+        """Return the scrubbed and tagged record of a draft without writing it, None if refused."""
+        kind = ContentType(draft.content_type)
+        version = self._consent.version_in_force(draft.user_id, Scope.CAPTURE)
+        if version is None:
+            self.refused[Refusal.NO_CONSENT] += 1
+            return None
+        if len(draft.content) > CONTENT_CHARS_MAX:
+            self.refused[Refusal.TOO_LONG] += 1
+            return None
+        about = draft.metadata
+        provider = draft.source_provider or str(about.get("source_provider", ""))
+        model = draft.source_model or str(about.get("source_model", about.get("model_name", "")))
+        terms = draft.terms_class or str(about.get("terms_class", ""))
+        if not terms:
+            terms = Terms.OWN if kind is ContentType.PROMPT else terms_of(provider, model)
+        try:
+            content = self._clean(draft.content, kind)
+            metadata = self._scrubber.scrub_value(about)
+            provider, model = self._scrubber.scrub(provider), self._scrubber.scrub(model)
+        except ScrubError as problem:
+            log.warning("capture dropped reason=scrub detail=%s", problem)
+            self.refused[Refusal.SCRUB] += 1
+            return None
+        return TrainingRecord(
+            record_id=draft.record_id or uuid.uuid4().hex,
+            user_id=draft.user_id,
+            session_id=draft.session_id,
+            timestamp=self._clock.now_s() if draft.timestamp is None else draft.timestamp,
+            domain=self._tagger.tag(content),
+            content_type=kind.value,
+            content=content,
+            metadata=metadata,
+            consent_version=version,
+            source_provider=provider,
+            source_model=model,
+            terms_class=str(terms),
+        )
+
+    def _clean(self, content: str, kind: ContentType) -> str:
+        """Scrub a text; a conversation is scrubbed inside its JSON, so that it stays JSON."""
+        if kind is ContentType.CONVERSATION:
+            try:
+                messages = json.loads(content)
+            except ValueError:
+                return self._scrubber.scrub(content)
+            return json.dumps(self._scrubber.scrub_value(messages), ensure_ascii=False)
+        return self._scrubber.scrub(content)

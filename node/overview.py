@@ -1,0 +1,155 @@
+"""What the owner asks of the node: how it stands, its leaves, who is connected. Reads only."""
+
+from __future__ import annotations
+
+import datetime
+import os
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import msgspec
+
+from leaves.lifecycle import training_threshold
+from leaves.model import Forest, Instant, Leaf, Stage
+
+from . import show
+from .errors import MisuseError, OwnerError
+from .foreign import Known, State
+
+if TYPE_CHECKING:
+    from .app import App
+
+
+T = TypeVar("T")
+RUN_FILE = "run.json"  # who runs here, where it listens, whom it is connected to
+
+
+class UnknownLeafError(OwnerError):
+    """No leaf has this name or id, or several have."""
+
+
+def status(app: App) -> dict[str, Any]:
+    """Everything `status` shows, without loading a model."""
+    forest = app.forests.forest()
+    live = [leaf for leaf in forest.live() if leaf.level > 1]
+    stages = {stage.value: sum(x.stage is stage for x in forest) for stage in Stage}
+    seeds = [leaf for leaf in live if leaf.stage is Stage.SEED]
+    open_round, last = app.forests.open_round(), app.forests.last_round()
+    foreign = app.foreign.all()
+    return {
+        "home": str(app.home),
+        "origin": app.origin.hex(),
+        "scopes": sorted(app.consent.scopes(app.user_id)),
+        "embedded": len(app.embeddings),
+        "leaves": {stage: count for stage, count in stages.items() if count},
+        "next": [
+            show.next_step(leaf, training_threshold(leaf.kind, app.config.rules))
+            for leaf in sorted(seeds, key=lambda x: -x.sessions)
+        ],
+        "round": {
+            "open": open_round.phase if open_round else None,
+            "last_finished": last.finished if last else None,
+        },
+        "foreign": {state.value: sum(known.state is state for known in foreign) for state in State},
+        "node": running(app),
+    }
+
+
+def running(app: App) -> dict[str, Any] | None:
+    """What the running node says of itself; None if none is running."""
+    path = app.home / RUN_FILE
+    try:
+        state: dict[str, Any] = msgspec.json.decode(path.read_bytes())
+        os.kill(state["pid"], 0)
+    except (OSError, msgspec.DecodeError, KeyError):
+        return None
+    return state
+
+
+def peers(app: App) -> dict[str, Any]:
+    """Connected peers, own addresses, and the address book."""
+    node = running(app)
+    return {
+        "running": node is not None,
+        "addresses": node["addresses"] if node else [],
+        "peers": node["peers"] if node else [],
+        "known": [entry.address for entry in app.address_book()],
+    }
+
+
+def tree(app: App, at: str | None) -> tuple[Forest, list[Known]]:
+    """The forest now, or at the end of a day; with it the foreign leaves of now."""
+    if at is None:
+        return app.forests.forest(), app.foreign.all()
+    try:
+        day = datetime.date.fromisoformat(at)
+    except ValueError:
+        raise MisuseError(f"{at!r} is no date; expected one like 2026-11-22") from None
+    end = datetime.datetime.combine(day, datetime.time.max, datetime.UTC)
+    return app.forests.forest_at(Instant(int(end.timestamp()))), []
+
+
+def own_leaf(app: App, name: str) -> Leaf:
+    """The own leaf of this name, id or start of an id."""
+    found = _matching([(x.name, x.id, x) for x in app.forests.forest()], name)
+    return _only(found, name)
+
+
+def any_leaf(app: App, name: str) -> Leaf | Known:
+    """An own or a foreign leaf of this name, id or start of an id; own ones come first."""
+    own: list[tuple[str, str, Leaf | Known]] = [(x.name, x.id, x) for x in app.forests.forest()]
+    foreign: list[tuple[str, str, Leaf | Known]] = [
+        (k.name, k.leaf.leaf, k) for k in app.foreign.all()
+    ]
+    return _only(_matching(own, name) or _matching(foreign, name), name)
+
+
+def foreign_leaf(app: App, name: str) -> Known:
+    found = _matching([(k.name, k.leaf.leaf, k) for k in app.foreign.all()], name)
+    return _only(found, name)
+
+
+def describe(app: App, name: str) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+    """One leaf, own or foreign: facts to read, and the same for a program."""
+    found = any_leaf(app, name)
+    if isinstance(found, Leaf):
+        facts = show.leaf_facts(found, len(app.forests.members(found.id)))
+        return facts, show.as_json(found)
+    region = app.region(found.leaf)
+    details = {**show.foreign_json(found), "sessions_here": len(region)}
+    if region:  # one of the owner's own, for the owner's eyes
+        session = app.sessions()[min(region)]
+        details["sample"] = {"prompt": session.prompt, "completion": session.completion}
+    return show.foreign_facts(found), details
+
+
+def history(app: App, name: str) -> list[dict[str, Any]]:
+    """Every change of one own leaf."""
+    return [
+        {
+            "when": show.moment(entry.at),
+            "round": entry.round,
+            "what": entry.kind,
+            "stage": entry.leaf.stage.value,
+            "why": entry.reason,
+        }
+        for entry in app.forests.history(own_leaf(app, name).id)
+    ]
+
+
+def _matching(leaves: list[tuple[str, str, T]], name: str) -> list[T]:
+    exact = [leaf for called, id_, leaf in leaves if name in (called, id_)]
+    started = [leaf for _, id_, leaf in leaves if len(name) >= 4 and id_.startswith(name)]
+    return exact or started
+
+
+def _only(found: list[T], name: str) -> T:
+    if len(found) == 1:
+        return found[0]
+    what = (
+        f"no leaf is called {name!r}" if not found else f"{len(found)} leaves are called {name!r}"
+    )
+    raise UnknownLeafError(
+        what,
+        unchanged="Nothing was done.",
+        next_step="`groove-node tree` lists the leaves; an id, or its first digits, is exact.",
+    )

@@ -1,0 +1,148 @@
+"""The owner's rights over their data: see how much there is, take a copy, have it deleted.
+
+Deletion is one order that survives a crash: a marker is written first, and whoever opens the home
+next finishes what it finds begun. What was trained on the data goes with it, here and at peers.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from leaves.model import Instant
+from leaves.ports import Report
+
+from .home import sync_dir, write_atomic
+from .mailbox import Retract
+from .show import moment
+from .told import Told
+
+if TYPE_CHECKING:
+    from .app import App
+    from .capture.sources.importing import Selection, SourceSession
+
+MARKER = "deletion.pending"
+_FOLDERS = ("rounds", "training", "router", "embeddings")  # made of the data, and of nothing else
+_FILES = ("shown.json", "events.jsonl", "events.jsonl.1")
+
+
+def grant(app: App, scopes: Sequence[str]) -> list[str]:
+    """Allow scopes; return all that are in force."""
+    from .capture import Scope
+
+    for scope in scopes:
+        app.consent.grant_scope(app.user_id, Scope(scope))
+    return sorted(app.consent.scopes(app.user_id))
+
+
+def revoke(app: App, scopes: Sequence[str]) -> list[str]:
+    """Withdraw scopes, or all if none is named; return those still in force."""
+    from .capture import Scope
+
+    if not scopes:
+        app.consent.revoke_consent(app.user_id)
+    for scope in scopes:
+        app.consent.revoke_scope(app.user_id, Scope(scope))
+    return sorted(app.consent.scopes(app.user_id))
+
+
+def consent_log(app: App) -> list[dict[str, str]]:
+    """Every decision, oldest first."""
+    return [
+        {
+            "at": moment(Instant(int(record.timestamp))),
+            "version": record.consent_version,
+            "scopes": ", ".join(sorted(record.scopes)) if record.opted_in else "nothing",
+        }
+        for record in app.consent.get_consent_history(app.user_id)
+    ]
+
+
+def import_sessions(
+    app: App, source: str, what: Sequence[str], selection: Selection, dry_run: bool, report: Report
+) -> dict[str, Any]:
+    """Bring the sessions of packages or files into the corpus; counts of what became of them."""
+    from .capture import DomainTagger, PIIScrubber, TrainingDataIntake
+    from .capture.sources.importing import import_sessions as bring
+    from .capture.sources.jsonl import JsonlSource
+    from .capture.sources.pydoc import PydocSource
+
+    intake = TrainingDataIntake(app.consent, app.corpus, PIIScrubber(), DomainTagger())
+    sources: list[Iterable[SourceSession]] = (
+        [PydocSource(what, report)]
+        if source == "pydoc"
+        else [JsonlSource(Path(path)) for path in what]
+    )
+    totals: dict[str, Any] = {"added": 0, "skipped_known": 0, "refused": 0, "scrubbed": 0}
+    dropped: Counter[str] = Counter()
+    malformed = 0
+    for each in sources:
+        result = bring(
+            each, intake, app.user_id, source, select=selection, report=report, dry_run=dry_run
+        )
+        for name in totals:
+            totals[name] += getattr(result, name)
+        dropped.update(result.dropped)
+        malformed += getattr(each, "malformed", 0)
+    return {**totals, "dropped": dropped.total(), "malformed": malformed}
+
+
+def stats(app: App) -> dict[str, Any]:
+    """Counts, size, domains and growth of what is stored."""
+    from .capture import CorpusStats
+
+    report = CorpusStats(app.corpus, app.consent)
+    return {**report.summary(), "daily_growth": report.daily_growth(7)}
+
+
+def export(app: App, path: Path) -> int:
+    """Write every record to a JSONL file and return how many."""
+    return app.corpus.export_jsonl(path)
+
+
+def delete(app: App) -> dict[str, Any]:
+    """Withdraw consent, delete everything captured, retract every leaf; returns when it is done."""
+    write_atomic(app.home / MARKER, msgspec.json.encode({"asked": app.clock.now_s()}))
+    return finish_deletion(app)
+
+
+def finish_deletion(app: App) -> dict[str, Any]:
+    """Carry a begun deletion through; each step may be repeated.
+
+    The retractions are in the mailbox before the leaves' ids are forgotten. A running node tells
+    peers at once; otherwise the next start does.
+    """
+    from .capture import DomainTagger, PIIScrubber, TrainingDataIntake
+
+    with app.lock("round", "a round is running, and it works on what is to be deleted"):
+        app.consent.revoke_consent(app.user_id)
+        now_s = app.clock.now_s()
+        leaves = list(app.forests.forest())
+        for leaf in leaves:
+            app.mailbox.post(Retract(leaf.id), now_s)
+        intake = TrainingDataIntake(app.consent, app.corpus, PIIScrubber(), DomainTagger())
+        deleted = intake.delete_user(app.user_id)
+        for leaf in leaves:
+            if leaf.adapter is not None:
+                app.bundles.delete(leaf.adapter.bundle)
+                app.bundles.delete(leaf.adapter.control)
+        app.forests.erase()
+        for name in _FOLDERS:
+            shutil.rmtree(app.home / name, ignore_errors=True)
+        for name in _FILES:
+            (app.home / name).unlink(missing_ok=True)
+        sync_dir(app.home)
+        (app.home / MARKER).unlink(missing_ok=True)
+        sync_dir(app.home)
+    result = {
+        "consent_revoked": True,
+        "records_deleted": deleted["records_deleted"],
+        "leaves_retracted": len(leaves),
+    }
+    app.events.tell(Told("deleted", f"deleted {deleted['records_deleted']:,} records", result))
+    return result

@@ -1,0 +1,298 @@
+"""How things look on a terminal: values in, lines out. Prints nothing."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from leaves.model import DAY_S, Evaluation, Forest, Instant, Interval, Leaf, LeafId, Stage
+
+from .foreign import Known, State
+
+STAGE_COLOURS = {"seed": "yellow", "sprout": "green", "mature": "bold green", "archived": "dim"}
+
+
+def tree_rows(
+    forest: Forest, foreign: Iterable[Known], now: Instant
+) -> tuple[Sequence[str], list[Sequence[str]]]:
+    """Columns and rows of `groove-node tree`: parents before children, then peers' leaves."""
+    columns = ("LEAF", "STAGE", "SESSIONS", "GAIN OVER STYLE", "LAST ROUTED", "ID")
+    rows: list[Sequence[str]] = []
+    for depth, leaf in _by_parent(forest):
+        rows.append(
+            (
+                "  " * depth + leaf.name,
+                leaf.stage if leaf.level > 1 else "branch",
+                f"{leaf.sessions:,}",
+                gain(leaf.evaluation.over_style) if leaf.evaluation else "-",
+                ago(leaf.last_routed, now),
+                leaf.id[:8],
+            )
+        )
+    for known in foreign:
+        if known.leaf.stage is not Stage.MATURE:
+            continue
+        over = known.detail.get("over_style")
+        rows.append(
+            (
+                f"{known.name} (of {known.leaf.origin[:8]})",
+                f"{known.leaf.stage}, {known.state}",
+                f"~{2 ** max(known.leaf.sessions_log2 - 1, 0):,}",
+                gain(Interval(**over)) if over else "-",
+                "-",
+                known.leaf.leaf[:8],
+            )
+        )
+    return columns, rows
+
+
+def gain(interval: Interval) -> str:
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def evaluation_line(evaluation: Evaluation) -> str:
+    """One line with every figure that a verdict rests on."""
+    parts = [
+        f"over parent {gain(evaluation.over_parent)}",
+        f"over style control {gain(evaluation.over_style)}",
+    ]
+    if evaluation.over_previous:
+        parts.append(f"over the version before {gain(evaluation.over_previous)}")
+    if evaluation.general_rise is not None:
+        parts.append(f"rise on other text < {evaluation.general_rise:+.3f}")
+    return f"{', '.join(parts)} nats per token on {evaluation.held_out} held-out sessions"
+
+
+def ago(then: Instant | None, now: Instant) -> str:
+    if then is None:
+        return "never"
+    seconds = max(now - then, 0)
+    for size, word in ((DAY_S, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds // size} {word} ago"
+    return "just now"
+
+
+def next_step(leaf: Leaf, wanted: int) -> str:
+    """How far a seed is: "312 of 500 sessions, about 9 days at this pace"."""
+    missing = wanted - leaf.sessions
+    if missing <= 0:
+        return f"{leaf.name}: {leaf.sessions} of {wanted} sessions, trained in the next round"
+    pace = leaf.growth_per_day
+    days = f", about {max(round(missing / pace), 1)} days at this pace" if pace > 0 else ""
+    return f"{leaf.name}: {leaf.sessions} of {wanted} sessions{days}"
+
+
+def leaf_facts(leaf: Leaf, members: int) -> list[tuple[str, str]]:
+    facts = [
+        ("id", leaf.id),
+        ("stage", f"{leaf.stage}, since {day(leaf.stage_since)}"),
+        ("level", str(leaf.level)),
+        ("kind", leaf.kind.value),
+        ("grown from", leaf.grown_from.value),
+        ("sessions", f"{leaf.sessions} ({members} assigned now)"),
+        ("growth", f"{leaf.growth_per_day:.1f} a day"),
+        ("trainings", f"{leaf.trainings}, {leaf.wins} won"),
+    ]
+    if leaf.evaluation:
+        facts.append(
+            ("evaluation", f"{leaf.evaluation.verdict}; {evaluation_line(leaf.evaluation)}")
+        )
+    if leaf.adapter:
+        facts.append(("bundle", leaf.adapter.bundle))
+    if leaf.note:
+        facts.append(("note", leaf.note))
+    return facts
+
+
+def foreign_facts(known: Known) -> list[tuple[str, str]]:
+    facts = [
+        ("id", known.leaf.leaf),
+        ("origin", known.leaf.origin),
+        ("stage", known.leaf.stage.value),
+        ("here", known.state.value),
+        ("bundle", known.leaf.root or "none offered"),
+    ]
+    if known.state is not State.HEARD:
+        facts += [(key.replace("_", " "), str(value)) for key, value in known.detail.items()]
+    return facts
+
+
+def day(instant: Instant) -> str:
+    """The UTC date of an instant."""
+
+    return datetime.datetime.fromtimestamp(instant, datetime.UTC).date().isoformat()
+
+
+def moment(instant: Instant) -> str:
+    """UTC date and time."""
+    return datetime.datetime.fromtimestamp(instant, datetime.UTC).strftime("%Y-%m-%d %H:%M")
+
+
+DISCLOSURE = """What each scope allows, and what it does not:
+
+  capture  Prompts and answers of the sources you name are kept on this machine, under GROOVE_HOME.
+           E-mail addresses, keys, card numbers and ten more kinds are replaced before anything is
+           written. This lowers the risk; it does not find everything: names and street addresses
+           are not covered. Sessions are embedded and clustered here.
+  train    Adapters are trained on this machine from what was captured and whose terms allow it.
+  publish  Signed leaf states (int8 centroids of at least 200 sessions, coarse counts) and the
+           adapters of mature leaves are given to peers. Prompts, answers and their embeddings
+           never are. An adapter can retain traces of what it was trained on.
+  fetch    Peers' adapters are fetched, checked, judged on your sessions, used, and served on.
+
+Everything is off until you allow it. `consent revoke` withdraws; `data --delete` deletes what was
+captured and asks peers to drop what was trained on it: honest ones do within 7 days at most."""
+
+_SCOPES = {
+    "capture": "record, embed and cluster sessions on this machine",
+    "train": "train own adapters on them",
+    "publish": "offer leaf states and mature adapters to peers",
+    "fetch": "get, judge, use and serve on peers' adapters",
+}
+
+
+def scope_rows(scopes: Iterable[str]) -> list[Sequence[str]]:
+    allowed = set(scopes)
+    return [(s, "allowed" if s in allowed else "off", text) for s, text in _SCOPES.items()]
+
+
+def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
+    leaves = ", ".join(f"{count} {stage}" for stage, count in status["leaves"].items())
+    foreign = ", ".join(f"{n} {state}" for state, n in status["foreign"].items() if n)
+    last = status["round"]["last_finished"]
+    node = status["node"]
+    running = (
+        f"running (process {node['pid']}), {len(node['peers'])} peers, at {node['addresses'][0]}"
+        if node
+        else "not running: `groove-node run`"
+    )
+    facts = [
+        ("home", status["home"]),
+        ("origin", status["origin"]),
+        ("allowed", ", ".join(status["scopes"]) or "nothing: `groove-node consent grant capture`"),
+        ("node", running),
+        ("sessions", f"{status['embedded']:,} embedded"),
+        ("leaves", leaves or "none yet"),
+        ("peers' leaves", foreign or "none"),
+        ("last round", moment(Instant(last)) if last else "never"),
+    ]
+    if status["round"]["open"]:
+        facts.append(("open round", f"stopped in {status['round']['open']!r}; `round` goes on"))
+    return facts + [("next", text) for text in status["next"]]
+
+
+def stats_facts(stats: dict[str, Any]) -> list[tuple[str, str]]:
+    domains = ", ".join(f"{name} {count}" for name, count in stats["domains"].items())
+    growth = ", ".join(f"{d['date'][5:]} {d['records']}" for d in stats["daily_growth"])
+    return [
+        ("records", f"{stats['total_records']:,}"),
+        ("size", f"{stats['storage_size_mb']} MB"),
+        ("opted in", str(stats["opted_in_users"])),
+        ("domains", domains or "none"),
+        ("last days", growth),
+    ]
+
+
+def route_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
+    origin = f" of {result['origin'][:8]}" if result["origin"] else ""
+    facts = [
+        ("domain", result["leaf_name"]),
+        ("confidence", f"{result['confidence']:.3f} (gate {result['gate']:.3f})"),
+        ("answered by", f"{result['served_by_name']}{origin}"),
+    ]
+    for label, loss in result.get("loss", {}).items():
+        facts.append((f"loss, {label}", f"{loss:.3f} nats per token of the given answer"))
+    return facts
+
+
+def candidate_rows(result: dict[str, Any]) -> list[Sequence[str]]:
+    return [
+        (
+            each["name"],
+            str(each["level"]),
+            f"{each['cosine']:.3f}",
+            f"{each['gate']:.3f}",
+            "yes" if each["passes"] else "no",
+        )
+        for each in result["candidates"]
+    ]
+
+
+def peer_rows(result: dict[str, Any]) -> list[Sequence[str]]:
+    connected = {peer["peer"] for peer in result["peers"]}
+    rows: list[Sequence[str]] = [
+        (
+            peer["peer"],
+            peer["address"],
+            "connected",
+            f"{peer['bytes_in'] / 1e6:.1f} MB",
+            f"{peer['bytes_out'] / 1e6:.1f} MB",
+        )
+        for peer in result["peers"]
+    ]
+    for address in result["known"]:
+        if address.rpartition("/p2p/")[2] not in connected:
+            rows.append((address.rpartition("/p2p/")[2], address, "not connected", "-", "-"))
+    return rows
+
+
+def as_json(leaf: Leaf) -> dict[str, Any]:
+    """A leaf's metadata under the names of the leaf architecture document."""
+    evaluation = leaf.evaluation
+    return {
+        "leaf_id": leaf.id,
+        "name": leaf.name,
+        "stage": leaf.stage.value,
+        "level": leaf.level,
+        "kind": leaf.kind.value,
+        "origin": leaf.grown_from.value,
+        "parent_leaf_id": leaf.parent,
+        "created": day(leaf.created),
+        "session_count": leaf.sessions,
+        "growth_rate": f"{leaf.growth_per_day:.1f}/day",
+        "trainings": leaf.trainings,
+        "wins": leaf.wins,
+        "first_trained": day(leaf.first_trained) if leaf.first_trained else None,
+        "maturity_date": day(leaf.matured_at) if leaf.matured_at else None,
+        "retrain_count": max(leaf.trainings - 1, 0),
+        "training_method": leaf.method or None,
+        "note": leaf.note or None,
+        "bundle": leaf.adapter.bundle if leaf.adapter else None,
+        "held_out": evaluation.held_out if evaluation else None,
+        "verdict": evaluation.verdict.value if evaluation else None,
+        "eval_vs_parent": gain(evaluation.over_parent) if evaluation else None,
+        "eval_vs_style": gain(evaluation.over_style) if evaluation else None,
+        "gossip_propagation_count": leaf.used_by,
+    }
+
+
+def foreign_json(known: Known) -> dict[str, Any]:
+    return {
+        "leaf_id": known.leaf.leaf,
+        "origin_key": known.leaf.origin,
+        "name": known.name,
+        "stage": known.leaf.stage.value,
+        "state": known.state.value,
+        "bundle": known.leaf.root,
+        "size_bytes": known.leaf.size_bytes,
+        **known.detail,
+    }
+
+
+def _by_parent(forest: Forest) -> list[tuple[int, Leaf]]:
+    """Live leaves, each under its parent; of siblings the one with more sessions first."""
+    live = {leaf.id: leaf for leaf in forest.live()}
+    below: dict[LeafId | None, list[Leaf]] = {}
+    for leaf in live.values():
+        below.setdefault(leaf.parent if leaf.parent in live else None, []).append(leaf)
+    out: list[tuple[int, Leaf]] = []
+
+    def walk(parent: LeafId | None, depth: int) -> None:
+        for leaf in sorted(below.get(parent, []), key=lambda x: (-x.sessions, x.id)):
+            out.append((depth, leaf))
+            walk(leaf.id, depth + 1)
+
+    walk(None, 0)
+    return out

@@ -1,0 +1,105 @@
+"""The menu of what can go wrong between two nodes and to one, drawn from the seed."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from random import Random
+
+from msgspec.structs import replace
+
+from gossip.wire import (
+    Card,
+    Cards,
+    Delta,
+    Env,
+    Have,
+    Head,
+    Manifest,
+    WireError,
+    decode,
+    decode_sync,
+    encode,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Links:
+    """How frames travel. Shares are of frames; frames may overtake each other."""
+
+    latency_s: tuple[float, float] = (0.02, 0.2)
+    loss: float = 0.0
+    duplicate: float = 0.0
+    delay: float = 0.0
+    delay_s_max: float = 60.0
+    flip: float = 0.0  # one bit is turned
+    forge: float = 0.0  # a relay writes something better than what was signed
+
+    def deliveries(
+        self, frame: bytes, rng: Random, count: Counter[str]
+    ) -> Iterator[tuple[float, bytes]]:
+        """Yield (delay, frame) for each copy that arrives, and count the faults."""
+        if rng.random() < self.loss:
+            count["loss"] += 1
+            return
+        copies = 1
+        if rng.random() < self.duplicate:
+            count["duplicate"] += 1
+            copies = 2
+        for _ in range(copies):
+            after = rng.uniform(*self.latency_s)
+            if rng.random() < self.delay:
+                count["delay"] += 1
+                after += rng.uniform(0, self.delay_s_max)
+            if rng.random() < self.flip:
+                count["flip"] += 1
+                frame = flipped(frame, rng)
+            if rng.random() < self.forge and (forged := tampered(frame, rng)) is not None:
+                count["forge"] += 1
+                frame = forged
+            yield after, frame
+
+    @property
+    def honest(self) -> bool:
+        """True if what arrives is what was sent."""
+        return self.flip == 0 and self.forge == 0
+
+
+RELIABLE = Links()
+
+
+def flipped(frame: bytes, rng: Random) -> bytes:
+    """Turn one bit."""
+    at = rng.randrange(len(frame) * 8)
+    turned = bytearray(frame)
+    turned[at // 8] ^= 1 << at % 8
+    return bytes(turned)
+
+
+def tampered(frame: bytes, rng: Random) -> bytes | None:
+    """Return a well-formed lie in place of a head or a table; None if the frame has neither."""
+    try:
+        message = decode_sync(frame)
+        if isinstance(message, Have) and message.heads:
+            first, *others = message.heads
+            return encode(replace(message, heads=(_raised(first, rng), *others)))
+    except WireError:
+        return None  # a bit was turned before
+    match message:
+        case Manifest(cards=(first, *others)) | Cards(cards=(first, *others)):
+            return encode(replace(message, cards=(_praised(first), *others)))
+        case Delta(puts=(first, *others)):
+            return encode(replace(message, puts=(_praised(first), *others)))
+        case _:
+            return None
+
+
+def _raised(env: Env, rng: Random) -> Env:
+    head = decode(env.payload, Head)
+    newer = replace(head, seq=head.seq + rng.randint(1, 1000), prev_seq=head.seq)
+    return replace(env, payload=encode(newer))
+
+
+def _praised(card: Card) -> Card:
+    return replace(card, sessions_log2=63)

@@ -1,0 +1,233 @@
+"""The embedding store: what was appended stays, what was deleted is gone, and nothing is torn."""
+
+from __future__ import annotations
+
+import sqlite3
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from leaves.embeddings import INDEX_FILE, EmbeddingStore, EmbeddingStoreError
+from leaves.model import Matrix, unit
+
+ENC8 = b"encoder1"
+D = 8
+
+
+def rows(count: int, seed: int = 0) -> Matrix:
+    return unit(np.random.default_rng(seed).normal(size=(count, D)).astype(np.float32))
+
+
+def opened(folder: Path) -> EmbeddingStore:
+    return EmbeddingStore.open(folder, ENC8, D)
+
+
+def vectors_file(folder: Path) -> Path:
+    (path,) = folder.glob("vectors-*.f32")
+    return path
+
+
+def test_what_was_appended_is_there_after_reopening(tmp_path: Path) -> None:
+    vectors = rows(5)
+    assert opened(tmp_path).append(["a", "b", "c"], [1, 2, 3], vectors[:3]) == 3
+    assert opened(tmp_path).append(["d", "e"], [4, 5], vectors[3:]) == 2
+    store = opened(tmp_path)
+    assert store.ids() == ["a", "b", "c", "d", "e"]
+    assert store.days() == {"a": 1, "b": 2, "c": 3, "d": 4, "e": 5}
+    assert (store.matrix() == vectors).all()
+    assert (store.vectors()["d"] == vectors[3]).all()
+    assert len(store.vectors()) == len(store) == 5
+
+
+def test_one_vector_can_be_asked_for(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.append(["a", "b"], [1, 1], rows(2))
+    found = store.vector("b")
+    assert found is not None and (found == rows(2)[1]).all()
+    assert store.vector("z") is None
+
+
+def test_a_known_session_keeps_its_first_vector(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.append(["a"], [1], rows(1))
+    assert store.append(["a", "b", "b"], [9, 2, 3], rows(3, seed=1)) == 1
+    assert store.ids() == ["a", "b"]
+    assert (store.matrix()[0] == rows(1)[0]).all()
+    assert store.append(["a", "b"], [1, 2], rows(2)) == 0
+
+
+def test_an_empty_store_has_an_empty_matrix(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    assert store.matrix().shape == (0, D)
+    assert store.ids() == [] and store.delete(["a"]) == 0
+    assert store.append([], [], rows(0)) == 0
+
+
+def test_the_matrix_is_mapped_and_cannot_be_written(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.append(["a"], [1], rows(1))
+    with pytest.raises(ValueError, match="read-only"):
+        store.matrix()[0, 0] = 1.0
+
+
+def test_a_snapshot_stays_as_it_was(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.append(["a", "b"], [1, 2], rows(2))
+    before = store.snapshot()
+    store.delete(["a"])
+    store.append(["c"], [3], rows(1, seed=5))
+    assert before.ids == ["a", "b"] and before.days == [1, 2]
+    assert (before.matrix == rows(2)).all()
+
+
+def test_deleted_vectors_and_ids_are_gone_from_the_disk(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    vectors = rows(4)
+    store.append(["keep-1", "gone-1", "keep-2", "gone-2"], [1, 2, 3, 4], vectors)
+    assert store.delete(["gone-1", "gone-2", "never-here"]) == 2
+    content = b"".join(path.read_bytes() for path in sorted(tmp_path.iterdir()))
+    assert vectors[1].tobytes() not in content and vectors[3].tobytes() not in content
+    assert b"gone-" not in content
+    assert vectors[2].tobytes() in content
+    assert store.ids() == ["keep-1", "keep-2"] == opened(tmp_path).ids()
+    assert (store.matrix() == vectors[[0, 2]]).all()
+
+
+def test_all_can_be_deleted(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.append(["a", "b"], [1, 2], rows(2))
+    assert store.delete(["b", "a"]) == 2
+    assert len(opened(tmp_path)) == 0 and vectors_file(tmp_path).stat().st_size == 0
+
+
+@pytest.mark.parametrize("torn_bytes", [1, 4 * D - 1, 4 * D * 3 + 2])
+def test_a_torn_append_leaves_no_trace(tmp_path: Path, torn_bytes: int) -> None:
+    opened(tmp_path).append(["a", "b"], [1, 2], rows(2))
+    with vectors_file(tmp_path).open("ab") as file:
+        file.write(b"\x7f" * torn_bytes)  # killed after writing some rows, before the record
+    store = opened(tmp_path)
+    assert store.ids() == ["a", "b"]
+    store.append(["c"], [3], rows(1, seed=7))
+    assert (store.matrix() == np.concatenate([rows(2), rows(1, seed=7)])).all()
+    assert vectors_file(tmp_path).stat().st_size == 3 * 4 * D
+
+
+def test_a_failed_append_changes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path)
+    store.append(["a"], [1], rows(1))
+
+    def full(handle: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("leaves.embeddings.os.fsync", full)
+        with pytest.raises(OSError, match="No space left"):
+            store.append(["b"], [2], rows(1, seed=1))
+    assert opened(tmp_path).ids() == ["a"]
+    assert (opened(tmp_path).matrix() == rows(1)).all()
+
+
+def test_a_torn_delete_is_swept_at_the_next_opening(tmp_path: Path) -> None:
+    opened(tmp_path).append(["a", "b"], [1, 2], rows(2))
+    (tmp_path / "vectors-2.f32").write_bytes(rows(1).tobytes())  # killed before its commit
+    store = opened(tmp_path)
+    assert store.ids() == ["a", "b"] and vectors_file(tmp_path).name == "vectors-1.f32"
+    assert store.delete(["a"]) == 1
+    assert (store.matrix() == rows(2)[1:]).all()
+
+
+def test_a_store_that_lost_rows_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).append(["a", "b"], [1, 2], rows(2))
+    vectors_file(tmp_path).write_bytes(b"short")
+    with pytest.raises(EmbeddingStoreError, match=r"has 5 bytes, its index speaks of 64"):
+        opened(tmp_path)
+
+
+def test_vectors_of_another_encoder_are_refused(tmp_path: Path) -> None:
+    opened(tmp_path).append(["a"], [1], rows(1))
+    with pytest.raises(EmbeddingStoreError, match=r"of encoder 656e636f64657231, not"):
+        EmbeddingStore.open(tmp_path, b"encoder2", D)
+    with pytest.raises(EmbeddingStoreError, match=r"8-d vectors"):
+        EmbeddingStore.open(tmp_path, ENC8, D + 1)
+
+
+def test_files_are_the_owners_alone(tmp_path: Path) -> None:
+    store = opened(tmp_path / "store")
+    store.append(["a", "b"], [1, 1], rows(2))
+    store.delete(["a"])
+    assert stat.S_IMODE((tmp_path / "store").stat().st_mode) == 0o700
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in store_files(tmp_path)}
+    assert set(modes.values()) == {0o600}, modes
+
+
+def store_files(tmp_path: Path) -> list[Path]:
+    return sorted((tmp_path / "store").iterdir())
+
+
+def test_vectors_that_do_not_fit_are_refused(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    with pytest.raises(ValueError, match="do not fit vectors of shape"):
+        store.append(["a"], [1], rows(2))
+    with pytest.raises(ValueError, match="do not fit"):
+        store.append(["a", "b"], [1], rows(2))
+    with pytest.raises(ValueError, match="'b' has length 2"):
+        store.append(["a", "b"], [1, 1], rows(2) * np.array([[1], [2]], np.float32))
+    with pytest.raises(ValueError, match="'a' has length nan"):
+        store.append(["a"], [1], np.full((1, D), np.nan, np.float32))
+    assert store.ids() == []
+
+
+APPEND_MANY = """
+import sys
+from pathlib import Path
+sys.path[:0] = sys.argv[3:]
+from test_embeddings import opened, rows
+store = opened(Path(sys.argv[1]))
+for n in range(20):
+    store.append([f"{sys.argv[2]}-{n}"], [n], rows(1, seed=n))
+"""
+
+
+def test_two_processes_may_append_at_once(tmp_path: Path) -> None:
+    here = Path(__file__).parent
+    command = [sys.executable, "-c", APPEND_MANY, str(tmp_path)]
+    workers = [subprocess.Popen([*command, name, str(here), str(here.parent)]) for name in "ab"]
+    assert [worker.wait() for worker in workers] == [0, 0]
+    snapshot = opened(tmp_path).snapshot()
+    assert sorted(snapshot.ids) == sorted(f"{name}-{n}" for name in "ab" for n in range(20))
+    for id_, row in zip(snapshot.ids, snapshot.matrix, strict=True):
+        assert (row == rows(1, seed=int(id_.split("-")[1]))[0]).all()
+
+
+def test_the_index_is_a_plain_database(tmp_path: Path) -> None:
+    opened(tmp_path).append(["a"], [19_000], rows(1))
+    index = sqlite3.connect(tmp_path / INDEX_FILE)
+    assert index.execute("SELECT id, day FROM rows").fetchall() == [("a", 19_000)]
+    index.close()
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.tuples(st.booleans(), st.lists(st.sampled_from("abcdef"))), max_size=8))
+def test_any_history_leaves_what_a_dictionary_would_hold(
+    tmp_path_factory: pytest.TempPathFactory, history: list[tuple[bool, list[str]]]
+) -> None:
+    store = opened(tmp_path_factory.mktemp("store"))
+    held: dict[str, Matrix] = {}
+    for step, (adds, ids) in enumerate(history):
+        if adds:
+            fresh = rows(len(ids), seed=step)
+            store.append(ids, [step] * len(ids), fresh)
+            for id_, row in zip(ids, fresh, strict=True):
+                held.setdefault(id_, row)
+        else:
+            store.delete(ids)
+            held = {id_: row for id_, row in held.items() if id_ not in ids}
+        snapshot = store.snapshot()
+        assert snapshot.ids == list(held)
+        assert all((a == b).all() for a, b in zip(snapshot.matrix, held.values(), strict=True))

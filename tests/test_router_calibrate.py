@@ -1,0 +1,60 @@
+"""Gates: quantiles of what the centroids have not seen, shrunk where there is little of it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from leaves.model import LeafId, Matrix, unit
+from router.calibrate import calibrate
+
+A, B = LeafId("a" * 32), LeafId("b" * 32)
+D = 64
+NONE: Matrix = np.zeros((0, D), np.float32)
+
+
+def around(axis: int, count: int, spread: float, seed: int = 0) -> Matrix:
+    rng = np.random.default_rng([seed, axis, count])
+    return unit(np.eye(D, dtype=np.float32)[axis] + spread * rng.normal(size=(count, D)))
+
+
+@pytest.mark.parametrize("false_rejects", [0.02, 0.05, 0.20])
+def test_a_gate_refuses_the_share_of_new_prompts_that_it_is_asked_to(false_rejects: float) -> None:
+    members = {A: around(0, 800, 0.1), B: around(1, 800, 0.2)}
+    gates = calibrate(members, NONE, false_rejects=false_rejects)
+    for leaf, axis, spread in ((A, 0, 0.1), (B, 1, 0.2)):
+        fresh = around(axis, 4000, spread, seed=5)
+        centroid = unit(members[leaf].mean(axis=0)[None])[0]
+        refused = np.mean(fresh @ centroid < gates[leaf])
+        assert refused == pytest.approx(false_rejects, rel=0.25, abs=0.01)
+
+
+def test_a_loose_leaf_has_a_lower_gate_than_a_tight_one() -> None:
+    gates = calibrate({A: around(0, 300, 0.05), B: around(1, 300, 0.2)}, NONE)
+    assert gates[A] > gates[B] + 0.2
+
+
+def test_a_leaf_with_few_sessions_leans_on_the_others() -> None:
+    tight, few = around(0, 500, 0.05), around(1, 9, 0.2)
+    gates = calibrate({A: tight, B: few}, NONE)
+    own = calibrate({B: around(1, 500, 0.2)}, NONE)[B]
+    assert gates[B] > own + 0.1
+
+
+def test_strays_near_a_leaf_lower_its_gate_and_distant_ones_do_not() -> None:
+    members = {A: around(0, 300, 0.1)}
+    alone = calibrate(members, NONE)[A]
+    assert calibrate(members, around(0, 60, 0.25))[A] < alone
+    assert calibrate(members, around(5, 60, 0.05))[A] == alone
+
+
+def test_without_anything_to_hold_out_the_floors_alone_decide() -> None:
+    assert calibrate({}, NONE) == {}
+    assert calibrate({A: around(0, 1, 0.1)}, NONE) == {A: 0.0}
+
+
+def test_impossible_settings_are_refused() -> None:
+    with pytest.raises(ValueError, match="folds=1"):
+        calibrate({A: around(0, 20, 0.1)}, NONE, folds=1)
+    with pytest.raises(ValueError, match=r"false_rejects=1\.0"):
+        calibrate({A: around(0, 20, 0.1)}, NONE, false_rejects=1.0)
