@@ -7,7 +7,7 @@ after a start it asks up to three peers for its own newest head (the *echo*) and
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from .config import GossipConfig
 from .envelope import Signed, seal
@@ -17,6 +17,8 @@ from .origin import Claims, next_seq
 from .ports import PeerId
 from .table import Table, root, usage_hash
 from .wire import HOUR_S, ZERO8, ZERO32, EchoGet, Flag, Head, Retract, Scope, Standing, encode
+
+SILENCES_MAX = 3  # questions that a peer leaves unanswered before it is not counted on
 
 
 class Author:
@@ -60,13 +62,19 @@ class Author:
             del self._asked[peer]
             self._silent[peer] = self._silent.get(peer, 0) + 1
 
-    def ready(self) -> Publish | None:
-        """Hand over what waits, once every peer asked has answered or is gone, and one did."""
-        self._sure = self._sure or bool(self._answered and not self._asked)
-        if not self._sure:
+    def ready(self, peers: Collection[PeerId]) -> Publish | None:
+        """Hand over what waits, once it is certain that no newer head of ours is out.
+
+        Certain is: three peers have answered, or all that are connected have, at least one, but for
+        those that were silent again and again.
+        """
+        deaf = sum(self._silent.get(peer, 0) >= SILENCES_MAX for peer in peers)
+        wanted = min(self._config.echo_peers, max(1, len(peers) - deaf))
+        if not self._sure and (self._asked or len(self._answered) < wanted):
             return None
-        wanted, self.waiting = self.waiting, None
-        return wanted
+        self._sure = True
+        publish, self.waiting = self.waiting, None
+        return publish
 
     def heard(self, head: Signed[Head]) -> bool:
         """Note a head of one's own that came from outside; True if it is news."""

@@ -282,7 +282,7 @@ class Replica:
 
     def _publish(self) -> Iterator[Effect]:
         """Sign what waits, once it is certain that no newer head of ours is out."""
-        if (wanted := self._author.ready()) is None:
+        if (wanted := self._author.ready(self._peers)) is None:
             return
         own = self._own()
         if reason := self._author.blocked(own.claims, self._now_s):
@@ -361,8 +361,8 @@ class Replica:
     def _sync(self) -> Iterator[Effect]:
         self._author.expire(self._now_s)
         self._renew()
-        yield from self._author.ask(self._peers, self._now_s)
         yield from self._publish()
+        yield from self._author.ask(self._peers, self._now_s)
         yield from self._pulls.expire(self._now_s)
         yield from self._grown_stale()
         if self._peers:

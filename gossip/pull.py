@@ -34,6 +34,7 @@ from .wire import (
     encode,
 )
 
+TIMEOUTS_MAX = 3  # answers that a source may owe, before it is asked no more
 Piece = Delta | Manifest | Cards | Gone
 
 
@@ -42,7 +43,7 @@ class _Pull:
     """One table on its way. `asked` is the peer whose answer is awaited, since `asked_s`."""
 
     head: Signed[Head]
-    sources: dict[PeerId, None] = field(default_factory=dict)
+    sources: dict[PeerId, int] = field(default_factory=dict)  # how often each was too slow
     asked: PeerId | None = None
     asked_s: int = 0
     index: Index | None = None
@@ -82,7 +83,7 @@ class Pulls:
             self.forget(origin)
             pull = self._pulls[origin] = _Pull(head)
         if source is not None and len(pull.sources) < self._config.sources_max:
-            pull.sources[source] = None
+            pull.sources.setdefault(source, 0)
         if pull.asked is None:
             self._idle[origin] = None
         return self.ask(now_s)
@@ -112,7 +113,10 @@ class Pulls:
         """Give up on peers that did not answer in time, and on tables that nobody has."""
         for origin, pull in list(self._pulls.items()):
             if pull.asked is not None and now_s - pull.asked_s >= self._config.pull_timeout_s:
+                slow, times = pull.asked, pull.sources.get(pull.asked, 0) + 1
                 self._leave(origin, pull)
+                if times < TIMEOUTS_MAX:
+                    pull.sources[slow] = times  # it comes last now
             if not pull.sources:
                 self.forget(origin)
         return self.ask(now_s)

@@ -342,8 +342,17 @@ class App:
     def round(self, tell: Tell, report: Report = silent) -> RoundRow:
         """Run one round, or take up the one that was killed."""
         self.require("capture")
+        from leaves.training.child import TrainingError
+
         with self.lock("round", "a round is running already"):
-            return self._round(self.telling(tell), report).run(self.now())
+            try:
+                return self._round(self.telling(tell), report).run(self.now())
+            except TrainingError as problem:
+                raise ModelError(
+                    f"the training process ended: {problem}",
+                    unchanged="What was reached is kept; no leaf was changed by it.",
+                    next_step="`groove-node round` goes on from there.",
+                ) from None
 
     def plan(self, report: Report = silent) -> Plan:
         self.require("capture")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
-from leaves.bundle import Privacy, unpack
+from leaves.bundle import BundleError, Privacy, unpack
 from leaves.lifecycle import Outcome
 from leaves.model import Adapter, Evaluation, Forest, Instant, Leaf, LeafId, Verdict
 from leaves.ports import (
@@ -103,7 +103,10 @@ class Classroom:
         adapter = self._train(
             folder / "leaf", prepared.train, schedule, self._earlier(leaf, folder), report
         )
-        evaluation = self._judge(leaf, forest, prepared, control, adapter, folder, now, report)
+        try:
+            evaluation = self._judge(leaf, forest, prepared, control, adapter, folder, now, report)
+        except BundleError as problem:  # our own adapter passes a peer's checks or is not used
+            return Lesson(leaf.id, None, f"training went astray: {problem}", {}, folder)
         packed = self._pack(leaf, evaluation, control, adapter, len(prepared.train))
         note = NO_PAIRS + (f"; {left_out} sessions left out by their terms" if left_out else "")
         used = {

@@ -26,7 +26,8 @@ class Terminal:
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
-        self._out = Console(highlight=False, soft_wrap=True)
+        wide = None if sys.stdout.isatty() else 300  # a pipe has no edge to wrap at
+        self._out = Console(highlight=False, soft_wrap=True, width=wide)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
         self._bars: Bars | None = None
         self._tasks: dict[str, TaskID] = {}

@@ -37,9 +37,12 @@ class Links:
     forge: float = 0.0  # a relay writes something better than what was signed
 
     def deliveries(
-        self, frame: bytes, rng: Random, count: Counter[str]
+        self, frame: bytes, rng: Random, count: Counter[str], *, urgent: bool
     ) -> Iterator[tuple[float, bytes]]:
-        """Yield (delay, frame) for each copy that arrives, and count the faults."""
+        """Yield (delay, frame) for each copy that arrives, and count the faults.
+
+        What is urgent arrives as it was sent or not at all, for gossipsub signs its messages.
+        """
         if rng.random() < self.loss:
             count["loss"] += 1
             return
@@ -52,12 +55,12 @@ class Links:
             if rng.random() < self.delay:
                 count["delay"] += 1
                 after += rng.uniform(0, self.delay_s_max)
-            if rng.random() < self.flip:
+            if not urgent and rng.random() < self.flip:
                 count["flip"] += 1
                 frame = flipped(frame, rng)
-            if rng.random() < self.forge and (forged := tampered(frame, rng)) is not None:
+            if not urgent and rng.random() < self.forge:
                 count["forge"] += 1
-                frame = forged
+                frame = tampered(frame, rng) or frame
             yield after, frame
 
     @property
@@ -81,18 +84,17 @@ def tampered(frame: bytes, rng: Random) -> bytes | None:
     """Return a well-formed lie in place of a head or a table; None if the frame has neither."""
     try:
         message = decode_sync(frame)
-        if isinstance(message, Have) and message.heads:
-            first, *others = message.heads
-            return encode(replace(message, heads=(_raised(first, rng), *others)))
+        match message:
+            case Have() if message.heads:
+                return encode(replace(message, heads=(_raised(message.heads[0], rng),)))
+            case Manifest() | Cards() if message.cards:
+                return encode(replace(message, cards=(_praised(message.cards[0]),)))
+            case Delta() if message.puts:
+                return encode(replace(message, puts=(_praised(message.puts[0]),)))
+            case _:
+                return None
     except WireError:
         return None  # a bit was turned before
-    match message:
-        case Manifest(cards=(first, *others)) | Cards(cards=(first, *others)):
-            return encode(replace(message, cards=(_praised(first), *others)))
-        case Delta(puts=(first, *others)):
-            return encode(replace(message, puts=(_praised(first), *others)))
-        case _:
-            return None
 
 
 def _raised(env: Env, rng: Random) -> Env:

@@ -76,7 +76,7 @@ class Checker:
             view = node.replica.view(origin)
             if origin != node.origin:
                 was.version, was.absent, was.live = _version(view), {}, ()
-            elif _version(view) < was.version:
+            elif view.standing is Standing.SOUND and _version(view) < was.version:
                 self._fail("monotonic", node, f"own head fell from {was.version} by a crash")
 
     def restored(self, node: Node) -> None:

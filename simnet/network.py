@@ -106,14 +106,7 @@ class Node:
 class Network:
     """Nodes, links between them, and the time. Scenarios drive it; `checker` watches."""
 
-    def __init__(
-        self,
-        *,
-        size: int,
-        seed: int,
-        links: Links | None = None,
-        config: GossipConfig | None = None,
-    ) -> None:
+    def __init__(self, *, size: int, seed: int, links: Links = RELIABLE) -> None:
         self.seed = seed
         self.now = 0.0  # seconds since the start
         self.links = links
@@ -317,7 +310,7 @@ class Network:
         self.sent[f"{plane}_bytes"] += len(frame)
         if self.record:
             self.frames.append((src, dst, frame))
-        for after, arriving in self.links.deliveries(frame, self._rng, self.faults):
+        for after, arriving in self.links.deliveries(frame, self._rng, self.faults, urgent=urgent):
             self._post(after, Arrival(src, dst, arriving, urgent))
 
     def _note(self, name: PeerId, what: str, frame: bytes) -> None:

@@ -86,7 +86,7 @@ def retraction(net: Network) -> Figures:
     author, away = _some(net, 2)
     leaves = _cards(net, author, range(3))
     net.publish(author.name, *leaves)
-    settle(net)
+    _until(net, lambda node: _lives(node, author, leaves[0]), within_s=20 * ROUND_S)
     net.crash(away.name)
     net.retract(author.name, leaves[0].leaf)
     dropped = _until(net, lambda node: not _lives(node, author, leaves[0]), within_s=20 * ROUND_S)
@@ -136,7 +136,7 @@ def fork(net: Network) -> Figures:
     net.run(2 * ROUND_S)
     net.publish(first.name, *_cards(net, first, range(2)))
     net.publish(second.name, *_cards(net, first, range(2, 4)))
-    net.run(4 * ROUND_S)
+    _until(net, lambda node: node.origin != first.origin or _has_head(node, node), HOUR_S)
     net.heal()
     frozen = _until(net, lambda node: _standing(node, first) is Standing.FROZEN, 20 * ROUND_S)
     net.crash(second.name)
@@ -145,10 +145,8 @@ def fork(net: Network) -> Figures:
     net.start(first.name, simulated_keys(f"{net.seed}/{first.name}", epoch=2))
     net.run(ROUND_S)
     net.publish(first.name, *_cards(net, first, range(2)))
-    healed = settle(net)
-    sound = all(_has_head(node, first) for node in net.up())
-    net.checker.require(sound, "liveness", "the next key did not make the origin whole")
-    return {"frozen_s": frozen, **healed}
+    whole = _until(net, lambda node: _has_head(node, first), within_s=20 * ROUND_S)
+    return {"frozen_s": frozen, "whole_s": whole, **settle(net)}
 
 
 def restored_backup(net: Network) -> Figures:
@@ -160,7 +158,8 @@ def restored_backup(net: Network) -> Figures:
     backup = author.disk.snapshot()
     for version in range(2):
         net.publish(author.name, *_cards(net, author, range(version, 4)))
-        net.run(2 * ROUND_S)
+        net.run(ROUND_S)
+        _until(net, lambda node: _has_head(node, author), within_s=20 * ROUND_S)
     net.crash(author.name)
     author.disk = backup
     net.checker.restored(author)

@@ -1,4 +1,4 @@
-"""What the tests of capture share: a clock that is told the time, and a node's capture as a whole."""
+"""What the tests of capture share: a clock told the time, and a node's capture whole."""
 
 from __future__ import annotations
 

@@ -247,15 +247,18 @@ def test_an_adapter_is_refused(file: Callable[[], bytes], reason: str) -> None:
 
 
 @given(data=st.data())
-def test_no_change_of_bytes_does_worse_than_being_refused(data: st.DataObject) -> None:
+def test_no_change_of_bytes_brings_another_adapter_in(data: st.DataObject) -> None:
     blob = bytearray(bundle())
     head = len(blob) - 2000 if data.draw(st.booleans()) else 2500
     for _ in range(data.draw(st.integers(1, 4))):
         blob[data.draw(st.integers(0, head))] = data.draw(st.integers(0, 255))
-    if bytes(blob) == bundle():
+    try:
+        checked = check_form(bytes(blob), chassis())
+    except BundleError:
         return
-    with pytest.raises(BundleError):
-        check_form(bytes(blob), chassis())
+    # What is left is a label of other words; the card that names the bundle is signed, not it.
+    assert checked.adapter == adapter()
+    assert encode_label(checked.label) == unpack(bytes(blob)).label
 
 
 @given(st.binary(max_size=400))

@@ -10,64 +10,65 @@ import re
 
 import re2
 
-# Known openings of keys. What follows must be long enough that no word of prose matches.
+# Known openings of keys. What follows must be long enough that no word of prose matches, and no
+# longer: the check extends it. See `_ALTERNATIVES` for the reason.
 _TOKENS = (
-    r"(?:sk|pk|rk)[_-][A-Za-z0-9_-]{16,}",
-    r"gh[pousr]_[A-Za-z0-9]{20,}",
-    r"github_pat_\w{20,}",
-    r"gl[a-z]{2,6}-[A-Za-z0-9_.=-]{20,}",
-    r"xox[a-z]-[A-Za-z0-9-]{10,}",
-    r"xapp-\d-[A-Za-z0-9-]{10,}",
-    r"xoxe\.xox[bp]-\d-[A-Za-z0-9-]{20,}",
-    r"SG\.[A-Za-z0-9_-]{16,}\.[A-Za-z0-9_-]{16,}",
-    r"AIza[A-Za-z0-9_-]{30,}",
-    r"ya29\.[A-Za-z0-9_-]{20,}",
-    r"GOCSPX-[A-Za-z0-9_-]{20,}",
-    r"npm_[A-Za-z0-9]{30,}",
-    r"pypi-[A-Za-z0-9_-]{40,}",
-    r"hf_[A-Za-z]{30,}",
-    r"api_org_[A-Za-z]{30,}",
-    r"do[opr]_v1_[0-9a-f]{40,}",
-    r"shp(?:at|ss|ca|pa)_[0-9A-Za-z]{30,}",
-    r"sq0[a-z]{3}-[A-Za-z0-9_-]{20,}",
-    r"EAAA[A-Za-z0-9_-]{50,}",
-    r"(?:AGE-SECRET-KEY-|age-secret-key-)1[0-9A-Za-z]{40,}",
-    r"hv[sbr]\.[A-Za-z0-9_-]{20,}",
-    r"tskey-[a-z]+-[A-Za-z0-9-]{10,}",
-    r"glc_[A-Za-z0-9+/=]{30,}",
-    r"glsa_[A-Za-z0-9]{30,}_[A-Za-z0-9]{6,}",
-    r"lin_(?:api|oauth)_[A-Za-z0-9]{30,}",
-    r"figd_[A-Za-z0-9_-]{30,}",
-    r"dckr_(?:pat|oat)_[A-Za-z0-9_-]{20,}",
-    r"whsec_[A-Za-z0-9+/=]{20,}",
+    r"(?:sk|pk|rk)[_-][A-Za-z0-9_-]{16}",
+    r"gh[pousr]_[A-Za-z0-9]{20}",
+    r"github_pat_\w{20}",
+    r"gl[a-z]{2,6}-[A-Za-z0-9_.=-]{20}",
+    r"xox[a-z]-[A-Za-z0-9-]{10}",
+    r"xapp-\d-[A-Za-z0-9-]{10}",
+    r"xoxe\.xox[bp]-\d-[A-Za-z0-9-]{20}",
+    r"SG\.[A-Za-z0-9_-]{16}",
+    r"AIza[A-Za-z0-9_-]{30}",
+    r"ya29\.[A-Za-z0-9_-]{20}",
+    r"GOCSPX-[A-Za-z0-9_-]{20}",
+    r"npm_[A-Za-z0-9]{30}",
+    r"pypi-[A-Za-z0-9_-]{40}",
+    r"hf_[A-Za-z]{30}",
+    r"api_org_[A-Za-z]{30}",
+    r"do[opr]_v1_[0-9a-f]{40}",
+    r"shp(?:at|ss|ca|pa)_[0-9A-Za-z]{30}",
+    r"sq0[a-z]{3}-[A-Za-z0-9_-]{20}",
+    r"EAAA[A-Za-z0-9_-]{50}",
+    r"(?:AGE-SECRET-KEY-|age-secret-key-)1[0-9A-Za-z]{40}",
+    r"hv[sbr]\.[A-Za-z0-9_-]{20}",
+    r"tskey-[a-z]{1,20}-[A-Za-z0-9-]{10}",
+    r"glc_[A-Za-z0-9+/=]{30}",
+    r"glsa_[A-Za-z0-9]{30}",
+    r"lin_(?:api|oauth)_[A-Za-z0-9]{30}",
+    r"figd_[A-Za-z0-9_-]{30}",
+    r"dckr_(?:pat|oat)_[A-Za-z0-9_-]{20}",
+    r"whsec_[A-Za-z0-9+/=]{20}",
     r"SK[0-9a-f]{32}",
     r"key-[0-9a-f]{32}",
-    r"PMAK-[0-9a-f]{20,}-[0-9a-f]{20,}",
-    r"rubygems_[0-9a-f]{40,}",
-    r"dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9_.-]{30,}",
-    r"sntry[su]_[A-Za-z0-9+/=_-]{30,}",
-    r"cf[a-z]{1,2}t_[A-Za-z0-9]{30,}",
-    r"nvapi-[A-Za-z0-9_-]{30,}",
-    r"gsk_[A-Za-z0-9]{30,}",
-    r"r8_[A-Za-z0-9]{30,}",
-    r"pplx-[A-Za-z0-9]{30,}",
-    r"(?:secret|ntn)_[A-Za-z0-9]{40,}",
-    r"ph[cx]_[A-Za-z0-9]{30,}",
+    r"PMAK-[0-9a-f]{20}",
+    r"rubygems_[0-9a-f]{40}",
+    r"dp\.(?:pt|st|ct|sa|scim|audit)\.[A-Za-z0-9_.-]{30}",
+    r"sntry[su]_[A-Za-z0-9+/=_-]{30}",
+    r"cf[a-z]{1,2}t_[A-Za-z0-9]{30}",
+    r"nvapi-[A-Za-z0-9_-]{30}",
+    r"gsk_[A-Za-z0-9]{30}",
+    r"r8_[A-Za-z0-9]{30}",
+    r"pplx-[A-Za-z0-9]{30}",
+    r"(?:secret|ntn)_[A-Za-z0-9]{40}",
+    r"ph[cx]_[A-Za-z0-9]{30}",
     r"dapi[0-9a-f]{32}",
-    r"dt0[a-z]\d\d\.[A-Z0-9]{20,}\.[A-Z0-9]{40,}",
-    r"NRAK-[A-Z0-9]{20,}|NRJS-[0-9a-f]{15,}|NRII-[A-Za-z0-9-]{25,}",
-    r"pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.=-]{30,}",
-    r"shippo_(?:live|test)_[0-9a-f]{30,}",
-    r"sgp_[A-Za-z0-9_]{30,}",
-    r"(?:FLWSECK|FLWPUBK)(?:_TEST)?-[A-Za-z0-9-]{12,}",
-    r"xkeysib-[0-9a-f]{60,}-[A-Za-z0-9]{10,}",
-    r"eyJ[A-Za-z0-9_-]{8,}(?:\.[A-Za-z0-9_-]{4,}){1,4}",
-    r"sl\.[A-Za-z0-9_=-]{80,}",
-    r"duffel_(?:live|test)_[A-Za-z0-9_=-]{30,}",
-    r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{50,}",
-    r"A[KR]CTD[A-Za-z0-9]{30,}|AKCp[A-Za-z0-9]{40,}|ATATT3[A-Za-z0-9_=-]{50,}",
-    r"b\.AAAAAQ[A-Za-z0-9_+/=-]{100,}",
-    r"ops_eyJ[A-Za-z0-9+/=]{40,}",
+    r"dt0[a-z]\d\d\.[A-Z0-9]{20}",
+    r"NRAK-[A-Z0-9]{20}|NRJS-[0-9a-f]{15}|NRII-[A-Za-z0-9-]{25}",
+    r"pscale_(?:tkn|pw|oauth)_[A-Za-z0-9_.=-]{30}",
+    r"shippo_(?:live|test)_[0-9a-f]{30}",
+    r"sgp_[A-Za-z0-9_]{30}",
+    r"(?:FLWSECK|FLWPUBK)(?:_TEST)?-[A-Za-z0-9-]{12}",
+    r"xkeysib-[0-9a-f]{40}",
+    r"eyJ[A-Za-z0-9_-]{17}",
+    r"sl\.[A-Za-z0-9_=-]{80}",
+    r"duffel_(?:live|test)_[A-Za-z0-9_=-]{30}",
+    r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{50}",
+    r"A[KR]CTD[A-Za-z0-9]{30}|AKCp[A-Za-z0-9]{40}|ATATT3[A-Za-z0-9_=-]{50}",
+    r"b\.AAAAAQ[A-Za-z0-9_+/=-]{100}",
+    r"ops_eyJ[A-Za-z0-9+/=]{40}",
 )
 _AWS = r"(?:A3T[A-Z0-9]|AKIA|ASIA|ABIA|ACCA|AROA|AIDA|AGPA|ANPA|ANVA|AIPA)[A-Z0-9]{16}"
 _KEYWORD = (
@@ -79,13 +80,15 @@ _KEYWORD = (
 )
 
 # The name of a group is the name of the method of `scrubber._Pass` that judges its candidates.
-# Among alternatives that begin at one place the first wins: the more telling come first.
+# Among alternatives that begin at one place the first wins: the more telling come first. An
+# alternative has no unbounded part unless it eats all it has read: RE2 follows such a part to its
+# end before it settles for a later match, and does so again for each match in between.
 _ALTERNATIVES = (
     ("pem", r"-{2,6} ?BEGIN [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{2,6}"),
-    ("url", r"[A-Za-z][A-Za-z0-9+.-]*:/{2}"),
+    ("url", r"[A-Za-z][A-Za-z0-9+.-]{0,30}:/{2}"),
     ("token", "|".join(_TOKENS)),
     ("aws", _AWS),
-    ("bearer", r"(?i:bearer|basic)\s{1,3}[A-Za-z0-9._~+/-]{12,}=*"),
+    ("bearer", r"(?i:bearer|basic)\s{1,3}[A-Za-z0-9._~+/-]{12}"),
     (
         "path",
         r"/(?:Users|home)/|(?i:[A-Z]:(?:\\{1,2}|/)(?:Users|Documents and Settings)(?:\\{1,2}|/))",
@@ -93,7 +96,7 @@ _ALTERNATIVES = (
     ("keyword", _KEYWORD),
     (
         "email",
-        r"[A-Za-z0-9._%+'\x{80}-\x{10FFFF}-]+(?:@|%40)"
+        r"(?:@|%40)"
         r"(?:(?:[A-Za-z0-9_\x{80}-\x{10FFFF}-]+\.)+[A-Za-z\x{80}-\x{10FFFF}]{2,24}"
         r"|\[?\d{1,3}(?:\.\d{1,3}){3}\]?)",
     ),
@@ -118,6 +121,8 @@ URL_SECRET_PATH = re.compile(
     rb"|(?:\w+\.)?discord(?:app)?\.com/api/webhooks/\d"
     rb"|api\.telegram\.org/bot\d|[\w.-]*webhook\.office\.com/webhook|hooks\.zapier\.com/hooks/)"
 )
+TOKEN_REST = re.compile(rb"[A-Za-z0-9_+/=-]*(?:\.[A-Za-z0-9_=-]+)*")
+BEARER_REST = re.compile(rb"[A-Za-z0-9._~+/-]*=*")
 PEM_END = re.compile(rb"-{2,6} ?END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)? ?-{2,6}")
 PEM_REST = re.compile(
     rb"(?:(?:\s|\\[nrt]|[\"'+,>|\\])*[A-Za-z0-9+/=]{16,}|\s*[A-Z][\w-]+: [^\n]*)*"
@@ -131,6 +136,7 @@ PATH_REST = re.compile(
     + _PATH_WORD
     + rb"*)*"
 )
+VALUE_BYTES = 512  # of a value are judged
 VALUE = re.compile(rb"[^\s\"'`,;<>(){}\[\]|]+")
 ZONE = re.compile(rb"%[A-Za-z0-9_.-]{1,16}")
 

@@ -19,6 +19,7 @@ from .numbers import Label, Span, is_address, judge
 
 SCRUB_RULES_VERSION: Final = "1"  # rises with every change of what is found
 ROUNDS_MAX = 4
+PEM_BYTES_MAX = 32_768  # of a private key, from its first line to its last
 DEPTH_MAX = 32  # of metadata
 NODES_MAX = 20_000
 
@@ -160,6 +161,8 @@ class _Pass:
     def __init__(self, text: bytes) -> None:
         self._text = text
         self._found: list[Span] = []
+        self._value_end = 0  # end of the last value of a telling name
+        self._no_pem_end = 0  # no end of a private key begins before
 
     def spans(self) -> list[Span]:
         position = 0
@@ -182,14 +185,23 @@ class _Pass:
             start -= 1
         return start
 
+    def _past_word(self, start: int) -> int:
+        """The end of the word that begins or goes on at `start`."""
+        end = start + 1
+        while end < len(self._text) and self._text[end] in _ALNUM:
+            end += 1
+        return end
+
     def _joined(self, start: int, end: int) -> bool:
         """True if a word goes on before or after the span."""
         text = self._text
         return (start > 0 and text[start - 1] in _WORD) or (end < len(text) and text[end] in _WORD)
 
     def _pem(self, start: int, end: int) -> int:
-        if closing := patterns.PEM_END.search(self._text, end, end + 32_768):
+        limit = end + PEM_BYTES_MAX
+        if closing := patterns.PEM_END.search(self._text, max(end, self._no_pem_end), limit):
             return self._add(start, closing.end(), Label.PRIVATE_KEY)
+        self._no_pem_end = limit - 64  # one that the limit cuts is met by the next search
         rest = patterns.PEM_REST.match(self._text, end)
         return self._add(start, rest.end() if rest else end, Label.PRIVATE_KEY)
 
@@ -204,10 +216,13 @@ class _Pass:
 
     def _token(self, start: int, end: int) -> int:
         value = self._text[start:end]
+        if start > 0 and self._text[start - 1] in _ALNUM:
+            return self._past_word(start)
         drawn = value[2:3] not in b"_-" or _turns(value) > 0 or _mixed(value)  # sk-, pk_, rk_
-        if (start > 0 and self._text[start - 1] in _ALNUM) or _dull(value) or not drawn:
+        if _dull(value) or not drawn:
             return start + 2
-        return self._add(start, end, Label.API_KEY)
+        rest = patterns.TOKEN_REST.match(self._text, end)
+        return self._add(start, rest.end() if rest else end, Label.API_KEY)
 
     def _aws(self, start: int, end: int) -> int:
         if self._joined(start, end):
@@ -215,21 +230,25 @@ class _Pass:
         return self._add(start, end, Label.AWS_KEY)
 
     def _bearer(self, start: int, end: int) -> int:
-        value = self._text[start:end].split(None, 1)[1]
+        rest = patterns.BEARER_REST.match(self._text, end)
+        last = rest.end() if rest else end
+        value = self._text[start : min(last, end + patterns.VALUE_BYTES)].split(None, 1)[1]
         if _turns(value) < 2 and len(value) < 24:
             return start + 5
-        return self._add(start, end, Label.API_KEY)
+        return self._add(start, last, Label.API_KEY)
 
     def _path(self, start: int, end: int) -> int:
         rest = patterns.PATH_REST.match(self._text, end)
         inner = start > 0 and self._text[start - 1] in _INNER  # `src/home/x`, `site.com/home/x`
         if rest is None or inner:
             return end
-        return self._add(start, end + len(rest.group().rstrip(b".\\")), Label.FILE_PATH)
+        return self._add(start, end + len(rest.group().rstrip(b".!\\")), Label.FILE_PATH)
 
     def _keyword(self, start: int, end: int) -> int:
         """The value after a telling name; the scan goes on at the value, which may be a URL."""
-        value = patterns.VALUE.match(self._text, end)
+        if end < self._value_end:
+            return end
+        value = patterns.VALUE.match(self._text, end, end + patterns.VALUE_BYTES)
         if value is None:
             return end
         body = value.group().rstrip(b".:\\")
@@ -238,21 +257,19 @@ class _Pass:
         quoted = self._text[end - 1 : end] in (b'"', b"'", b"`")
         if after != b"(" and _unlocks(body, name, quoted):
             aws = len(body) == 40 and (b"aws" in name or b"secretaccess" in name.replace(b"_", b""))
-            self._add(end, end + len(body), Label.AWS_KEY if aws else Label.API_KEY)
+            whole = patterns.VALUE.match(self._text, end)
+            self._value_end = end + len(whole.group().rstrip(b".:\\") if whole else body)
+            self._add(end, self._value_end, Label.AWS_KEY if aws else Label.API_KEY)
         return end
 
     def _email(self, start: int, end: int) -> int:
-        start = self._back(start, _LOCAL, 64)
-        address = self._text[start:end]
-        cut = len(address) - len(address.lstrip(b".'%+-"))
-        local, _, domain = address[cut:].replace(b"%40", b"@").partition(b"@")
-        if (
-            not local
-            or local == b"git"
-            or domain.rpartition(b".")[2].lower() in patterns.FILE_SUFFIXES
-        ):
+        """The candidate begins at the sign: what stands before it is read backwards."""
+        first = self._back(start, _LOCAL, 254)  # the longest of RFC 5321
+        local = self._text[first:start].lstrip(b".'%+-")
+        suffix = self._text[start:end].rpartition(b".")[2].lower()
+        if not local or local == b"git" or suffix in patterns.FILE_SUFFIXES:
             return end
-        return self._add(start + cut, end, Label.EMAIL)
+        return self._add(start - len(local), end, Label.EMAIL)
 
     def _hexadecimal(self, start: int, end: int) -> int:
         start = self._back(start, _HEX, 128)
@@ -316,8 +333,8 @@ def _mixed(value: bytes) -> bool:
 
 
 def _dull(value: bytes) -> bool:
-    """True for what stands in for a key: one character over and over."""
-    return len(set(value[-16:])) < 4
+    """True for what stands in for a key: a few characters over and over."""
+    return len(set(value[4:20])) < 4
 
 
 def _entropy(value: bytes) -> float:
