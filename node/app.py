@@ -27,7 +27,7 @@ from . import rights, routing
 from .bundles import BundleStore
 from .clock import Clock, SystemClock
 from .errors import OwnerError
-from .foreign import Foreign, State
+from .foreign import SERVED, Foreign
 from .home import (
     HomeError,
     check_private,
@@ -50,9 +50,10 @@ if TYPE_CHECKING:
     from leaves.training.chassis import Chassis
     from router.ports import Encoder
 
-    from .capture import ConsentManager, TrainingCorpus
+    from .capture import TrainingCorpus
     from .capture.sessions import Session
     from .classroom import Classroom
+    from .consent import ConsentManager
     from .engine import Plan, Round
 
 
@@ -128,7 +129,7 @@ class App:
 
     @cached_property
     def consent(self) -> ConsentManager:
-        from .capture import ConsentManager
+        from .consent import ConsentManager
 
         return ConsentManager(self.home / "consent.db", clock=self.clock)
 
@@ -224,7 +225,7 @@ class App:
     # Consent
 
     def allows(self, scope: str) -> bool:
-        from .capture import Scope
+        from .consent import Scope
 
         return self.consent.allows(self.user_id, Scope(scope))
 
@@ -302,7 +303,7 @@ class App:
         write_atomic(self.home / "shown.json", msgspec.json.encode(shown))
 
     def roots_to_serve(self) -> list[str]:
-        """Bundles that peers may have: of own mature and accepted foreign leaves, and controls."""
+        """Bundles that peers may have: own mature leaves', checked foreign ones, and controls."""
         roots: set[str] = set()
         if self.allows("publish"):
             for leaf in self.forests.forest().live():
@@ -310,7 +311,7 @@ class App:
                     roots |= {leaf.adapter.bundle, leaf.adapter.control}
         if self.allows("fetch"):
             for known in self.foreign.all():
-                if known.state is State.ACCEPTED and known.leaf.root:
+                if known.state in SERVED and known.leaf.root:
                     roots |= {known.leaf.root, known.detail.get("control_root", "")}
         return sorted(roots - {""})
 

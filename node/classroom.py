@@ -194,20 +194,20 @@ class Classroom:
         previous = folder / "earlier.safetensors"
         if previous.exists():
             adapters.append(("previous", previous))
-        job = EvaluateJob(self._chassis.path, prepared.held_out, tuple(adapters))
-        losses = self._evaluator.losses(job, report).by_label
-        general = EvaluateJob(
-            self._chassis.path,
-            general_examples(),
-            (("parent", adapters[0][1]), ("candidate", adapter.adapter)),
-        )
+        # One child for both: starting one and loading the chassis costs as much as 40 sessions.
+        held_out = len(prepared.held_out)
+        examples = prepared.held_out + general_examples()
+        job = EvaluateJob(self._chassis.path, examples, tuple(adapters))
+        measured = self._evaluator.losses(job, report).by_label
+        losses = {label: values[:held_out] for label, values in measured.items()}
+        general = {label: values[held_out:] for label, values in measured.items()}
         judged = partial(
             judge,
             groups=[example.group or example.session for example in prepared.held_out],
             style_margin=self._style_margin,
             at=now,
         )
-        evaluation = judged(losses, general=self._evaluator.losses(general, report).by_label)
+        evaluation = judged(losses, general=general)
         if evaluation.verdict in (Verdict.HOLDS, Verdict.REGRESSED):
             # The version before stays in force, so it is the one that has to win the round.
             stays = judged({**losses, "candidate": losses["previous"]})

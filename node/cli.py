@@ -15,8 +15,7 @@ from cyclopts import Parameter
 
 from . import asking, orders, overview, rights, show
 from .app import App, prepare_models
-from .capture.sources.importing import Selection, parse_share
-from .errors import MisuseError, OwnerError
+from .errors import OwnerError
 from .terminal import Terminal
 
 HELP = """A node that learns from your own AI work and shares what it learned, peer to peer.
@@ -117,12 +116,8 @@ def import_(
     A second import of the same adds nothing.
     """
     out = Terminal(json)
-    try:
-        selection = Selection(parse_share(share), parse_share(part))
-    except ValueError as problem:
-        raise MisuseError(str(problem)) from None
     app = App.open()
-    result = rights.import_sessions(app, source, what, selection, dry_run, out.progress)
+    result = rights.import_sessions(app, source, what, share, part, dry_run, out.progress)
     out.facts([(key.replace("_", " "), f"{value:,}") for key, value in result.items()])
     out.done(result)
 
@@ -318,12 +313,13 @@ def demo(
     folder: Annotated[Path, Parameter(help="Where the nodes' homes go.")] = Path(".demo"),
     config: Annotated[Path | None, Parameter(help="A groove.toml for the nodes.")] = None,
     without: Annotated[str | None, Parameter(help="Leave a step out: the demo must fail.")] = None,
+    patience: Annotated[float, Parameter(help="Seconds for something to cross the mesh.")] = 120.0,
 ) -> None:
     """Three nodes on this machine: capture, grow a leaf, share it, route to it, take it back."""
     out = Terminal(False)
     from .demo import Demo, Plan
 
-    plan = Plan(folder.resolve(), nodes, from_, steps, config, without)
+    plan = Plan(folder.resolve(), nodes, from_, steps, config, without, patience)
     if not Demo(plan, out.line).run():
         sys.exit(1)
 

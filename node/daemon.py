@@ -41,6 +41,8 @@ from .told import Tell, Told
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+RETRACTED = "retracted by its owner"
+RETRY_S = 60.0
 
 
 class PortError(OwnerError):
@@ -93,7 +95,7 @@ class Daemon:
             self._transport.dial,
             clock=app.clock.now_s,
         )
-        self._fetcher = Fetcher(app, self._driver, tell)
+        self._fetcher = Fetcher(app, self._driver, tell, rng)
         self._shown_revision = -1
         self._run_file = b""
         self._saved_book = b""
@@ -114,6 +116,7 @@ class Daemon:
                 partial(self._every, POLL_S, self._publish),
                 partial(self._every, POLL_S, self._carry_out_orders),
                 partial(self._every, 5.0, self._refresh_run_file),
+                partial(self._every, RETRY_S, self._retry),
             )
             for task in tasks:
                 nursery.start_soon(self._fenced, task)
@@ -148,14 +151,14 @@ class Daemon:
         revision = self._app.forests.revision()
         if revision == self._shown_revision or not revision or not self._app.allows("publish"):
             return
+        if self._app.forests.open_round() is not None:
+            return  # a round is told whole
         forest = self._app.forests.forest()
         view = self._replica.view(self._app.origin)
         retracted = frozenset(leaf.hex() for leaf in view.retracted if leaf is not None)
         shown = self._app.shown()
         table = mesh.cards(forest, shown, self._app.enc8, self._app.bundles.size_bytes, retracted)
-        for card in table.cards:
-            if card.bundle:
-                await self._driver.serve_bundle(card.bundle.root)
+        await self._serve_bundles()
         before = {card.leaf: card.bundle for card in view.cards}
         urgent = any(card.bundle and before.get(card.leaf) != card.bundle for card in table.cards)
         await self._driver.publish(table.cards, table.ended, (), urgent)
@@ -176,7 +179,7 @@ class Daemon:
                     await self._take_in(origin)
                 case LeafRetracted(origin, leaf):
                     gone = self._app.foreign.retract(origin.hex(), leaf.hex() if leaf else None)
-                    await self._drop(gone, "retracted by its owner")
+                    await self._drop(gone, RETRACTED)
 
     async def _take_in_everything(self) -> None:
         """At start: what the replica knows is the truth, whatever was missed."""
@@ -189,6 +192,7 @@ class Daemon:
         view = self._replica.view(origin)
         leaves = mesh.foreign(origin, view.usable, self._app.enc8)
         gone = self._app.foreign.replace_origin(origin.hex(), leaves)
+        withdrawn = {leaf.hex() if leaf else "" for leaf in view.retracted}
         mature = sum(leaf.root is not None for leaf in leaves)
         if not quiet:
             self._say(
@@ -198,7 +202,10 @@ class Daemon:
                 leaves=len(leaves),
                 mature=mature,
             )
-        await self._drop(gone, "no longer in its origin's table")
+        for known in gone:
+            retracted = bool(withdrawn & {known.leaf.leaf, ""})
+            reason = RETRACTED if retracted else "no longer in its origin's table"
+            await self._drop([known], reason)
         self._fetcher.wake()
 
     async def _drop(self, gone: list[Known], reason: str) -> None:
@@ -253,6 +260,10 @@ class Daemon:
                 self._fetcher.wake()
             case Disconnected(peer):
                 self._say("disconnected", f"lost {peer[-8:]}", peer=peer)
+
+    async def _retry(self) -> None:
+        """What was not had may be had now."""
+        self._fetcher.wake()
 
     async def _refresh_run_file(self) -> None:
         self._write_run_file()

@@ -6,6 +6,7 @@ has to happen, in which order and within which time; a step that does not happen
 
 from __future__ import annotations
 
+import gzip
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from typing import Any
 
 import msgspec
 
+from .errors import MisuseError
 from .told import FILE as EVENTS
 
 # How much of each package is taken: all of the small ones, and of the large ones what makes leaves
@@ -33,7 +35,14 @@ SCOPES = {
     "B": ("capture", "fetch"),
     "C": ("capture", "fetch"),
 }
-WAIT_S = 120.0
+ROWS_MAX = 5000  # of a file: about what the packages give
+# What has to be seen, and by whom; anything missing at the end is a failure.
+EVIDENCE_OF_ONE = ("consent", "captured", "clustered", "seed", "sprout", "judged", "mature")
+EVIDENCE_OF_THREE = {
+    "A": (*EVIDENCE_OF_ONE, "deleted"),
+    "B": ("consent", "captured", "head", "fetched", "accepted", "routed", "dropped"),
+    "C": ("consent", "captured", "head", "fetched", "accepted", "routed", "dropped"),
+}
 QUIET = ("listening", "connected", "disconnected")  # printed by the step that waits for them
 
 
@@ -51,6 +60,7 @@ class Plan:
     steps: int | None
     config: Path | None
     without: str | None
+    patience_s: float = 120.0  # for something to cross the mesh
 
 
 @dataclass
@@ -124,10 +134,28 @@ class Demo:
         self._say = say
         self._began = time.monotonic()
         names = ("A", "B", "C")[: plan.nodes]
+        self._evidence: set[tuple[str, str]] = set()
         self._nodes = {name: Node(name, plan.folder / name) for name in names}
 
     def run(self) -> bool:
-        """True if everything happened."""
+        """True if everything happened. Whatever happens, no process is left behind."""
+        try:
+            for name, step in self._steps():
+                if name == self._plan.without:
+                    self._line("-", f"left out: {name}")
+                    continue
+                step()
+            self._check_evidence()
+        except StepError as missing:
+            self._line("-", f"FAILED: {missing}")
+            return False
+        finally:
+            for node in self._nodes.values():
+                node.stop()
+        self._line("-", "every step happened")
+        return True
+
+    def _steps(self) -> list[tuple[str, Callable[[], None]]]:
         steps: list[tuple[str, Callable[[], None]]] = [
             ("init", self._init),
             ("consent", self._consent),
@@ -143,20 +171,12 @@ class Demo:
                 ("route", self._route),
                 ("delete", self._delete),
             ]
-        try:
-            for name, step in steps:
-                if name == self._plan.without:
-                    self._line("-", f"left out: {name}")
-                    continue
-                step()
-        except StepError as missing:
-            self._line("-", f"FAILED: {missing}")
-            return False
-        finally:
-            for node in self._nodes.values():
-                node.stop()
-        self._line("-", "every step happened")
-        return True
+        names = [name for name, _ in steps]
+        if self._plan.without not in (None, *names):
+            raise MisuseError(
+                f"no step is called {self._plan.without!r}; the steps are {', '.join(names)}"
+            )
+        return steps
 
     def _init(self) -> None:
         shutil.rmtree(self._plan.folder, ignore_errors=True)
@@ -176,6 +196,8 @@ class Demo:
     def _consent(self) -> None:
         for node in self._nodes.values():
             allowed = node.command("consent", "grant", *SCOPES[node.name], "--yes")["scopes"]
+            if set(allowed) >= set(SCOPES[node.name]):
+                self._saw(node, "consent")
             self._line(node.name, f"consent: {', '.join(allowed)}")
 
     def _import(self) -> None:
@@ -188,7 +210,7 @@ class Demo:
         source = self._plan.source
         share = SHARES[node.name]
         if source is not None:
-            wanted = [(("jsonl", str(source.resolve())), 1.0)]
+            wanted = [(("jsonl", str(source.resolve())), self._part_of(source))]
         else:
             wanted = [(("pydoc", package), taken) for package, taken in PACKAGES.items()]
         result: Counter[str] = Counter()
@@ -198,10 +220,18 @@ class Demo:
             result.update(done)
         if not result["added"]:
             raise StepError(f"{node.name} captured no session")
+        self._saw(node, "captured")
         self._line(
             node.name,
             f"captured {result['added']:,} sessions, {result['scrubbed']:,} values scrubbed",
         )
+
+    def _part_of(self, source: Path) -> float:
+        """A demo of a large file takes a part of it, by hash."""
+        opened = gzip.open if source.suffix == ".gz" else open
+        with opened(source, "rb") as lines:
+            rows = sum(1 for _ in lines)
+        return min(1.0, ROWS_MAX / max(rows, 1))
 
     def _run(self) -> None:
         for node in self._nodes.values():
@@ -241,9 +271,9 @@ class Demo:
         """B and C hear of the mature leaves, fetch their bundles, judge them on own sessions."""
         for name in ("B", "C"):
             node = self._nodes[name]
-            self._await(node, "head", WAIT_S)
-            self._await(node, "fetched", WAIT_S)
-            self._await(node, "accepted", WAIT_S)
+            self._await(node, "head", self._plan.patience_s)
+            self._await(node, "fetched", self._plan.patience_s)
+            self._await(node, "accepted", self._plan.patience_s)
         for name in ("B", "C"):
             self._print_tree(name)
 
@@ -255,6 +285,7 @@ class Demo:
             result = node.command("route", prompt, "--answer", answer)
             if result["served_by"] != accepted["leaf"]:
                 raise StepError(f"{name} routed to {result['served_by']}, not to the new leaf")
+            self._saw(node, "routed")
             self._line(
                 name,
                 f"{prompt!r} -> {result['served_by_name']} of {accepted['origin'][:8]}, confidence "
@@ -274,8 +305,9 @@ class Demo:
             f"deleted {result['records_deleted']:,} records, retracted "
             f"{result['leaves_retracted']} leaves",
         )
+        self._saw(self._nodes["A"], "deleted")
         for name in ("B", "C"):
-            self._await(self._nodes[name], "dropped", WAIT_S)
+            self._await(self._nodes[name], "dropped", self._plan.patience_s)
         for name in ("B", "C"):
             left = self._nodes[name].command("tree")["foreign"]
             if left:
@@ -311,8 +343,7 @@ class Demo:
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             for event in node.fresh():
-                if event["event"] not in QUIET:
-                    self._line(node.name, event["text"])
+                self._note(node, event)
                 if event["event"] == wanted:
                     event["seen"] = True
                     return event
@@ -321,10 +352,31 @@ class Demo:
             time.sleep(0.1)
         raise StepError(f"{node.name}: no {wanted!r} within {limit_s:.0f} s")
 
+    def _saw(self, node: Node, evidence: str) -> None:
+        self._evidence.add((node.name, evidence))
+
+    def _note(self, node: Node, event: dict[str, Any]) -> None:
+        """Print an event, and keep it as evidence."""
+        self._saw(node, event["event"])
+        if event["event"] == "stage":
+            self._saw(node, event["data"]["stage"])
+        if event["event"] not in QUIET:
+            self._line(node.name, event["text"])
+
+    def _check_evidence(self) -> None:
+        wanted = EVIDENCE_OF_THREE if self._plan.nodes > 1 else {"A": EVIDENCE_OF_ONE}
+        missing = [
+            f"{name}: {evidence}"
+            for name, all_of_it in wanted.items()
+            for evidence in all_of_it
+            if (name, evidence) not in self._evidence
+        ]
+        if missing:
+            raise StepError(f"not seen: {', '.join(missing)}")
+
     def _print_fresh(self, node: Node) -> None:
         for event in node.fresh():
-            if event["event"] not in QUIET:
-                self._line(node.name, event["text"])
+            self._note(node, event)
 
     def _line(self, who: str, text: str) -> None:
         self._say(f"{time.monotonic() - self._began:7.1f} s  {who}  {text}")

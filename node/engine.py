@@ -274,6 +274,9 @@ class Round:
             now_is = before.leaves[leaf.id].stage
             if was is not None and was.stage is now_is:
                 continue
+            if leaf.level == 1:  # for browsing, so it has no stage worth telling
+                self._say("branch", f"{leaf.name}: a branch of {leaf.sessions:,} sessions")
+                continue
             log.info("leaf changed leaf=%s stage=%s sessions=%d", leaf.id, now_is, leaf.sessions)
             self._say(
                 "stage",

@@ -11,6 +11,7 @@ import hashlib
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -50,10 +51,11 @@ class Fetched:
 class Fetcher:
     """Brings foreign leaves from HEARD to ACCEPTED or REFUSED, one at a time."""
 
-    def __init__(self, app: App, driver: GossipDriver, tell: Tell) -> None:
+    def __init__(self, app: App, driver: GossipDriver, tell: Tell, rng: Random) -> None:
         self._app = app
         self._driver = driver
         self._tell = tell
+        self._rng = rng
         self._woken = trio.Event()
 
     def wake(self) -> None:
@@ -66,6 +68,7 @@ class Fetcher:
             await self._woken.wait()
             self._woken = trio.Event()
             wanted = await trio.to_thread.run_sync(self._wanted)
+            self._rng.shuffle(wanted)  # so that peers who want the same do not ask in one order
             for known in wanted:
                 await self.bring(known)
 
@@ -80,13 +83,22 @@ class Fetcher:
             await self._driver.remove_bundle(bytes.fromhex(known.leaf.root or ""))
             return self._settled(known, State.REFUSED, {"reason": str(problem)})
         known = self._settled(known, State.FETCHED, _origins(fetched), fetched.leaf.label.name)
+        await self._serve()
         state, detail = await trio.to_thread.run_sync(self._judge, known, fetched)
         known = self._settled(known, state, detail)
         if state is State.ACCEPTED:
             await trio.to_thread.run_sync(self._app.deploy)
-            for root in self._app.roots_to_serve():
-                await self._driver.serve_bundle(bytes.fromhex(root))
+        if state is State.REFUSED:
+            for root in (known.leaf.root, known.detail["control_root"]):
+                if root and root not in self._app.roots_to_serve():
+                    await self._driver.remove_bundle(bytes.fromhex(root))
         return known
+
+    async def _serve(self) -> None:
+        """Whole, checked bundles are served on at once; whether one is any good is each node's own
+        finding."""
+        for root in self._app.roots_to_serve():
+            await self._driver.serve_bundle(bytes.fromhex(root))
 
     def _wanted(self) -> list[Known]:
         """Mature leaves on our chassis, in a region where we have sessions to judge them by."""

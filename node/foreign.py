@@ -47,6 +47,9 @@ class State(StrEnum):
     WAITING = "waiting"
 
 
+SERVED = (State.FETCHED, State.WAITING, State.ACCEPTED)  # whole, checked, and not refused
+
+
 @dataclass(frozen=True, slots=True)
 class Known:
     """A foreign leaf and what this node made of it.

@@ -17,6 +17,7 @@ import msgspec
 from leaves.model import Instant
 from leaves.ports import Report
 
+from .errors import MisuseError
 from .home import sync_dir, write_atomic
 from .mailbox import Retract
 from .show import moment
@@ -24,7 +25,7 @@ from .told import Told
 
 if TYPE_CHECKING:
     from .app import App
-    from .capture.sources.importing import Selection, SourceSession
+    from .capture.sources.importing import SourceSession
 
 MARKER = "deletion.pending"
 _FOLDERS = ("rounds", "training", "router", "embeddings")  # made of the data, and of nothing else
@@ -33,7 +34,7 @@ _FILES = ("shown.json", "events.jsonl", "events.jsonl.1")
 
 def grant(app: App, scopes: Sequence[str]) -> list[str]:
     """Allow scopes; return all that are in force."""
-    from .capture import Scope
+    from .consent import Scope
 
     for scope in scopes:
         app.consent.grant_scope(app.user_id, Scope(scope))
@@ -42,7 +43,7 @@ def grant(app: App, scopes: Sequence[str]) -> list[str]:
 
 def revoke(app: App, scopes: Sequence[str]) -> list[str]:
     """Withdraw scopes, or all if none is named; return those still in force."""
-    from .capture import Scope
+    from .consent import Scope
 
     if not scopes:
         app.consent.revoke_consent(app.user_id)
@@ -64,19 +65,33 @@ def consent_log(app: App) -> list[dict[str, str]]:
 
 
 def import_sessions(
-    app: App, source: str, what: Sequence[str], selection: Selection, dry_run: bool, report: Report
+    app: App,
+    source: str,
+    what: Sequence[str],
+    share: str,
+    part: str,
+    dry_run: bool,
+    report: Report,
 ) -> dict[str, Any]:
-    """Bring the sessions of packages or files into the corpus; counts of what became of them."""
+    """Bring the sessions of packages or files into the corpus; counts of what became of them.
+
+    share, part: which of them, as "0.0:0.5" of the groups and of the sessions left, by hash.
+    """
     from .capture import DomainTagger, PIIScrubber, TrainingDataIntake
+    from .capture.sources.importing import Selection, parse_share
     from .capture.sources.importing import import_sessions as bring
     from .capture.sources.jsonl import JsonlSource
     from .capture.sources.pydoc import PydocSource
 
-    intake = TrainingDataIntake(app.consent, app.corpus, PIIScrubber(), DomainTagger())
+    try:
+        selection = Selection(parse_share(share), parse_share(part))
+    except ValueError as problem:
+        raise MisuseError(f"{problem}; nothing was imported") from None
+    intake = TrainingDataIntake(
+        app.consent, app.corpus, PIIScrubber(), DomainTagger(), clock=app.clock
+    )
     sources: list[Iterable[SourceSession]] = (
-        [PydocSource(what, report)]
-        if source == "pydoc"
-        else [JsonlSource(Path(path)) for path in what]
+        [PydocSource(what)] if source == "pydoc" else [JsonlSource(Path(path)) for path in what]
     )
     totals: dict[str, Any] = {"added": 0, "skipped_known": 0, "refused": 0, "scrubbed": 0}
     dropped: Counter[str] = Counter()

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NoReturn
 
-from gossip.core import OriginView, Replica
+from gossip.core import OriginView
 from gossip.events import Broadcast, Effect, LeafRetracted, OriginChanged, Refused, Send
 from gossip.ports import PeerId
 from gossip.wire import Card, Ended, Head, Standing
@@ -90,7 +90,9 @@ class Checker:
         changed = list(dict.fromkeys(e.origin for e in effects if isinstance(e, OriginChanged)))
         try:
             if node.origin in changed:
-                self._own(node, replica, effects)
+                self._note_signed(node, replica.view(node.origin))
+            if any(isinstance(effect, Send | Broadcast) for effect in effects):
+                self._told_once(node, replica.own_head())
             for effect in effects:
                 match effect:
                     case LeafRetracted(origin, leaf):
@@ -107,17 +109,16 @@ class Checker:
 
     # ---- safety --------------------------------------------------------------------------------
 
-    def _own(self, node: Node, replica: Replica, effects: Sequence[Effect]) -> None:
-        """Note what a node signs as the truth, and as told if it left the machine."""
-        view = replica.view(node.origin)
-        self._note_signed(node, view)
-        if view.head and any(isinstance(effect, Send | Broadcast) for effect in effects):
+    def _told_once(self, node: Node, head: Head | None) -> None:
+        """Whatever leaves the machine may carry its head: from then on the number is spent."""
+        if head is not None:
             self.checks["no self-fork"] += 1
-            told = self._told.setdefault((node.origin, _version(view)), view.head)
-            if told != view.head and node.origin not in self.forkers:
-                self._fail("no self-fork", node, f"two heads under {_version(view)}")
+            told = self._told.setdefault((node.origin, (head.epoch, head.seq)), head)
+            if told != head and node.origin not in self.forkers:
+                self._fail("no self-fork", node, f"two heads under {(head.epoch, head.seq)}")
 
     def _note_signed(self, node: Node, view: OriginView) -> None:
+        """What a node signs is the truth about it."""
         if view.head is not None:
             self._signed.setdefault((node.origin, view.head), (view.cards, view.ended))
 
@@ -166,6 +167,7 @@ class Checker:
 
     def converged(self, net: Network) -> bool:
         """True if all nodes that are up hold the same."""
+        self.checks["convergence"] += 1
         return len({shown(node) for node in net.up()}) <= 1
 
     def require(self, holds: bool, invariant: str, text: str) -> None:

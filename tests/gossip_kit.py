@@ -1,4 +1,4 @@
-"""What the tests of gossip share: keys from small numbers, cards, replicas, and a tidy wire."""
+"""What the tests of gossip share: keys from names, cards, heads, replicas, and a tidy wire."""
 
 from __future__ import annotations
 
@@ -7,16 +7,38 @@ from collections import deque
 from collections.abc import Iterable
 from random import Random
 
+from msgspec.structs import replace
+
+from gossip import table
 from gossip.config import GossipConfig
 from gossip.core import Replica
+from gossip.envelope import seal
 from gossip.events import Effect, Event, PeerUp, Publish, Received, Save, Send
 from gossip.keys import Keys, issue, private_key, public_bytes
 from gossip.ports import PeerId, Record
-from gossip.wire import Card, Ended, Op, Stage, SyncMessage, Usage, decode_sync, encode
+from gossip.wire import (
+    ZERO32,
+    Card,
+    Ended,
+    Env,
+    Have,
+    Head,
+    Manifest,
+    Op,
+    Retract,
+    Scope,
+    Stage,
+    SyncMessage,
+    Usage,
+    decode_sync,
+    encode,
+)
 
 NOW_S = 1_760_000_000 // 3600 * 3600
 NOW_H = NOW_S // 3600
 ALICE, BOB, CAROL = PeerId("alice"), PeerId("bob"), PeerId("carol")
+
+DAY_S = 86_400
 
 
 def seed(*parts: object) -> bytes:
@@ -69,6 +91,62 @@ def sent(effects: Iterable[Effect]) -> list[SyncMessage]:
 
 def received(peer: PeerId, message: SyncMessage, now_s: int = NOW_S) -> Received:
     return Received(peer, encode(message), now_s)
+
+
+A = keys("alice")
+
+
+def only(effects: list[Effect], kind: type) -> list[Effect]:
+    return [effect for effect in effects if isinstance(effect, kind)]
+
+
+def signed(
+    *cards: Card,
+    seq: int = NOW_H << 16,
+    by: Keys = A,
+    usage: tuple[Usage, ...] = (),
+    ended: tuple[Ended, ...] = (),
+    **changed: object,
+) -> tuple[Env, table.Table]:
+    """A head as a peer may sign it, and its table."""
+    whole = table.build(cards, ended, usage)
+    head = Head(
+        *(by.origin, by.doc.epoch, seq, 0, ZERO32, table.root(whole.index), len(cards)),
+        *(NOW_H, NOW_H + 168, 0, bytes(8), table.usage_hash(usage)),
+    )
+    return seal(replace(head, **changed), by.op).env, whole
+
+
+def have(*heads: Env, by: Keys = A) -> Have:
+    return Have((by.doc,), heads, (), ())
+
+
+def manifest(head: Env, whole: table.Table) -> Manifest:
+    return Manifest(head, whole.index, tuple(whole.live()), whole.usage)
+
+
+def bob(**config: int) -> Replica:
+    """A replica that is connected to alice and carol."""
+    node = replica("bob", GossipConfig(**config))
+    node.handle(PeerUp(ALICE, NOW_S))
+    node.handle(PeerUp(CAROL, NOW_S))
+    return node
+
+
+def informed(*cards: Card, **head: object) -> tuple[Replica, Env]:
+    """A replica that holds alice's table."""
+    node = bob()
+    env, whole = signed(*cards, **head)  # type: ignore[arg-type]
+    node.handle(received(ALICE, have(env)))
+    node.handle(received(ALICE, manifest(env, whole)))
+    assert node.view(A.origin).head is not None
+    return node, env
+
+
+def retraction(n: int | None, by: Keys = A) -> Have:
+    gone = None if n is None else leaf(n)
+    said = seal(Retract(by.origin, by.doc.epoch, gone, NOW_H, Scope.PUBLISH), by.op).env
+    return Have((by.doc,), (), (said,), ())
 
 
 class Line:

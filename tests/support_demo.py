@@ -1,4 +1,4 @@
-"""A small world for whole-node tests: three topics of made-up asks, thresholds to match, a tiny Llama."""
+"""A small world for whole-node tests: three topics of made-up asks, and a tiny Llama."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ import pytest
 from support_capture import NOON, USER, HandClock
 
 from node.capture import ConsentManager, Scope
-from node.capture.consent import ConsentUnreadableError
+from node.consent import ConsentUnreadableError
 from node.home import WideOpenError
 
 ROOT = Path(__file__).parent.parent
@@ -23,7 +23,7 @@ CRASH = 9
 CRASHING = """
 import os, sys
 from pathlib import Path
-from node.capture.consent import ConsentManager
+from node.consent import ConsentManager
 home, user, action, k = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 manager = ConsentManager(Path(home) / "consent.db")
 steps = 0

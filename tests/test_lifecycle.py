@@ -158,9 +158,7 @@ def test_a_seed_found_again_starts_its_misses_anew() -> None:
         (Kind.REASONING, 300, True),
     ],
 )
-def test_a_seed_is_trained_at_its_kinds_threshold(
-    kind: Kind, sessions: int, trained: bool
-) -> None:
+def test_a_seed_is_trained_at_its_kinds_threshold(kind: Kind, sessions: int, trained: bool) -> None:
     wanted = due(forest(leaf(kind=kind, sessions=sessions)), NOW, RULES)
     assert [d.purpose for d in wanted] == ([Purpose.FIRST] if trained else [])
 

@@ -16,7 +16,7 @@ _CHARS = (200, 600)  # of a passage: long enough to have a context, short enough
 
 
 @cache
-def general_examples(count: int = 24) -> tuple[Example, ...]:
+def general_examples(count: int = 20) -> tuple[Example, ...]:
     """Passages to be continued: the first half of each is the prompt, the rest the completion."""
     from pydoc_data.topics import topics
 

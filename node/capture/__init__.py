@@ -1,6 +1,7 @@
 """From a prompt to a line of the corpus. Imported only once somebody here has consented."""
 
-from .consent import CURRENT_CONSENT_VERSION, ConsentManager, ConsentRecord, Scope
+from node.consent import CURRENT_CONSENT_VERSION, ConsentManager, ConsentRecord, Scope
+
 from .corpus import TrainingCorpus
 from .intake import TrainingDataIntake
 from .queue import CaptureItem, CaptureQueue, SessionEnd

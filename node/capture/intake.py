@@ -11,8 +11,8 @@ from enum import StrEnum
 from typing import Any
 
 from node.clock import Clock, SystemClock
+from node.consent import ConsentManager, Scope
 
-from .consent import ConsentManager, Scope
 from .corpus import TrainingCorpus
 from .record import ContentType, TrainingRecord
 from .scrubber import PIIScrubber, ScrubError

@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from node.clock import Clock
+from node.consent import ConsentManager
 from node.home import get_or_create_user_id, groove_home
 
-from .consent import ConsentManager
 from .corpus import TrainingCorpus
 from .intake import CONTENT_CHARS_MAX, Refusal
 from .record import ContentType

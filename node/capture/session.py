@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from node.clock import Clock, SystemClock
+from node.consent import ConsentManager
 from router.minilm_encoder import ENC8
 from router.ports import ENCODED_CHARS
 
-from .consent import ConsentManager
 from .corpus import TrainingCorpus
 from .intake import Draft, TrainingDataIntake
 from .record import SESSION_CLOSE, ContentType, TrainingRecord

@@ -7,8 +7,8 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from node.clock import Clock, SystemClock
+from node.consent import ConsentManager
 
-from .consent import ConsentManager
 from .corpus import TrainingCorpus
 
 

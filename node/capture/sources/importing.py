@@ -18,10 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from leaves.ports import Progress, Report, silent
-from node.capture.consent import Scope
 from node.capture.intake import Draft, Refusal, TrainingDataIntake
 from node.capture.record import SESSION_CLOSE, ContentType, TrainingRecord
 from node.capture.session import close_draft
+from node.consent import Scope
 from node.errors import OwnerError
 
 CHUNK = 256  # sessions written and synced together

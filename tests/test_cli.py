@@ -1,0 +1,226 @@
+"""What an owner types and sees, above all when something is wrong: one clear line, nothing lost."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+Run = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    folder = tmp_path / "home"
+    folder.mkdir(mode=0o700)
+    return folder
+
+
+@pytest.fixture
+def groove(home: Path) -> Run:
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "node.cli", *arguments],
+            env={**os.environ, "GROOVE_HOME": str(home), "HF_HUB_OFFLINE": "1"},
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return run
+
+
+@pytest.fixture
+def ready(groove: Run) -> Run:
+    assert groove("init", "--json").returncode == 0
+    return groove
+
+
+def refused(done: subprocess.CompletedProcess[str], code: int = 1) -> str:
+    """The error text of a command that failed as it should: no traceback, and advice."""
+    assert done.returncode == code, done.stdout + done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+    return done.stderr
+
+
+def test_help_teaches_the_first_steps(groove: Run) -> None:
+    done = groove("--help")
+    assert done.returncode == 0
+    for word in ("init", "consent", "import", "round", "tree", "doctor", "GROOVE_HOME"):
+        assert word in done.stdout
+
+
+def test_an_unknown_command_or_option_is_misuse(groove: Run) -> None:
+    assert groove("rouns").returncode == 2
+    assert groove("tree", "--depth", "3").returncode == 2
+
+
+def test_a_command_without_a_home_says_to_run_init(groove: Run) -> None:
+    assert "groove-node init" in refused(groove("status"))
+
+
+def test_init_makes_a_private_home_and_a_second_one_changes_nothing(ready: Run, home: Path) -> None:
+    keys = {path.name: path.read_bytes() for path in (home / "keys").iterdir()}
+    assert all(path.stat().st_mode & 0o077 == 0 for path in home.rglob("*"))
+    again = json.loads(ready("init", "--json").stdout)
+    assert {path.name: path.read_bytes() for path in (home / "keys").iterdir()} == keys
+    assert again["home"] == str(home)
+
+
+def test_everything_is_off_until_it_is_allowed(ready: Run) -> None:
+    assert json.loads(ready("consent", "show", "--json").stdout) == {"scopes": []}
+    assert "consent grant capture" in refused(ready("import", "pydoc", "json"))
+    assert "consent grant capture" in refused(ready("round"))
+
+
+def test_a_grant_that_nobody_answers_changes_nothing(ready: Run) -> None:
+    done = ready("consent", "grant", "capture")
+    assert done.returncode == 0
+    assert "names and street addresses" in done.stdout
+    assert json.loads(ready("consent", "show", "--json").stdout) == {"scopes": []}
+
+
+def test_scopes_are_granted_revoked_and_logged(ready: Run) -> None:
+    granted = json.loads(ready("consent", "grant", "capture", "fetch", "--yes", "--json").stdout)
+    assert granted == {"scopes": ["capture", "fetch"]}
+    assert json.loads(ready("consent", "revoke", "fetch", "--json").stdout)["scopes"] == ["capture"]
+    records = json.loads(ready("consent", "log", "--json").stdout)["records"]
+    assert [record["scopes"] for record in records][-1] == "capture"
+
+
+def test_an_unreadable_file_is_one_clear_line(ready: Run, tmp_path: Path) -> None:
+    ready("consent", "grant", "capture", "--yes")
+    text = refused(ready("import", "jsonl", str(tmp_path / "absent.jsonl")))
+    assert "absent.jsonl" in text and "No such file" in text
+    damaged = tmp_path / "damaged.jsonl.gz"
+    damaged.write_bytes(b"\x1f\x8b\x08garbage")
+    assert "damaged.jsonl.gz" in refused(ready("import", "jsonl", str(damaged)))
+
+
+def test_lines_that_are_no_session_are_counted(ready: Run, tmp_path: Path) -> None:
+    ready("consent", "grant", "capture", "--yes")
+    file = tmp_path / "some.jsonl"
+    file.write_text('{"prompt": "a b", "completion": "c d"}\nnot json\n[]\n{"prompt": "x"}\n')
+    result = json.loads(ready("import", "jsonl", str(file), "--json").stdout)
+    assert (result["added"], result["malformed"]) == (1, 3)
+    again = json.loads(ready("import", "jsonl", str(file), "--json").stdout)
+    assert (again["added"], again["skipped_known"]) == (0, 1)
+
+
+def test_a_share_that_is_none_is_misuse(ready: Run) -> None:
+    ready("consent", "grant", "capture", "--yes")
+    assert "0.0:0.65" in refused(ready("import", "pydoc", "json", "--share", "half"), code=2)
+
+
+def test_a_typo_in_the_config_names_the_key_and_what_was_meant(ready: Run, home: Path) -> None:
+    (home / "groove.toml").write_text("[rules]\nseed_sesions = 10\n")
+    text = refused(ready("status"))
+    assert "seed_sesions" in text and "did you mean `seed_sessions`?" in text
+    assert "groove.toml" in text and "Nothing was started" in text
+
+
+@pytest.mark.parametrize(
+    "line", ["[rules]\nseed_sessions = -1", "[rules]\nseed_sessions = 'many'", "[rules", "[wrong]"]
+)
+def test_a_config_that_cannot_be_is_refused(ready: Run, home: Path, line: str) -> None:
+    (home / "groove.toml").write_text(line + "\n")
+    assert "groove.toml" in refused(ready("status"))
+
+
+def test_a_key_that_others_can_read_stops_the_node(ready: Run, home: Path) -> None:
+    (home / "keys" / "op.key").chmod(0o644)
+    text = refused(ready("run"))
+    assert "op.key" in text and "0644" in text and "chmod 600" in text
+    assert (home / "keys" / "op.key").stat().st_mode & 0o777 == 0o644, "left as it was"
+
+
+def test_a_missing_key_is_never_replaced_by_a_new_one(ready: Run, home: Path) -> None:
+    (home / "keys" / "op.key").unlink()
+    text = refused(ready("status"))
+    assert "op.key missing" in text and "backup" in text
+    assert not (home / "keys" / "op.key").exists()
+
+
+@pytest.mark.network
+def test_a_port_in_use_is_one_clear_line(ready: Run) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        text = refused(ready("run", "--listen", f"/ip4/127.0.0.1/tcp/{port}"))
+    assert str(port) in text and "--listen" in text
+
+
+def test_a_leaf_that_nobody_has_is_named_in_the_error(ready: Run) -> None:
+    assert "no leaf is called 'async-python'" in refused(ready("leaf", "show", "async-python"))
+
+
+def test_routing_before_the_first_round_says_what_to_do(ready: Run) -> None:
+    assert "groove-node round" in refused(ready("route", "how do I sort a list?"))
+
+
+def test_a_fetch_without_a_running_node_says_so(ready: Run) -> None:
+    ready("consent", "grant", "fetch", "--yes")
+    assert "no leaf is called" in refused(ready("fetch", "k8s-networking"))
+
+
+def test_an_address_that_is_none_is_misuse(ready: Run) -> None:
+    assert "nothing was remembered" in refused(ready("peers", "add", "example.org:4021"), code=2)
+
+
+def test_doctor_finds_a_healthy_home_healthy(ready: Run) -> None:
+    findings = json.loads(ready("doctor", "--json").stdout)["findings"]
+    assert {f["check"] for f in findings} >= {"python", "encoder", "chassis", "home", "keys"}
+    assert not [f for f in findings if f["verdict"] == "bad"]
+
+
+def test_the_first_round_routes_by_starters(ready: Run, tmp_path: Path) -> None:
+    ready("consent", "grant", "capture", "--yes")
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"prompt": "How do I sort a list in Python?", "completion": "sorted(x)"}\n')
+    ready("import", "jsonl", str(file))
+    events = json.loads(ready("round", "--json").stdout)["events"]
+    assert [e["event"] for e in events] == ["embedded", "waiting", "deployed"]
+    routed = json.loads(ready("route", "Write a Python function with a decorator", "--json").stdout)
+    assert routed["served_by_name"] == "python-starter"
+    plan = json.loads(ready("round", "--dry-run", "--json").stdout)
+    assert plan["transitions"] == [] and "1,000 sessions" in plan["note"]
+
+
+def test_deletion_leaves_no_trace_of_what_was_captured(
+    ready: Run, home: Path, tmp_path: Path
+) -> None:
+    ready("consent", "grant", "capture", "--yes")
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"prompt": "What is a zymurgical qwxv?", "completion": "A kvlt brew."}\n')
+    ready("import", "jsonl", str(file))
+    ready("round")
+    assert any(b"zymurgical" in p.read_bytes() for p in home.rglob("*") if p.is_file())
+    result = json.loads(ready("data", "--delete", "--yes", "--json").stdout)
+    assert result["records_deleted"] == 3 and result["consent_revoked"]
+    traces = [p for p in home.rglob("*") if p.is_file() and b"zymurgical" in p.read_bytes()]
+    assert traces == []
+    assert json.loads(ready("consent", "show", "--json").stdout) == {"scopes": []}
+
+
+def test_a_deletion_that_was_killed_is_finished_by_the_next_command(
+    ready: Run, home: Path, tmp_path: Path
+) -> None:
+    ready("consent", "grant", "capture", "--yes")
+    file = tmp_path / "one.jsonl"
+    file.write_text('{"prompt": "What is a zymurgical qwxv?", "completion": "A kvlt brew."}\n')
+    ready("import", "jsonl", str(file))
+    (home / "deletion.pending").write_bytes(b"{}")  # what a kill right after the order leaves
+    (home / "deletion.pending").chmod(0o600)
+    ready("status")
+    assert not any(b"zymurgical" in p.read_bytes() for p in home.rglob("*") if p.is_file())
+    assert not (home / "deletion.pending").exists()
