@@ -27,7 +27,7 @@ from .told import FILE as EVENTS
 
 # How much of each package is taken: all of the small ones, and of the large ones what makes leaves
 # of every stage in a few minutes.
-PACKAGES = {"libp2p": 1.0, "networkx": 1.0, "sympy": 0.32, "transformers": 0.11}
+PACKAGES = {"libp2p": 1.0, "networkx": 0.74, "sympy": 0.32, "transformers": 0.075}
 SHARES = {"A": (0.0, 0.65), "B": (0.65, 0.83), "C": (0.83, 1.0)}  # of the modules, by hash
 FIRST_PART, SECOND_PART = "0:0.66", "0.66:1"  # of A's sessions, before and after its first round
 SCOPES = {

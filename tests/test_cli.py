@@ -206,7 +206,7 @@ def test_deletion_leaves_no_trace_of_what_was_captured(
     ready("round")
     assert any(b"zymurgical" in p.read_bytes() for p in home.rglob("*") if p.is_file())
     result = json.loads(ready("data", "--delete", "--yes", "--json").stdout)
-    assert result["records_deleted"] == 3 and result["consent_revoked"]
+    assert result["records_deleted"] == 2 and result["consent_revoked"]
     traces = [p for p in home.rglob("*") if p.is_file() and b"zymurgical" in p.read_bytes()]
     assert traces == []
     assert json.loads(ready("consent", "show", "--json").stdout) == {"scopes": []}

@@ -22,7 +22,7 @@ from simnet.network import Network
 from simnet.runs import Run, play
 from simnet.scenarios import SCENARIOS
 
-SEEDS = range(4)
+SEEDS = range(3)
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
@@ -48,7 +48,7 @@ def test_every_invariant_holds_where_a_third_of_the_frames_is_lost(
     held(play(scenario, nodes=12, seed=seed, loss=0.3))
 
 
-@pytest.mark.parametrize("seed", range(100, 130))
+@pytest.mark.parametrize("seed", range(100, 120))
 def test_every_invariant_holds_under_any_mixture_of_faults(seed: int) -> None:
     held(play("swarm", nodes=5, seed=seed))
 
