@@ -275,11 +275,11 @@ def peers_list(*, json: AsJson = False) -> None:
 
 
 @peers.command(name="add")
-def peers_add(address: str, /, *, json: AsJson = False) -> None:
-    """Remember a peer's address (a multiaddr ending in /p2p/PEER) and dial it."""
+def peers_add(addresses: Sequence[str], /, *, json: AsJson = False) -> None:
+    """Remember peers' addresses (multiaddrs ending in /p2p/PEER) and dial them."""
     out = Terminal(json)
-    orders.add_peer(App.open(), address)
-    out.done({"added": address}, "remembered; the running node dials it at once")
+    orders.add_peers(App.open(), addresses)
+    out.done({"added": list(addresses)}, "remembered; the running node dials them at once")
 
 
 @command.command

@@ -32,7 +32,7 @@ from . import mesh
 from .app import App
 from .errors import OwnerError
 from .fetch import Fetcher
-from .foreign import Known
+from .foreign import Known, State
 from .home import write_atomic
 from .mailbox import Dial, Fetch, Letter, Retract
 from .overview import RUN_FILE
@@ -194,7 +194,7 @@ class Daemon:
         gone = self._app.foreign.replace_origin(origin.hex(), leaves)
         withdrawn = {leaf.hex() if leaf else "" for leaf in view.retracted}
         mature = sum(leaf.root is not None for leaf in leaves)
-        if not quiet:
+        if leaves and not quiet:
             self._say(
                 "head",
                 f"heard of origin {origin.hex()[:8]}: {len(leaves)} leaves, {mature} mature",
@@ -210,6 +210,7 @@ class Daemon:
 
     async def _drop(self, gone: list[Known], reason: str) -> None:
         """Stop routing to leaves at once, and unlink their bundles."""
+        gone = [known for known in gone if known.state is not State.HEARD]
         if not gone:
             return
         await trio.to_thread.run_sync(self._app.deploy)

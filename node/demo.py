@@ -35,6 +35,7 @@ SCOPES = {
     "B": ("capture", "fetch"),
     "C": ("capture", "fetch"),
 }
+MANY_CHUNKS_BYTES = 4 << 20  # a bundle this large comes from every holder
 ROWS_MAX = 5000  # of a file: about what the packages give
 # What has to be seen, and by whom; anything missing at the end is a failure.
 EVIDENCE_OF_ONE = ("consent", "captured", "clustered", "seed", "sprout", "judged", "mature")
@@ -241,13 +242,14 @@ class Demo:
             self._line(node.name, event["text"])
 
     def _join(self) -> None:
-        """B and C dial A, and C dials B: so each can fetch from two."""
-        for name, others in (("B", ("A",)), ("C", ("A", "B"))):
-            for other in others:
-                address = self._nodes[other].command("peers", "list")["addresses"][0]
-                self._nodes[name].command("peers", "add", address)
-            for _ in others:
-                self._line(name, self._await(self._nodes[name], "connected", 30)["text"])
+        self._dial("B", "A")
+
+    def _dial(self, name: str, *others: str) -> None:
+        lists = [self._nodes[other].command("peers", "list") for other in others]
+        if lists:
+            self._nodes[name].command("peers", "add", *(x["addresses"][0] for x in lists))
+        for _ in others:
+            self._line(name, self._await(self._nodes[name], "connected", 30)["text"])
 
     def _first_round(self) -> None:
         for name in sorted(set(self._nodes) - {"A"}):
@@ -268,19 +270,24 @@ class Demo:
         self._print_tree("A")
 
     def _share(self) -> None:
-        """B and C hear of the mature leaves, fetch their bundles, judge them on own sessions."""
-        for name in ("B", "C"):
+        """B hears of the mature leaf and fetches it; C comes late, and fetches from A and B."""
+        for name, others in (("B", ()), ("C", ("A", "B"))):
+            self._dial(name, *others)
             node = self._nodes[name]
             self._await(node, "head", self._plan.patience_s)
-            self._await(node, "fetched", self._plan.patience_s)
-            self._await(node, "accepted", self._plan.patience_s)
+            fetched = self._await(node, "fetched", self._plan.patience_s)["data"]
+            many = fetched["bytes"] > MANY_CHUNKS_BYTES
+            if many and len(fetched["sources"]) < len(others):
+                raise StepError(f"{name} had the bundle from {len(fetched['sources'])} peer only")
+        for name in ("B", "C"):
+            self._await(self._nodes[name], "accepted", self._plan.patience_s)
         for name in ("B", "C"):
             self._print_tree(name)
 
     def _route(self) -> None:
         for name in ("B", "C"):
             node = self._nodes[name]
-            accepted = next(e for e in node.events if e["event"] == "accepted")["data"]
+            accepted = self._first(node, "accepted")
             prompt, answer = self._sample(node, accepted["leaf"])
             result = node.command("route", prompt, "--answer", answer)
             if result["served_by"] != accepted["leaf"]:
@@ -292,6 +299,11 @@ class Demo:
                 f"{result['confidence']:.2f}; loss of its answer {result['loss']['leaf']:.3f} "
                 f"under the leaf, {result['loss']['chassis']:.3f} under the chassis",
             )
+
+    def _first(self, node: Node, event: str) -> dict[str, Any]:
+        """The figures of the first event of a kind."""
+        found: dict[str, Any] = next(e["data"] for e in node.events if e["event"] == event)
+        return found
 
     def _sample(self, node: Node, leaf: str) -> tuple[str, str]:
         """A session of the node's own that the new leaf serves."""
@@ -307,7 +319,11 @@ class Demo:
         )
         self._saw(self._nodes["A"], "deleted")
         for name in ("B", "C"):
-            self._await(self._nodes[name], "dropped", self._plan.patience_s)
+            accepted = self._first(self._nodes[name], "accepted")["leaf"]
+            while True:
+                dropped = self._await(self._nodes[name], "dropped", self._plan.patience_s)
+                if dropped["data"]["leaf"] == accepted:
+                    break
         for name in ("B", "C"):
             left = self._nodes[name].command("tree")["foreign"]
             if left:

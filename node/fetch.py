@@ -68,6 +68,9 @@ class Fetcher:
             await self._woken.wait()
             self._woken = trio.Event()
             wanted = await trio.to_thread.run_sync(self._wanted)
+            if wanted:
+                delay_s = self._app.config.mesh.fetch_delay_s
+                await trio.sleep(self._rng.uniform(delay_s / 2, delay_s))
             self._rng.shuffle(wanted)  # so that peers who want the same do not ask in one order
             for known in wanted:
                 await self.bring(known)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -45,15 +46,17 @@ def retract(app: App, name: str) -> str:
     return leaf.id
 
 
-def add_peer(app: App, address: str) -> None:
-    """Remember a peer; a running node dials it at once."""
+def add_peers(app: App, addresses: Sequence[str]) -> None:
+    """Remember peers; a running node dials them at once."""
     from gossip.addresses import AddressError, peer_of
 
     try:
-        peer_of(address)
+        for address in addresses:
+            peer_of(address)
     except AddressError as problem:
         raise MisuseError(f"{problem}; nothing was remembered") from None
-    app.mailbox.post(Dial(address), app.clock.now_s())
+    for address in addresses:
+        app.mailbox.post(Dial(address), app.clock.now_s())
 
 
 def fetch(app: App, name: str) -> dict[str, Any]:
