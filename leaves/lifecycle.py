@@ -237,7 +237,7 @@ def decide(forest: Forest, seen: Observations, now: Instant, rules: Rules) -> li
             continue
         if seen.full and leaf.stage is Stage.SEED:
             out.append(_missed(leaf, rules))
-    out.extend(_dormant(forest, now, rules))
+    out.extend(_dormant(forest, seen, now, rules))
     return out
 
 
@@ -384,12 +384,14 @@ def _revival(leaf: Leaf, cluster: Seen, rules: Rules) -> Revived | None:
     return Revived(leaf.id, cluster, f"{fresh} sessions since it was archived")
 
 
-def _dormant(forest: Forest, now: Instant, rules: Rules) -> list[Transition]:
+def _dormant(forest: Forest, seen: Observations, now: Instant, rules: Rules) -> list[Transition]:
+    """A captured session in its region is a prompt that came its way, whoever answered it."""
+    newest = {cluster.leaf: cluster.newest for cluster in seen.seen if cluster.leaf}
     out: list[Transition] = []
     for leaf in forest.live():
         if leaf.trainings == 0 or _age_days(leaf, now) < rules.dormant_days:
             continue
-        heard = max(leaf.last_routed or 0, leaf.stage_since)
+        heard = max(leaf.last_routed or 0, leaf.stage_since, newest.get(leaf.id, 0))
         quiet_days = (now - heard) // DAY_S
         monthly = leaf.growth_per_day * 30
         if quiet_days >= rules.dormant_days:

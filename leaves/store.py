@@ -9,7 +9,7 @@ from __future__ import annotations
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,7 @@ CREATE TABLE IF NOT EXISTS history (
     seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, round INTEGER NOT NULL, leaf TEXT NOT NULL,
     kind TEXT NOT NULL, reason TEXT NOT NULL, state BLOB NOT NULL, centroid BLOB NOT NULL);
 CREATE INDEX IF NOT EXISTS history_leaf ON history (leaf, seq);
+CREATE TABLE IF NOT EXISTS routed (leaf TEXT PRIMARY KEY, at INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS member (session TEXT PRIMARY KEY, leaf TEXT NOT NULL);
 CREATE TABLE IF NOT EXISTS lineage (
     leaf TEXT NOT NULL, session TEXT NOT NULL, role TEXT NOT NULL, round INTEGER NOT NULL,
@@ -91,7 +92,11 @@ class ForestStore:
     def forest(self) -> Forest:
         rows = self._db.execute("SELECT state, centroid FROM leaf ORDER BY id").fetchall()
         births = self._db.execute("SELECT value FROM meta WHERE name = 'births'").fetchone()
-        return _forest(rows, int(births[0]) if births else 0, self._origin)
+        forest = _forest(rows, int(births[0]) if births else 0, self._origin)
+        for leaf, at in self._db.execute("SELECT leaf, at FROM routed ORDER BY leaf").fetchall():
+            if leaf in forest.leaves:
+                forest = forest.with_leaf(replace(forest.leaves[leaf], last_routed=at))
+        return forest
 
     def forest_at(self, at: Instant) -> Forest:
         """The forest as it was at a moment; its count of births is of no use to a round."""
@@ -144,6 +149,13 @@ class ForestStore:
         """Write one leaf outside a round: a rename, or what routing and usage records tell."""
         with self._transaction():
             self._put(leaf, kind, reason, now, 0)
+
+    def routed(self, leaf: LeafId, now: Instant) -> None:
+        """Note that a prompt was routed to a leaf."""
+        self._db.execute(
+            "INSERT INTO routed VALUES (?, ?) ON CONFLICT (leaf) DO UPDATE SET at = excluded.at",
+            (leaf, now),
+        )
 
     def assign(self, members: Mapping[str, LeafId]) -> None:
         """Replace the assignment of sessions to leaves."""
@@ -198,7 +210,7 @@ class ForestStore:
     def erase(self) -> None:
         """Erase all leaves with their history; the count of births stays, so no id comes again."""
         with self._transaction():
-            for table in ("leaf", "history", "member", "lineage", "round"):
+            for table in ("leaf", "history", "routed", "member", "lineage", "round"):
                 self._db.execute(f"DELETE FROM {table}")
         self._db.execute("VACUUM")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")

@@ -143,7 +143,7 @@ class App:
     def forests(self) -> ForestStore:
         return ForestStore(self.home / "leaves.db", self.origin)
 
-    @cached_property
+    @property
     def embeddings(self) -> EmbeddingStore:
         from leaves.embeddings import EmbeddingStore
         from router.minilm_encoder import DIMENSIONS, ENC8
@@ -326,7 +326,7 @@ class App:
         """Own sessions that a foreign leaf would be asked for."""
         from .fetch import region
 
-        others = [own.centroid for own in self.forests.forest().live()]
+        others = [own.centroid for own in self.forests.forest().live() if own.level > 1]
         others += [
             known.leaf.centroid
             for known in self.foreign.all()

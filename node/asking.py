@@ -34,6 +34,8 @@ def route(app: App, prompt: str, answer: str | None, report: Report = silent) ->
     chosen = table.route(vector)
     result = _described(chosen, table.explain(vector))
     server = chosen.served_by
+    if chosen.leaf is not None and not chosen.leaf.origin:
+        app.forests.routed(chosen.leaf.leaf, app.now())
     if answer is not None:
         bundle = server.bundle if server else None
         result["loss"] = _loss(app, prompt, answer, bundle, report)

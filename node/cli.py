@@ -309,7 +309,7 @@ def demo(
     *,
     nodes: Annotated[Literal[1, 3], Parameter(help="1 stops at the matured leaf.")] = 3,
     from_: Annotated[Path | None, Parameter(name="--from", help="JSONL instead of pydoc.")] = None,
-    steps: Annotated[int | None, Parameter(help="Training steps of 8 sessions each.")] = None,
+    steps: Annotated[int, Parameter(help="Training steps of 8 sessions each.")] = 24,
     folder: Annotated[Path, Parameter(help="Where the nodes' homes go.")] = Path(".demo"),
     config: Annotated[Path | None, Parameter(help="A groove.toml for the nodes.")] = None,
     without: Annotated[str | None, Parameter(help="Leave a step out: the demo must fail.")] = None,

@@ -21,7 +21,7 @@ from gossip.addresses import Source
 from gossip.core import Replica
 from gossip.dialer import Dialer, DialLoop
 from gossip.driver import GossipDriver
-from gossip.events import LeafRetracted, OriginChanged
+from gossip.events import LeafRetracted, OriginChanged, PublishBlocked
 from gossip.exchange import Exchange
 from gossip.exchange_events import ExchangeConfig
 from gossip.libp2p_transport import Libp2pTransport
@@ -161,8 +161,8 @@ class Daemon:
         await self._serve_bundles()
         before = {card.leaf: card.bundle for card in view.cards}
         urgent = any(card.bundle and before.get(card.leaf) != card.bundle for card in table.cards)
+        self._app.remember_shown(table.shown)  # first: what may have been shown can be retracted
         await self._driver.publish(table.cards, table.ended, (), urgent)
-        self._app.remember_shown(table.shown)
         self._shown_revision = revision
         self._say("published", f"published {len(table.cards)} leaves", leaves=len(table.cards))
 
@@ -177,6 +177,8 @@ class Daemon:
             match change:
                 case OriginChanged(origin):
                     await self._take_in(origin)
+                case PublishBlocked(reason):
+                    self._say("blocked", f"nothing can be published: {reason}", reason=reason)
                 case LeafRetracted(origin, leaf):
                     gone = self._app.foreign.retract(origin.hex(), leaf.hex() if leaf else None)
                     await self._drop(gone, RETRACTED)

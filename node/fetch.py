@@ -166,7 +166,8 @@ class Fetcher:
             style_margin=app.config.training.style_margin if control else 0.0,
             at=app.now(),
         )
-        scores = [float(app.embeddings.vectors()[id_] @ known.leaf.centroid) for id_ in rows]
+        vectors = app.embeddings.vectors()
+        scores = [float(vectors[id_] @ known.leaf.centroid) for id_ in rows]
         detail = {
             "gate": float(np.quantile(scores, FALSE_REJECTS)),
             "sessions": len(examples),

@@ -77,7 +77,8 @@ def cards(
     ended: list[wire.Ended] = []
     now_shown: dict[LeafId, Shown] = {}
     for leaf in forest:
-        if leaf.grown_from is not GrownFrom.DATA or leaf.id in retracted:
+        private = leaf.level == 1 or leaf.grown_from is not GrownFrom.DATA
+        if private or leaf.id in retracted:  # a branch is for its owner's browsing
             continue
         if leaf.stage in _STAGES:
             now_shown[leaf.id] = _show(leaf, shown.get(leaf.id))

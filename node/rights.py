@@ -138,8 +138,9 @@ def finish_deletion(app: App) -> dict[str, Any]:
         app.consent.revoke_consent(app.user_id)
         now_s = app.clock.now_s()
         leaves = list(app.forests.forest())
-        for leaf in leaves:
-            app.mailbox.post(Retract(leaf.id), now_s)
+        shown = sorted(app.shown())
+        for leaf_id in shown:
+            app.mailbox.post(Retract(leaf_id), now_s)
         intake = TrainingDataIntake(app.consent, app.corpus, PIIScrubber(), DomainTagger())
         deleted = intake.delete_user(app.user_id)
         for leaf in leaves:
@@ -157,7 +158,7 @@ def finish_deletion(app: App) -> dict[str, Any]:
     result = {
         "consent_revoked": True,
         "records_deleted": deleted["records_deleted"],
-        "leaves_retracted": len(leaves),
+        "leaves_retracted": len(shown),
     }
     app.events.tell(Told("deleted", f"deleted {deleted['records_deleted']:,} records", result))
     return result

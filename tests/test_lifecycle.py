@@ -243,11 +243,19 @@ def test_a_mature_leaf_is_retrained_every_500_sessions_or_monthly() -> None:
 
 def test_a_trained_leaf_unrouted_for_30_days_is_archived_and_one_day_earlier_is_not() -> None:
     standing = forest(mature())
-    found = seen(cluster(600, ID))
+    found = seen()
     early = decide(standing, found, Instant(NOW + 30 * DAY_S - 1), RULES)
     late = decide(standing, found, Instant(NOW + 30 * DAY_S), RULES)
     assert not any(isinstance(t, Archived) for t in early)
     assert [t.reason for t in late if isinstance(t, Archived)] == ["not routed to for 30 days"]
+
+
+def test_a_leaf_whose_domain_still_has_sessions_is_not_dormant() -> None:
+    later = Instant(NOW + 40 * DAY_S)
+    fresh = replace(cluster(600, ID), newest=later)
+    assert not any(
+        isinstance(t, Archived) for t in decide(forest(mature()), seen(fresh), later, RULES)
+    )
 
 
 def test_a_leaf_with_few_new_sessions_is_archived_unless_others_use_it() -> None:

@@ -1,0 +1,193 @@
+"""What of a forest leaves the machine, and what a peer's cards become here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gossip import wire
+from leaves.model import (
+    Adapter,
+    Forest,
+    GrownFrom,
+    Instant,
+    Kind,
+    Leaf,
+    LeafId,
+    Stage,
+    Vector,
+    leaf_id,
+    unit,
+)
+from node.fetch import region
+from node.foreign import Foreign, State
+from node.mailbox import Dial, Mailbox, Retract
+from node.mesh import REPUBLISH_SESSIONS, ForeignLeaf, Shown, cards, foreign, quantised
+
+ORIGIN = b"\1" * 32
+ENC8 = b"encoder8"
+NOW = Instant(1_800_000_000)
+ADAPTER = Adapter("a" * 64, "b" * 64, "c" * 64, "d" * 16, 8)
+
+
+def vector(seed: int) -> Vector:
+    drawn = np.random.default_rng(seed).normal(size=(1, 384)).astype(np.float32)
+    row: Vector = unit(drawn)[0]
+    return row
+
+
+def leaf(number: int, **changes: object) -> Leaf:
+    base = Leaf(
+        id=leaf_id(ORIGIN, number),
+        name=f"leaf-{number}",
+        stage=Stage.SEED,
+        stage_since=NOW,
+        level=2,
+        kind=Kind.SKILL,
+        grown_from=GrownFrom.DATA,
+        parent=None,
+        lineage=(),
+        created=NOW,
+        sessions=250,
+        growth_per_day=5.0,
+        centroid=vector(number),
+    )
+    return replace(base, **changes)  # type: ignore[arg-type]
+
+
+def forest(*leaves: Leaf) -> Forest:
+    return Forest({x.id: x for x in leaves}, len(leaves), ORIGIN)
+
+
+def table(*leaves: Leaf, shown: dict[LeafId, Shown] | None = None, size: int = 1000):  # type: ignore[no-untyped-def]
+    return cards(forest(*leaves), shown or {}, ENC8, lambda root: size, frozenset())
+
+
+def test_a_card_holds_a_direction_and_buckets_and_no_name() -> None:
+    [card] = table(leaf(0)).cards
+    assert card.sessions_log2 == 8 and card.growth_q == 0
+    assert b"leaf-0" not in wire.encode(card)
+
+
+def test_an_int8_centroid_keeps_its_direction() -> None:
+    for seed in range(20):
+        restored = np.frombuffer(quantised(vector(seed)), np.int8).astype(np.float32)
+        assert float(unit(restored[None])[0] @ vector(seed)) >= 0.9995
+
+
+def test_a_changed_centroid_is_shown_only_after_fifty_new_sessions() -> None:
+    first = table(leaf(0))
+    soon = leaf(0, sessions=250 + REPUBLISH_SESSIONS - 1, centroid=vector(7))
+    assert table(soon, shown=first.shown).cards[0].centroid == first.cards[0].centroid
+    later = leaf(0, sessions=250 + REPUBLISH_SESSIONS, centroid=vector(7))
+    assert table(later, shown=first.shown).cards[0].centroid == quantised(vector(7))
+
+
+@pytest.mark.parametrize("stage", [Stage.SEED, Stage.SPROUT])
+def test_only_a_mature_leaf_offers_its_bundle(stage: Stage) -> None:
+    assert table(leaf(0, stage=stage, adapter=ADAPTER)).cards[0].bundle is None
+    offered = table(leaf(0, stage=Stage.MATURE, adapter=ADAPTER)).cards[0].bundle
+    assert offered is not None and offered.root.hex() == ADAPTER.bundle
+
+
+def test_a_bundle_that_is_not_here_is_not_offered() -> None:
+    assert table(leaf(0, stage=Stage.MATURE, adapter=ADAPTER), size=0).cards[0].bundle is None
+
+
+def test_branches_starters_and_retracted_leaves_are_never_shown() -> None:
+    hidden = [leaf(0, level=1), leaf(1, grown_from=GrownFrom.STARTER), leaf(2)]
+    made = cards(forest(*hidden), {}, ENC8, lambda root: 0, frozenset({hidden[2].id}))
+    assert made.cards == () and made.ended == ()
+
+
+def test_what_ended_is_told_with_its_reason() -> None:
+    [ended] = table(leaf(0, stage=Stage.ARCHIVED)).ended
+    assert ended.reason is wire.Reason.DORMANT
+
+
+@given(st.lists(st.sampled_from(list(Stage)), max_size=8))
+def test_every_forest_makes_a_table_that_the_wire_accepts(stages: list[Stage]) -> None:
+    made = table(*(leaf(n, stage=stage) for n, stage in enumerate(stages)))
+    for card in made.cards:
+        assert wire.decode(wire.encode(card), wire.Card) == card
+    assert len(made.cards) + len(made.ended) == len(stages)
+
+
+def test_a_peers_card_comes_back_as_the_leaf_it_shows() -> None:
+    made = table(leaf(0, stage=Stage.MATURE, adapter=ADAPTER))
+    [seen] = foreign(b"\2" * 32, made.cards, ENC8)
+    assert (seen.stage, seen.root, seen.label) == (Stage.MATURE, "a" * 64, "b" * 64)
+    assert float(seen.centroid @ vector(0)) > 0.999
+
+
+def test_cards_of_another_encoder_or_without_direction_are_left_alone() -> None:
+    [card] = table(leaf(0)).cards
+    assert foreign(b"\2" * 32, [card], b"another8") == []
+    flat = wire.Card(
+        **{f: getattr(card, f) for f in card.__struct_fields__} | {"centroid": bytes(384)}
+    )
+    assert foreign(b"\2" * 32, [flat], ENC8) == []
+
+
+def test_a_region_is_what_stands_nearest_to_the_leaf_and_near_enough() -> None:
+    axes = np.eye(3, dtype=np.float32)
+    near_first = unit(np.array([[0.9, 0.1, 0.0]], np.float32))
+    vectors = np.concatenate([axes, near_first])
+    ids = ["a", "b", "c", "d"]
+    assert region(ids, vectors, axes[0], [axes[1]], 0.5) == ["a", "d"]
+    assert region(ids, vectors, axes[0], [], 0.999) == ["a"]
+    assert region([], vectors[:0], axes[0], [], 0.0) == []
+
+
+@pytest.fixture
+def known(tmp_path: Path) -> Foreign:
+    return Foreign(tmp_path)
+
+
+def other(number: int = 0, root: str | None = "e" * 64, version: int = 1) -> ForeignLeaf:
+    id_ = leaf_id(b"\2" * 32, number)
+    return ForeignLeaf(
+        "02" * 32, id_, version, Stage.MATURE, 9, root, 10, "f" * 64, "d" * 16, vector(number)
+    )
+
+
+def test_a_leaf_absent_under_a_newer_head_is_gone(known: Foreign) -> None:
+    known.replace_origin("02" * 32, [other(0), other(1)])
+    gone = known.replace_origin("02" * 32, [other(1)])
+    assert [k.leaf.leaf for k in gone] == [other(0).leaf]
+    assert [k.leaf.leaf for k in known.all()] == [other(1).leaf]
+
+
+def test_a_new_bundle_starts_its_way_again_and_a_new_version_alone_does_not(
+    known: Foreign,
+) -> None:
+    known.replace_origin("02" * 32, [other()])
+    known.settle(known.all()[0], State.ACCEPTED, {"bytes": 1}, "graphs")
+    known.replace_origin("02" * 32, [other(version=2)])
+    assert known.all()[0].state is State.ACCEPTED
+    known.replace_origin("02" * 32, [other(root="9" * 64, version=3)])
+    assert (known.all()[0].state, known.all()[0].name) == (State.HEARD, "graphs")
+
+
+def test_a_leaf_dropped_while_it_was_judged_stays_dropped(known: Foreign) -> None:
+    known.replace_origin("02" * 32, [other()])
+    being_judged = known.all()[0]
+    known.retract("02" * 32, None)
+    known.settle(being_judged, State.ACCEPTED, {})
+    assert known.all() == []
+
+
+def test_an_order_survives_a_restart_and_is_carried_out_once(tmp_path: Path) -> None:
+    box = Mailbox(tmp_path)
+    first = box.post(Dial("/ip4/127.0.0.1/tcp/1/p2p/x"), 1.0)
+    box.post(Retract(None), 2.0)
+    box.close()
+    again = Mailbox(tmp_path)
+    assert [letter.order for letter in again.waiting()][1] == Retract(None)
+    again.answer(first, {"dialing": "x"}, 3.0)
+    assert len(again.waiting()) == 1 and again.answer_to(first) == {"dialing": "x"}
