@@ -198,6 +198,10 @@ class GossipDriver:
         await self._tell_exchange(bundle.Serve(root, encode(chunks), len(chunks.hashes) // 32))
         return True
 
+    async def stop_serving(self, root: bytes) -> None:
+        """Answer no more for a bundle; it stays on disk."""
+        await self._tell_exchange(bundle.StopServing(root))
+
     async def serve_blob(self, root: bytes, data: bytes) -> None:
         """Answer for a label, whose SHA-256 is `root`."""
         await self._tell_exchange(bundle.Serve(root, data, 0))

@@ -419,7 +419,8 @@ class App:
     def _deploy(self, gates: dict[LeafId, float], starters: list[Any]) -> int:
         from router.table import Table
 
-        found = routing.entries(self.forests.forest(), self.foreign.all(), starters)
+        foreign = self.foreign.all() if self.allows("fetch") else []
+        found = routing.entries(self.forests.forest(), foreign, starters)
         calibrated = [
             entry if entry.origin else replace(entry, gate=gates.get(entry.leaf, entry.gate))
             for entry in found

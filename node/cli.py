@@ -334,6 +334,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         Terminal.error(problem)
         sys.exit(problem.exit_code)
     except KeyboardInterrupt:
+        Terminal.interrupted()
         sys.exit(130)
     except BrokenPipeError:
         sys.exit(0)

@@ -42,6 +42,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 RETRACTED = "retracted by its owner"
+REFRESH_S = 5.0
 RETRY_S = 60.0
 
 
@@ -95,8 +96,9 @@ class Daemon:
             self._transport.dial,
             clock=app.clock.now_s,
         )
-        self._fetcher = Fetcher(app, self._driver, tell, rng)
+        self._fetcher = Fetcher(app, self._driver, self._serve_bundles, tell, rng)
         self._shown_revision = -1
+        self._served: set[str] = set()
         self._run_file = b""
         self._saved_book = b""
 
@@ -115,7 +117,7 @@ class Daemon:
                 self._fetcher.run,
                 partial(self._every, POLL_S, self._publish),
                 partial(self._every, POLL_S, self._carry_out_orders),
-                partial(self._every, 5.0, self._refresh_run_file),
+                partial(self._every, REFRESH_S, self._refresh),
                 partial(self._every, RETRY_S, self._retry),
             )
             for task in tasks:
@@ -167,8 +169,13 @@ class Daemon:
         self._say("published", f"published {len(table.cards)} leaves", leaves=len(table.cards))
 
     async def _serve_bundles(self) -> None:
-        for root in self._app.roots_to_serve():
+        """Answer for the bundles that may be had by the consent of this moment, and no others."""
+        wanted = set(self._app.roots_to_serve())
+        for root in sorted(self._served - wanted):
+            await self._driver.stop_serving(bytes.fromhex(root))
+        for root in sorted(wanted - self._served):
             await self._driver.serve_bundle(bytes.fromhex(root))
+        self._served = wanted
 
     # ---- what comes in ---------------------------------------------------------------------------
 
@@ -216,6 +223,7 @@ class Daemon:
         if not gone:
             return
         await trio.to_thread.run_sync(self._app.deploy)
+        await self._serve_bundles()
         for known in gone:
             for root in filter(None, (known.leaf.root, known.detail.get("control_root"))):
                 if root not in self._app.roots_to_serve():
@@ -268,8 +276,10 @@ class Daemon:
         """What was not had may be had now."""
         self._fetcher.wake()
 
-    async def _refresh_run_file(self) -> None:
+    async def _refresh(self) -> None:
+        """What changes slowly: who is connected, what is allowed, the address book."""
         self._write_run_file()
+        await self._serve_bundles()
         blob = self._book.to_json()
         if blob != self._saved_book:
             self._app.save_address_book(self._book)

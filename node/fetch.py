@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -51,9 +51,18 @@ class Fetched:
 class Fetcher:
     """Brings foreign leaves from HEARD to ACCEPTED or REFUSED, one at a time."""
 
-    def __init__(self, app: App, driver: GossipDriver, tell: Tell, rng: Random) -> None:
+    def __init__(
+        self,
+        app: App,
+        driver: GossipDriver,
+        serve: Callable[[], Awaitable[None]],
+        tell: Tell,
+        rng: Random,
+    ) -> None:
+        """serve: answers for the bundles that may be had now."""
         self._app = app
         self._driver = driver
+        self._serve = serve
         self._tell = tell
         self._rng = rng
         self._woken = trio.Event()
@@ -86,8 +95,11 @@ class Fetcher:
             await self._driver.remove_bundle(bytes.fromhex(known.leaf.root or ""))
             return self._settled(known, State.REFUSED, {"reason": str(problem)})
         known = self._settled(known, State.FETCHED, _origins(fetched), fetched.leaf.label.name)
-        await self._serve()
-        state, detail = await trio.to_thread.run_sync(self._judge, known, fetched)
+        await self._serve()  # how good it is, each node finds out for itself
+        try:
+            state, detail = await trio.to_thread.run_sync(self._judge, known, fetched)
+        except BundleError as problem:
+            state, detail = State.REFUSED, {"reason": str(problem)}
         known = self._settled(known, state, detail)
         if state is State.ACCEPTED:
             await trio.to_thread.run_sync(self._app.deploy)
@@ -97,12 +109,6 @@ class Fetcher:
                     await self._driver.remove_bundle(bytes.fromhex(root))
         return known
 
-    async def _serve(self) -> None:
-        """Whole, checked bundles are served on at once; whether one is any good is each node's own
-        finding."""
-        for root in self._app.roots_to_serve():
-            await self._driver.serve_bundle(bytes.fromhex(root))
-
     def _wanted(self) -> list[Known]:
         """Mature leaves on our chassis, in a region where we have sessions to judge them by."""
         if not self._app.allows("fetch"):
@@ -111,7 +117,7 @@ class Fetcher:
         heard = [
             known
             for known in self._app.foreign.all()
-            if known.state is State.HEARD
+            if known.state in (State.HEARD, State.FETCHED, State.WAITING)
             and known.leaf.stage is Stage.MATURE
             and known.leaf.root is not None
             and known.leaf.chassis == chassis

@@ -49,6 +49,8 @@ def revoke(app: App, scopes: Sequence[str]) -> list[str]:
         app.consent.revoke_consent(app.user_id)
     for scope in scopes:
         app.consent.revoke_scope(app.user_id, Scope(scope))
+    if app.tables.load() is not None:
+        app.deploy()  # without `fetch`, peers' leaves serve no more
     return sorted(app.consent.scopes(app.user_id))
 
 

@@ -5,6 +5,7 @@ Results go to stdout, everything else to stderr. Colours and bars appear only on
 
 from __future__ import annotations
 
+import atexit
 import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -75,6 +76,7 @@ class Terminal:
                 transient=True,
             )
             self._bars.start()
+            atexit.register(self._bars.stop)  # an error or Ctrl-C must give the cursor back
         if progress.phase not in self._tasks:
             self._tasks[progress.phase] = self._bars.add_task(progress.phase, detail="")
         task = self._tasks[progress.phase]
@@ -100,6 +102,10 @@ class Terminal:
             sys.stdout.write(msgspec.json.encode(data).decode() + "\n")
         else:
             self.line(text)
+
+    @staticmethod
+    def interrupted() -> None:
+        Console(stderr=True).print("interrupted; the same command goes on from what was reached")
 
     @staticmethod
     def error(problem: OwnerError) -> None:
