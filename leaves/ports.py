@@ -140,6 +140,10 @@ class Trainer(Protocol):
 
     def train(self, job: TrainJob, report: Report = silent) -> Trained: ...
 
+    def stop(self) -> None:
+        """End a training that runs in another thread; what it reached is kept."""
+        ...
+
 
 class Evaluator(Protocol):
     """Measures losses; judging them is `leaves.training.evaluate`'s."""

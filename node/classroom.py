@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -63,6 +64,7 @@ class Classroom:
         bundles: BundleStore,
         chassis: Chassis,
         trainer: Trainer,
+        control_trainer: Trainer,
         evaluator: Evaluator,
         schedule: Schedule,
         style_margin: float,
@@ -72,6 +74,7 @@ class Classroom:
         self._bundles = bundles
         self._chassis = chassis
         self._trainer = trainer
+        self._control_trainer = control_trainer
         self._evaluator = evaluator
         self._schedule = schedule
         self._style_margin = style_margin
@@ -93,16 +96,21 @@ class Classroom:
             note = _too_few(prepared, controls, left_out)
             return Lesson(leaf.id, None, note, {}, folder)
         schedule = replace(self._schedule, seed=round_id)
-        control = self._train(
-            folder / "control",
-            controls,
-            schedule,
-            self._earlier(leaf, folder, control=True),
-            report,
+        control_job = self._job(
+            folder / "control", controls, schedule, self._earlier(leaf, folder, control=True)
         )
-        adapter = self._train(
-            folder / "leaf", prepared.train, schedule, self._earlier(leaf, folder), report
-        )
+        leaf_job = self._job(folder / "leaf", prepared.train, schedule, self._earlier(leaf, folder))
+        # Side by side, on half of the cores each: small matrices gain little from more threads.
+        with ThreadPoolExecutor(2) as together:
+            aside = together.submit(
+                self._control_trainer.train, control_job, _as("train style control", report)
+            )
+            try:
+                adapter = self._trainer.train(leaf_job, _as("train leaf", report))
+                control = aside.result()
+            except BaseException:  # Ctrl-C too must not wait for the other to finish
+                self._control_trainer.stop()
+                raise
         try:
             evaluation = self._judge(leaf, forest, prepared, control, adapter, folder, now, report)
         except BundleError as problem:  # our own adapter passes a peer's checks or is not used
@@ -162,18 +170,15 @@ class Classroom:
         path.write_bytes(unpack(blob).adapter)
         return path
 
-    def _train(
+    def _job(
         self,
         work: Path,
         examples: tuple[Example, ...],
         schedule: Schedule,
         warm_start: Path | None,
-        report: Report,
-    ) -> Trained:
+    ) -> TrainJob:
         work.mkdir(mode=0o700, exist_ok=True)
-        return self._trainer.train(
-            TrainJob(work, self._chassis.path, examples, schedule, warm_start), report
-        )
+        return TrainJob(work, self._chassis.path, examples, schedule, warm_start)
 
     def _judge(
         self,
@@ -266,6 +271,11 @@ class Classroom:
             chassis=self._chassis.tag8.hex(),
             rank=self._schedule.rank,
         )
+
+
+def _as(phase: str, report: Report) -> Report:
+    """The same progress under a name that tells two trainings apart."""
+    return lambda progress: report(replace(progress, phase=phase))
 
 
 def _example(session: Session) -> Example:

@@ -28,6 +28,7 @@ from .told import FILE as EVENTS
 # How much of each package is taken: all of the small ones, and of the large ones what makes leaves
 # of every stage in a few minutes.
 PACKAGES = {"libp2p": 1.0, "networkx": 1.0, "sympy": 0.17, "transformers": 0.07}
+LEFT_WHOLE = ("sympy", "transformers")  # imported at once: they stay seeds
 SHARES = {"A": (0.0, 0.65), "B": (0.65, 0.83), "C": (0.83, 1.0)}  # of the modules, by hash
 FIRST_PART, SECOND_PART = "0:0.79", "0.79:1"  # of A's sessions, before and after its first round
 SCOPES = {
@@ -216,7 +217,12 @@ class Demo:
         result: Counter[str] = Counter()
         for what, taken in wanted:
             low, high = (f"{bound * taken:.4f}" for bound in share)
-            done = node.command("import", *what, "--share", f"{low}:{high}", "--part", part)
+            asked = part
+            if what[-1] in LEFT_WHOLE:
+                if part == SECOND_PART:
+                    continue
+                asked = "0:1"
+            done = node.command("import", *what, "--share", f"{low}:{high}", "--part", asked)
             result.update(done)
         if not result["added"]:
             raise StepError(f"{node.name} captured no session")

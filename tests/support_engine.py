@@ -100,6 +100,9 @@ class TopicTrainer:
         sha256 = hashlib.sha256(done.read_bytes()).hexdigest()
         return Trained(done, sha256, 1000, 1.0, 2.0, 1.0)
 
+    def stop(self) -> None:
+        """Nothing runs on."""
+
 
 class TopicEvaluator:
     """A leaf's adapter is 0.3 nats better than its control, a second version 0.1 than the first."""
@@ -169,6 +172,7 @@ class Bench:
             self.store,
             self.bundles,
             open_chassis(self.chassis),
+            self.trainer,
             self.trainer,
             TopicEvaluator(),
             Schedule(),
