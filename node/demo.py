@@ -45,6 +45,7 @@ EVIDENCE_OF_THREE = {
     "B": ("consent", "captured", "head", "fetched", "accepted", "routed", "dropped"),
     "C": ("consent", "captured", "head", "fetched", "accepted", "routed", "dropped"),
 }
+SETTLED = ("accepted", "refused", "waiting")
 QUIET = ("listening", "connected", "disconnected")  # printed by the step that waits for them
 
 
@@ -275,24 +276,28 @@ class Demo:
         self._print_tree("A")
 
     def _share(self) -> None:
-        """B hears of the mature leaf and fetches it; C comes late, and fetches from A and B."""
+        """B hears of the mature leaves and fetches; C comes late, and fetches from A and B."""
+        matured = sum(leaf["stage"] == "mature" for leaf in self._tree("A")["leaves"])
+        late = self._nodes["C"]
         for name, others in (("B", ()), ("C", ("A", "B"))):
             self._dial(name, *others)
-            node = self._nodes[name]
-            self._await(node, "head", self._plan.patience_s)
-            fetched = self._await(node, "fetched", self._plan.patience_s)["data"]
-            many = fetched["bytes"] > MANY_CHUNKS_BYTES
-            if many and len(fetched["sources"]) < len(others):
-                raise StepError(f"{name} had the bundle from {len(fetched['sources'])} peer only")
+            self._await(self._nodes[name], "head", self._plan.patience_s)
+            self._await(self._nodes[name], "fetched", self._plan.patience_s)
         for name in ("B", "C"):
-            self._await(self._nodes[name], "accepted", self._plan.patience_s)
-        for name in ("B", "C"):
+            while len(self._all(self._nodes[name], *SETTLED)) < matured:
+                self._await(self._nodes[name], SETTLED, self._plan.patience_s)
+            if not self._all(self._nodes[name], "accepted"):
+                raise StepError(f"{name} found no leaf of A better on its own sessions")
             self._print_tree(name)
+        fetched = self._all(late, "fetched")
+        if all(len(each["sources"]) < 2 for each in fetched):
+            if any(each["bytes"] > MANY_CHUNKS_BYTES for each in fetched):
+                raise StepError("C had every bundle from one peer only")
 
     def _route(self) -> None:
         for name in ("B", "C"):
             node = self._nodes[name]
-            accepted = self._first(node, "accepted")
+            accepted = self._all(node, "accepted")[0]
             prompt, answer = self._sample(node, accepted["leaf"])
             result = node.command("route", prompt, "--answer", answer)
             if result["served_by"] != accepted["leaf"]:
@@ -305,10 +310,12 @@ class Demo:
                 f"under the leaf, {result['loss']['chassis']:.3f} under the chassis",
             )
 
-    def _first(self, node: Node, event: str) -> dict[str, Any]:
-        """The figures of the first event of a kind."""
-        found: dict[str, Any] = next(e["data"] for e in node.events if e["event"] == event)
-        return found
+    def _all(self, node: Node, *kinds: str) -> list[dict[str, Any]]:
+        """The figures of all events of these kinds so far."""
+        return [event["data"] for event in node.events if event["event"] in kinds]
+
+    def _tree(self, name: str) -> dict[str, Any]:
+        return self._nodes[name].command("tree")
 
     def _sample(self, node: Node, leaf: str) -> tuple[str, str]:
         """A session of the node's own that the new leaf serves."""
@@ -324,7 +331,7 @@ class Demo:
         )
         self._saw(self._nodes["A"], "deleted")
         for name in ("B", "C"):
-            accepted = self._first(self._nodes[name], "accepted")["leaf"]
+            accepted = self._all(self._nodes[name], "accepted")[0]["leaf"]
             while True:
                 dropped = self._await(self._nodes[name], "dropped", self._plan.patience_s)
                 if dropped["data"]["leaf"] == accepted:
@@ -355,17 +362,18 @@ class Demo:
         for line in shown.stdout.splitlines():
             self._say(f"            {line}")
 
-    def _await(self, node: Node, wanted: str, limit_s: float) -> dict[str, Any]:
+    def _await(self, node: Node, wanted: str | tuple[str, ...], limit_s: float) -> dict[str, Any]:
         """Wait for an event of a running node, printing those that come before it."""
+        kinds = (wanted,) if isinstance(wanted, str) else wanted
         for event in node.events:
-            if event["event"] == wanted and not event.get("seen"):
+            if event["event"] in kinds and not event.get("seen"):
                 event["seen"] = True
                 return event
         deadline = time.monotonic() + limit_s
         while time.monotonic() < deadline:
             for event in node.fresh():
                 self._note(node, event)
-                if event["event"] == wanted:
+                if event["event"] in kinds:
                     event["seen"] = True
                     return event
             if node.process is not None and node.process.poll() is not None:
