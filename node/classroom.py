@@ -40,6 +40,7 @@ from .capture.scrubber import SCRUB_RULES_VERSION
 from .capture.sessions import Session
 from .capture.terms import TRAINABLE
 
+WARM_RATE = 0.5  # of the learning rate, once a leaf has an adapter
 NO_PAIRS = "preference step skipped: no A/C pairs"
 
 
@@ -96,6 +97,9 @@ class Classroom:
             note = _too_few(prepared, controls, left_out)
             return Lesson(leaf.id, None, note, {}, folder)
         schedule = replace(self._schedule, seed=round_id)
+        if leaf.adapter is not None:  # a warm start at full rate spoils what the chassis knows
+            rate = self._schedule.learning_rate * WARM_RATE
+            schedule = replace(schedule, learning_rate=rate)
         control_job = self._job(
             folder / "control", controls, schedule, self._earlier(leaf, folder, control=True)
         )

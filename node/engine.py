@@ -147,7 +147,7 @@ class Round:
     def _cluster(self, row: RoundRow) -> None:
         clustering = self._discover()
         if clustering is None:
-            self._say("waiting", self._too_few(), sessions=len(self._sessions))
+            self._say("too few", self._too_few(), sessions=len(self._sessions))
             self._tools.store.advance_round(row.id, "deploy", row.state)
             return
         write_atomic(self._clustering_file(row), msgspec.json.encode(clustering))

@@ -189,7 +189,7 @@ def test_the_first_round_routes_by_starters(ready: Run, tmp_path: Path) -> None:
     file.write_text('{"prompt": "How do I sort a list in Python?", "completion": "sorted(x)"}\n')
     ready("import", "jsonl", str(file))
     events = json.loads(ready("round", "--json").stdout)["events"]
-    assert [e["event"] for e in events] == ["embedded", "waiting", "deployed"]
+    assert [e["event"] for e in events] == ["embedded", "too few", "deployed"]
     routed = json.loads(ready("route", "Write a Python function with a decorator", "--json").stdout)
     assert routed["served_by_name"] == "python-starter"
     plan = json.loads(ready("round", "--dry-run", "--json").stdout)
