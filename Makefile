@@ -35,7 +35,7 @@ demo: setup
 	@$(BIN)/groove-node demo --nodes $(NODES) $(if $(FROM),--from $(FROM)) $(if $(STEPS),--steps $(STEPS))
 
 test: setup
-	@$(BIN)/python -m pytest
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 bench: setup
 	@for b in tests/bench/*.py; do echo "== $$b"; $(BIN)/python $$b --json - || exit 1; done

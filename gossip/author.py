@@ -27,6 +27,7 @@ class Author:
     def __init__(self, keys: Keys, config: GossipConfig) -> None:
         self.keys = keys
         self.waiting: Publish | None = None  # to be signed as soon as that is safe
+        self.withholds = False  # the owner does not want heads to be signed
         self.last: Signed[Head] | None = None
         self._config = config
         self._asked: dict[PeerId, int] = {}  # awaited echoes, and since when

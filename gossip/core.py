@@ -45,6 +45,7 @@ from .events import (
     Send,
     SyncDue,
     WakeAfter,
+    Withhold,
 )
 from .hearing import Said, by_origin, heard, open_head
 from .holdings import Holdings
@@ -166,12 +167,15 @@ class Replica:
                 return self._received(peer, frame)
             case Publish(cards, ended, usage):
                 build(cards, ended, usage)  # what cannot be signed is said to the owner at once
-                self._author.waiting = event
+                self._author.waiting, self._author.withholds = event, False
                 return [*self._author.ask(self._peers, self._now_s), *self._publish()]
             case RetractOwn(leaf, _, scope):
                 own, retract = self._own(), self._author.retract(leaf, scope, self._now_s)
                 new = own.with_claims(own.claims.with_retract(retract))
                 return [*self._settle(new, urgent=True)]
+            case Withhold():
+                self._author.waiting, self._author.withholds = None, True
+                return []
             case SyncDue(_, again):
                 return [*self._sync(), *([self._wake()] if again else [])]
         assert_never(event)
@@ -312,7 +316,8 @@ class Replica:
         """Have one's head signed anew before others take it for expired."""
         own = self._own()
         head = own.claims.head
-        if head is None or self._author.waiting is not None or None in own.claims.retracts:
+        silent = self._author.withholds or self._author.waiting is not None
+        if head is None or silent or None in own.claims.retracts:
             return
         if self._now_s // HOUR_S - head.value.ts_h >= self._config.refresh_after_h:
             cards, ended = tuple(own.table.live()), own.table.index.ended

@@ -38,6 +38,7 @@ from .events import (
     Send,
     SyncDue,
     WakeAfter,
+    Withhold,
 )
 from .exchange import Exchange
 from .ports import Arrived, Channel, Connected, Disconnected, PeerId, Store, Transport
@@ -172,6 +173,11 @@ class GossipDriver:
         event = Publish(tuple(cards), tuple(ended), tuple(usage), self._now_s(), urgent)
         async with self._turn:
             await self._replicate(event)
+
+    async def withhold(self) -> None:
+        """Sign no head until the next `publish`; one that still waits for peers is not signed."""
+        async with self._turn:
+            await self._replicate(Withhold(self._now_s()))
 
     async def retract(self, leaf: bytes | None, scope: Scope = Scope.PUBLISH) -> None:
         """Retract one own leaf, or all; returns when it is durable and on its way."""

@@ -56,6 +56,13 @@ class RetractOwn:
 
 
 @dataclass(frozen=True, slots=True)
+class Withhold:
+    """Sign no head from now on, and renew none, until the next `Publish`. Retractions go out."""
+
+    now_s: int
+
+
+@dataclass(frozen=True, slots=True)
 class SyncDue:
     """Time to reconcile with a random peer. One is handed in at the start, and asks for the next
     by `WakeAfter`; again: False for one that the owner asks for in between."""
@@ -64,7 +71,7 @@ class SyncDue:
     again: bool = True
 
 
-Event = PeerUp | PeerDown | Received | Publish | RetractOwn | SyncDue
+Event = PeerUp | PeerDown | Received | Publish | RetractOwn | Withhold | SyncDue
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sqlite3
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,8 +47,8 @@ if TYPE_CHECKING:
     from gossip.addresses import AddressBook
     from gossip.sqlite_store import SqliteStore
     from leaves.embeddings import EmbeddingStore
-    from leaves.ports import Evaluator
     from leaves.training.chassis import Chassis
+    from leaves.training.child import ChildEvaluator
     from router.ports import Encoder
 
     from .capture import TrainingCorpus
@@ -84,6 +85,33 @@ def prepare_models(report: Report = silent) -> dict[str, str]:
     except (ChassisError, EncoderError) as problem:
         raise ModelError(str(problem), unchanged="Nothing was changed.") from None
     return {"encoder": str(encoder), "chassis": str(chassis)}
+
+
+_MENDS = {
+    "leaves.db": "Restore it from a backup; or move it aside: leaves grow anew from the corpus.",
+    "foreign.db": "Move it aside: peers' leaves are judged again.",
+    "mailbox.db": "Move it aside: orders that the node had not carried out are lost, so retract "
+    "again what was being retracted.",
+    "mesh.db": "Move it aside: what is needed comes again from peers.",
+    "embeddings": "Move it aside: the next round embeds all sessions anew.",
+}
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    """What SQLite finds wrong with a file, as something the owner can mend."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as problem:
+        raise _damaged(path, problem) from None
+
+
+def _damaged(path: Path, problem: Exception) -> HomeError:
+    return HomeError(
+        f"{path} cannot be used: {problem}",
+        unchanged="The file was left as it is.",
+        next_step=_MENDS[path.name],
+    )
 
 
 class App:
@@ -141,14 +169,20 @@ class App:
 
     @cached_property
     def forests(self) -> ForestStore:
-        return ForestStore(self.home / "leaves.db", self.origin)
+        with _readable(self.home / "leaves.db"):
+            return ForestStore(self.home / "leaves.db", self.origin)
 
     @property
     def embeddings(self) -> EmbeddingStore:
-        from leaves.embeddings import EmbeddingStore
+        from leaves.embeddings import EmbeddingStore, EmbeddingStoreError
         from router.minilm_encoder import DIMENSIONS, ENC8
 
-        return EmbeddingStore.open(self.home / "embeddings", ENC8, DIMENSIONS)
+        folder = self.home / "embeddings"
+        try:
+            with _readable(folder):
+                return EmbeddingStore.open(folder, ENC8, DIMENSIONS)
+        except EmbeddingStoreError as problem:
+            raise _damaged(folder, problem) from None
 
     @cached_property
     def bundles(self) -> BundleStore:
@@ -156,17 +190,24 @@ class App:
 
     @cached_property
     def foreign(self) -> Foreign:
-        return Foreign(self.home)
+        with _readable(self.home / "foreign.db"):
+            return Foreign(self.home)
 
     @cached_property
     def mailbox(self) -> Mailbox:
-        return Mailbox(self.home)
+        with _readable(self.home / "mailbox.db"):
+            return Mailbox(self.home)
 
     @cached_property
     def mesh_store(self) -> SqliteStore:
-        from gossip.sqlite_store import SqliteStore
+        from gossip.sqlite_store import SqliteStore, StoreDamagedError
 
-        return SqliteStore(self.home / "mesh.db")
+        path = self.home / "mesh.db"
+        try:
+            with _readable(path):
+                return SqliteStore(path)
+        except StoreDamagedError as problem:
+            raise _damaged(path, problem) from None
 
     def address_book(self) -> AddressBook:
         """The peers of the book on disk and of groove.toml."""
@@ -209,11 +250,11 @@ class App:
         return tell
 
     @contextmanager
-    def lock(self, name: str, busy: str) -> Iterator[None]:
+    def lock(self, name: str, busy: str = "", *, wait: bool = False) -> Iterator[None]:
         """Hold GROOVE_HOME/NAME.lock; it falls with the process, so a crash leaves nothing."""
         with (self.home / f"{name}.lock").open("a+") as file:
             try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             except BlockingIOError:
                 raise BusyError(
                     busy,
@@ -266,7 +307,7 @@ class App:
             raise ModelError(str(problem), unchanged="Nothing was done.") from None
 
     @cached_property
-    def evaluator(self) -> Evaluator:
+    def evaluator(self) -> ChildEvaluator:
         from leaves.training.child import ChildEvaluator
 
         return ChildEvaluator(threads=self._threads())
@@ -303,17 +344,23 @@ class App:
         write_atomic(self.home / "shown.json", msgspec.json.encode(shown))
 
     def roots_to_serve(self) -> list[str]:
-        """Bundles that peers may have: own mature leaves', checked foreign ones, and controls."""
+        """Bundles that peers may have: own mature leaves', checked foreign ones, and controls.
+
+        An own bundle is the owner's to offer, also when a peer's card names it.
+        """
         roots: set[str] = set()
+        if self.allows("fetch"):
+            roots |= self.foreign.roots(SERVED) - self.own_roots()
         if self.allows("publish"):
             for leaf in self.forests.forest().live():
                 if leaf.stage is Stage.MATURE and leaf.adapter:
                     roots |= {leaf.adapter.bundle, leaf.adapter.control}
-        if self.allows("fetch"):
-            for known in self.foreign.all():
-                if known.state in SERVED and known.leaf.root:
-                    roots |= {known.leaf.root, known.detail.get("control_root", "")}
-        return sorted(roots - {""})
+        return sorted(roots)
+
+    def own_roots(self) -> set[str]:
+        """Bundles of own leaves, of any stage."""
+        adapters = [leaf.adapter for leaf in self.forests.forest() if leaf.adapter]
+        return {root for adapter in adapters for root in (adapter.bundle, adapter.control)}
 
     # Sessions
 
@@ -324,19 +371,23 @@ class App:
 
     def region(self, leaf: ForeignLeaf) -> list[str]:
         """Own sessions that a foreign leaf would be asked for."""
+        return next(self.regions([leaf]))
+
+    def regions(self, leaves: Sequence[ForeignLeaf]) -> Iterator[list[str]]:
+        """The region of each of some foreign leaves."""
         from .fetch import region
 
-        others = [own.centroid for own in self.forests.forest().live() if own.level > 1]
-        others += [
-            known.leaf.centroid
-            for known in self.foreign.all()
-            if known.leaf.origin == leaf.origin and known.leaf.leaf != leaf.leaf
-        ]
+        own = [leaf.centroid for leaf in self.forests.forest().live() if leaf.level > 1]
         embedded = self.embeddings.snapshot()
-        # An own leaf of the same domain is no rival: it is what this leaf would answer for.
-        others = [other for other in others if float(other @ leaf.centroid) < routing.SAME_DOMAIN]
         floor = self.config.mesh.interest_cosine
-        return region(embedded.ids, embedded.matrix, leaf.centroid, others, floor)
+        theirs: dict[str, list[ForeignLeaf]] = {}
+        for leaf in leaves:
+            if leaf.origin not in theirs:
+                theirs[leaf.origin] = [known.leaf for known in self.foreign.of(leaf.origin)]
+            others = own + [x.centroid for x in theirs[leaf.origin] if x.leaf != leaf.leaf]
+            # A leaf of the same domain is no rival: it is what this leaf would answer for.
+            rivals = [x for x in others if float(x @ leaf.centroid) < routing.SAME_DOMAIN]
+            yield region(embedded.ids, embedded.matrix, leaf.centroid, rivals, floor)
 
     # Rounds
 
@@ -399,23 +450,29 @@ class App:
     def deploy_anew(self) -> int:
         """Build the routing table with freshly calibrated gates; returns its entries."""
         gates = routing.gates(self.forests, self.embeddings)
-        current = self.tables.load()
-        starters = routing.starters_of(current) if current else []
-        if not starters and not any(
-            leaf.grown_from is GrownFrom.DATA for leaf in self.forests.forest().live()
-        ):
-            from router.starters import starter_entries
+        with self.tables.turn():
+            current = self.tables.load_sound()
+            starters = routing.starters_of(current) if current else []
+            if not starters and not any(
+                leaf.grown_from is GrownFrom.DATA for leaf in self.forests.forest().live()
+            ):
+                from router.starters import starter_entries
 
-            starters = starter_entries(self.encoder())
-        return self._deploy(gates, starters)
+                starters = starter_entries(self.encoder())
+            return self._deploy(gates, starters)
 
     def deploy(self) -> int:
         """Build the table anew from what is known; gates and starters stay. Loads no model."""
-        current = self.tables.load()
-        if current is None:
-            return self._deploy({}, [])
-        gates = {entry.leaf: entry.gate for entry in current.entries if not entry.origin}
-        return self._deploy(gates, routing.starters_of(current))
+        with self.tables.turn():
+            current = self.tables.load_sound()
+            entries = current.entries if current else ()
+            gates = {entry.leaf: entry.gate for entry in entries if not entry.origin}
+            return self._deploy(gates, routing.starters_of(current) if current else [])
+
+    def deploy_if_routed(self) -> None:
+        """Build the table anew if there has been one: a crash may have kept it from following."""
+        if self.tables.load_sound() is not None:
+            self.deploy()
 
     def _deploy(self, gates: dict[LeafId, float], starters: list[Any]) -> int:
         from router.table import Table

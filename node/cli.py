@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -15,17 +16,25 @@ from cyclopts import Parameter
 
 from . import asking, orders, overview, rights, show
 from .app import App, prepare_models
-from .errors import OwnerError
+from .errors import MisuseError, OwnerError
 from .terminal import Terminal
+from .told import Told
 
 HELP = """A node that learns from your own AI work and shares what it learned, peer to peer.
 
-First steps: `init`, then `consent grant capture train`, `import pydoc networkx`, `round`, `tree`.
+First steps: `init`, then `consent grant capture train`, `import pydoc libp2p networkx`, `round`,
+`tree`.
 Everything stays on this machine until you grant `publish`. GROOVE_HOME (default ~/.groove) is
 yours; GROOVE_CACHE holds converted models and can be deleted.
 """
 
-command = Command(name="groove-node", help=HELP, version_flags=["--version"])
+command = Command(
+    name="groove-node",
+    help=HELP,
+    version=lambda: version("groove-node"),
+    version_flags=["--version"],
+    suppress_keyboard_interrupt=False,  # `main` says what an interruption leaves
+)
 consent = Command(name="consent", help="What this node may do. Everything is off by default.")
 leaf = Command(name="leaf", help="One leaf: show it, its history, its name, its retraction.")
 peers = Command(name="peers", help="Who this node is connected to, and who it dials.")
@@ -33,6 +42,9 @@ for group in (consent, leaf, peers):
     command.command(group)
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document.")]
+AsJsonLines = Annotated[
+    bool, Parameter(name="--json", negative="", help="Print one JSON document per event.")
+]
 Yes = Annotated[bool, Parameter(name="--yes", negative="", help="Do not ask.")]
 ScopeName = Literal["capture", "train", "publish", "fetch"]
 
@@ -58,16 +70,27 @@ def init(
 @command.command
 def run(
     *,
-    listen: Annotated[str | None, Parameter(help="TCP multiaddr to listen on.")] = None,
-    json: AsJson = False,
+    listen: Annotated[
+        str | None,
+        Parameter(help="TCP multiaddr; else that of groove.toml, else /ip4/0.0.0.0/tcp/4021."),
+    ] = None,
+    json: AsJsonLines = False,
 ) -> None:
     """Run the node in the foreground: mesh, fetching, retractions. Ctrl-C stops it."""
     out = Terminal(json)
     app = App.open()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
+    )
     from .daemon import serve
 
-    serve(app, listen, out.event)
+    def tell(told: Told) -> None:
+        out.stream(told)
+        off = [scope for scope in ("publish", "fetch") if not app.allows(scope)]
+        if told.event == "listening" and off:
+            out.note(f"off until you grant it: {', '.join(off)}; peers' records are passed on")
+
+    serve(app, listen, tell)
 
 
 @command.command
@@ -81,12 +104,13 @@ def status(*, json: AsJson = False) -> None:
 
 @command.command(name="round")
 def round_(
-    *, dry_run: Annotated[bool, Parameter(negative="")] = False, json: AsJson = False
+    *,
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Print what would be done, and change nothing.")
+    ] = False,
+    json: AsJson = False,
 ) -> None:
-    """Embed, cluster, detect, train, evaluate, deploy. A round that was killed is taken up again.
-
-    dry_run: print what would be done, and change nothing.
-    """
+    """Embed, cluster, detect, train, evaluate, deploy. A killed round is taken up again."""
     out = Terminal(json)
     app = App.open()
     if dry_run:
@@ -106,9 +130,13 @@ def import_(
     ],
     /,
     *,
-    share: Annotated[str, Parameter(help="Only these groups, by their hash: 0.0:0.5.")] = "0:1",
-    part: Annotated[str, Parameter(help="Of those only these sessions, by hash.")] = "0:1",
-    dry_run: Annotated[bool, Parameter(negative="")] = False,
+    share: Annotated[
+        str, Parameter(help="Only this part of the groups (modules), by their hash: 0.0:0.5.")
+    ] = "0:1",
+    part: Annotated[str, Parameter(help="Of those only this part of the sessions.")] = "0:1",
+    dry_run: Annotated[
+        bool, Parameter(negative="", help="Count what would be imported, and write nothing.")
+    ] = False,
     json: AsJson = False,
 ) -> None:
     """Import sessions: `pydoc` (docstrings of installed packages) or `jsonl` (prompt, completion).
@@ -179,6 +207,8 @@ def data(
     """Your data: what is there, a copy of it, or its deletion."""
     out = Terminal(json)
     app = App.open()
+    if stats + (export is not None) + delete > 1:
+        raise MisuseError("one of --stats, --export and --delete at a time; nothing was done")
     if export is not None:
         count = rights.export(app, export)
         out.done({"exported": count, "file": str(export)}, f"{count:,} records in {export}")
@@ -203,9 +233,12 @@ def tree(
     out = Terminal(json)
     app = App.open()
     forest, foreign = overview.tree(app, at)
-    out.table(*show.tree_rows(forest, foreign, app.now()))
+    columns, rows = show.tree_rows(forest, foreign, app.now())
+    if rows:
+        out.table(columns, rows)
     leaves = [show.as_json(x) for x in forest.live()]
-    out.done({"leaves": leaves, "foreign": [show.foreign_json(k) for k in foreign]})
+    document = {"leaves": leaves, "foreign": [show.foreign_json(k) for k in foreign]}
+    out.done(document, "" if rows else f"no leaves {'yet' if at is None else f'on {at}'}")
 
 
 @leaf.command(name="show")
@@ -238,11 +271,14 @@ def leaf_rename(name: str, to: str, /, *, json: AsJson = False) -> None:
 def leaf_retract(name: str, /, *, yes: Yes = False, json: AsJson = False) -> None:
     """Withdraw an own leaf from all peers, for ever."""
     out = Terminal(json)
-    if not yes and not out.ask(f"Retract {name}? Peers will drop it for ever."):
+    app = App.open()
+    found = overview.own_leaf(app, name)
+    if not yes and not out.ask(f"Retract {found.name}? Peers will drop it for ever."):
         out.done({"retracted": None}, "Nothing was retracted.")
         return
-    retracted = orders.retract(App.open(), name)
-    out.done({"retracted": retracted}, "retracted; peers are told while the node runs")
+    retracted = orders.retract(app, found.id)
+    told = "now" if overview.running(app) else "when the node runs: `groove-node run`"
+    out.done({"retracted": retracted}, f"retracted {found.name}; peers are told {told}")
 
 
 @command.command
@@ -267,26 +303,31 @@ def route(
 
 @peers.command(name="list")
 def peers_list(*, json: AsJson = False) -> None:
-    """Connected peers and known addresses."""
+    """This node's addresses, connected peers and known addresses."""
     out = Terminal(json)
     result = overview.peers(App.open())
     out.table(("PEER", "ADDRESS", "STATE", "IN", "OUT"), show.peer_rows(result))
-    out.done(result)
+    note = (
+        "" if result["running"] else "no node runs here, so nobody is connected: `groove-node run`"
+    )
+    out.done(result, note)
 
 
 @peers.command(name="add")
 def peers_add(addresses: Sequence[str], /, *, json: AsJson = False) -> None:
     """Remember peers' addresses (multiaddrs ending in /p2p/PEER) and dial them."""
     out = Terminal(json)
-    orders.add_peers(App.open(), addresses)
-    out.done({"added": list(addresses)}, "remembered; the running node dials them at once")
+    app = App.open()
+    orders.add_peers(app, addresses)
+    when = "dialled now" if overview.running(app) else "dialled when the node runs"
+    out.done({"added": list(addresses)}, f"remembered, and {when}")
 
 
 @command.command
 def fetch(name: str, /, *, json: AsJson = False) -> None:
     """Get a foreign leaf's bundle now, check it and evaluate it on your own sessions."""
     out = Terminal(json)
-    result = orders.fetch(App.open(), name)
+    result = orders.fetch(App.open(), name, out.progress)
     out.facts([(key.replace("_", " "), str(value)) for key, value in result.items()])
     out.done(result)
 
@@ -319,6 +360,13 @@ def demo(
     out = Terminal(False)
     from .demo import Demo, Plan
 
+    for given in (from_, config):
+        if given is not None and not given.is_file():
+            raise MisuseError(f"{given}: no such file; nothing was started")
+    if folder.is_dir() and {x.name for x in folder.iterdir()} - {"A", "B", "C"}:
+        raise MisuseError(  # for the demo begins by emptying it
+            f"{folder} holds other files than a demo's; give a new folder; nothing was removed"
+        )
     plan = Plan(folder.resolve(), nodes, from_, steps, config, without, patience)
     if not Demo(plan, out.line).run():
         sys.exit(1)
@@ -326,9 +374,18 @@ def demo(
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     try:
-        command(arguments, exit_on_error=False, print_error=True)
-    except cyclopts.CycloptsError:
+        command(arguments, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as problem:
+        words = " ".join(("groove-node", *(problem.command_chain or ())))
+        Terminal.error(
+            MisuseError(
+                str(problem),
+                unchanged="Nothing was done.",
+                next_step=f"`{words} --help` shows what it takes.",
+            )
+        )
         sys.exit(2)
     except OwnerError as problem:
         Terminal.error(problem)
@@ -336,7 +393,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         Terminal.interrupted()
         sys.exit(130)
-    except BrokenPipeError:
+    except BrokenPipeError:  # `| head` has read enough
         sys.exit(0)
 
 

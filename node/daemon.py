@@ -29,7 +29,8 @@ from gossip.ports import Connected, Disconnected
 from gossip.transport_config import ListenError
 
 from . import mesh
-from .app import App
+from .app import App, BusyError
+from .consent import Scope
 from .errors import OwnerError
 from .fetch import Fetcher
 from .foreign import Known, State
@@ -97,6 +98,10 @@ class Daemon:
             clock=app.clock.now_s,
         )
         self._fetcher = Fetcher(app, self._driver, self._serve_bundles, tell, rng)
+        self._changes = self._driver.changes()
+        self._at_work: set[int] = set()
+        self._allowed: frozenset[Scope] = frozenset()
+        self._withheld = False
         self._shown_revision = -1
         self._served: set[str] = set()
         self._run_file = b""
@@ -104,8 +109,12 @@ class Daemon:
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
+            self._fetches = nursery
             nursery.start_soon(self._stop_on_signal, nursery.cancel_scope)
             await nursery.start(self._transport.run)
+            if not self._app.allows("publish"):
+                await self._driver.withhold()  # first: a head that is old is renewed at the start
+                self._withheld = True
             await nursery.start(self._driver.run)
             self._write_run_file()
             addresses = self._transport.addresses()
@@ -122,13 +131,13 @@ class Daemon:
             )
             for task in tasks:
                 nursery.start_soon(self._fenced, task)
-            await self._take_in_everything()
 
     async def _stop_on_signal(self, scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 log.info("stopping")
                 scope.cancel()
+                self._app.evaluator.stop()  # a thread cannot be cancelled; its child can
                 return
 
     async def _fenced(self, task: Any) -> None:
@@ -150,11 +159,28 @@ class Daemon:
 
     async def _publish(self) -> None:
         """Sign and tell the forest, if it changed and publishing is allowed."""
+        allowed = self._app.consent.scopes(self._app.user_id)
+        if allowed != self._allowed:
+            await self._serve_bundles()
+            self._allowed = allowed
+        if Scope.PUBLISH not in allowed:
+            if not self._withheld:
+                await self._driver.withhold()
+                self._withheld, self._shown_revision = True, -1
+            return
         revision = self._app.forests.revision()
-        if revision == self._shown_revision or not revision or not self._app.allows("publish"):
+        if revision == self._shown_revision or not revision:
             return
         if self._app.forests.open_round() is not None:
             return  # a round is told whole
+        try:
+            with self._app.lock("publish"):  # whoever withdraws consent waits for it
+                if self._app.allows("publish"):
+                    await self._publish_forest(revision)
+        except BusyError:
+            return  # the next poll sees what became of it
+
+    async def _publish_forest(self, revision: int) -> None:
         forest = self._app.forests.forest()
         view = self._replica.view(self._app.origin)
         retracted = frozenset(leaf.hex() for leaf in view.retracted if leaf is not None)
@@ -165,7 +191,7 @@ class Daemon:
         urgent = any(card.bundle and before.get(card.leaf) != card.bundle for card in table.cards)
         self._app.remember_shown(table.shown)  # first: what may have been shown can be retracted
         await self._driver.publish(table.cards, table.ended, (), urgent)
-        self._shown_revision = revision
+        self._shown_revision, self._withheld = revision, False
         self._say("published", f"published {len(table.cards)} leaves", leaves=len(table.cards))
 
     async def _serve_bundles(self) -> None:
@@ -180,7 +206,10 @@ class Daemon:
     # ---- what comes in ---------------------------------------------------------------------------
 
     async def _follow_changes(self) -> None:
-        async for change in self._driver.changes():
+        """Take in what changes; first, whatever was missed, for this may be a second start."""
+        changes = self._changes
+        await self._take_in_everything()
+        async for change in changes:
             match change:
                 case OriginChanged(origin):
                     await self._take_in(origin)
@@ -191,16 +220,22 @@ class Daemon:
                     await self._drop(gone, RETRACTED)
 
     async def _take_in_everything(self) -> None:
-        """At start: what the replica knows is the truth, whatever was missed."""
+        """What the replica knows is the truth, whatever was missed."""
         for origin in self._replica.origins():
             await self._take_in(origin, quiet=True)
+            await trio.lowlevel.checkpoint()
+        await trio.to_thread.run_sync(self._app.deploy_if_routed)
+        await self._fetcher.tidy()
 
     async def _take_in(self, origin: bytes, *, quiet: bool = False) -> None:
         if origin == self._app.origin:
             return
         view = self._replica.view(origin)
         leaves = mesh.foreign(origin, view.usable, self._app.enc8)
+        accepted = self._app.foreign.roots_of(origin.hex(), State.ACCEPTED)
         gone = self._app.foreign.replace_origin(origin.hex(), leaves)
+        if accepted - self._app.foreign.roots_of(origin.hex(), State.ACCEPTED):
+            await trio.to_thread.run_sync(self._app.deploy)  # what changed is not what was judged
         withdrawn = {leaf.hex() if leaf else "" for leaf in view.retracted}
         mature = sum(leaf.root is not None for leaf in leaves)
         if leaves and not quiet:
@@ -219,15 +254,14 @@ class Daemon:
 
     async def _drop(self, gone: list[Known], reason: str) -> None:
         """Stop routing to leaves at once, and unlink their bundles."""
-        gone = [known for known in gone if known.state is not State.HEARD]
         if not gone:
             return
-        await trio.to_thread.run_sync(self._app.deploy)
-        await self._serve_bundles()
-        for known in gone:
-            for root in filter(None, (known.leaf.root, known.detail.get("control_root"))):
-                if root not in self._app.roots_to_serve():
-                    await self._driver.remove_bundle(bytes.fromhex(root))
+        had = [known for known in gone if known.state is not State.HEARD]
+        if had:
+            await trio.to_thread.run_sync(self._app.deploy)
+            await self._serve_bundles()
+        await self._fetcher.let_go(gone)  # also one of which only a part is here
+        for known in had:
             self._say(
                 "dropped",
                 f"{known.name} of {known.leaf.origin[:8]} dropped: {reason}",
@@ -239,9 +273,24 @@ class Daemon:
     # ---- the owner's orders ----------------------------------------------------------------------
 
     async def _carry_out_orders(self) -> None:
+        """Carry out what waits. A fetch takes minutes, and nothing may wait for it."""
         for letter in self._app.mailbox.waiting():
+            if isinstance(letter.order, Fetch):
+                if letter.id not in self._at_work:
+                    self._at_work.add(letter.id)
+                    self._fetches.start_soon(self._answer, letter)
+            else:
+                await self._answer(letter)
+
+    async def _answer(self, letter: Letter) -> None:
+        """Carry an order out; one that fails is answered too, or it would block all others."""
+        try:
             answer = await self._carry_out(letter)
-            self._app.mailbox.answer(letter.id, answer, self._app.clock.now_s())
+        except (OwnerError, ValueError, OSError) as problem:
+            log.warning("order failed letter=%d reason=%s", letter.id, type(problem).__name__)
+            answer = {"error": f"it failed: {problem}"}
+        self._app.mailbox.answer(letter.id, answer, self._app.clock.now_s())
+        self._at_work.discard(letter.id)
 
     async def _carry_out(self, letter: Letter) -> dict[str, Any]:
         match letter.order:
@@ -255,11 +304,15 @@ class Daemon:
                 self._shown_revision = -1
                 return {"retracted": leaf or "all"}
             case Fetch(origin, leaf):
+                if not self._app.allows("fetch"):
+                    return {"error": "the scope `fetch` is not granted"}
                 known = self._app.foreign.get(origin, leaf)
                 if known is None:
                     return {"error": "the leaf is gone"}
                 settled = await self._fetcher.bring(known)
                 return {"state": settled.state.value, **settled.detail}
+            case None:
+                return {"error": "the order cannot be read"}
 
     # ---- who is there ----------------------------------------------------------------------------
 

@@ -14,6 +14,7 @@ from . import overview
 from .app import App
 from .errors import OwnerError
 from .home import groove_cache, home_path
+from .show import counted
 
 DISK_BYTES_WANTED = 2_000_000_000  # models 0.65 GB, then bundles and sessions
 
@@ -75,7 +76,8 @@ def _encoder() -> Finding:
     try:
         encoder = MiniLmEncoder.open(groove_cache())
     except EncoderError as problem:
-        return Finding("encoder", "bad", str(problem), "groove-node init")
+        text = str(problem).removesuffix(" Run `groove-node init`.")
+        return Finding("encoder", "bad", text, "groove-node init")
     return Finding("encoder", "ok", f"{encoder.name}, {encoder.dimensions} dimensions")
 
 
@@ -114,7 +116,7 @@ def _node(app: App) -> Finding:
     if node is None:
         return Finding("node", "note", "not running", "groove-node run")
     peers = len(node["peers"])
-    text = f"running at {node['addresses'][0]}, {peers} peers"
+    text = f"running at {node['addresses'][0]}, {counted(peers, 'peer')}"
     if peers == 0:
         return Finding("node", "note", text, "groove-node peers add ADDRESS")
     return Finding("node", "ok", text)

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -21,21 +23,37 @@ import trio
 from gossip.downloads import FetchError, FetchResult
 from gossip.driver import GossipDriver
 from gossip.wire import CHUNK_BYTES, CHUNKS_MAX
-from leaves.bundle import BundleError, CheckedBundle, check_form, encode_label
-from leaves.model import Matrix, Stage, Vector
+from leaves.bundle import (
+    LABEL_BYTES_MAX,
+    RANKS,
+    BundleError,
+    CheckedBundle,
+    check_form,
+    encode_label,
+)
+from leaves.model import Matrix, Vector
 from leaves.ports import EvaluateJob, Example
+from leaves.training.child import TrainingError
 from leaves.training.evaluate import HELD_OUT_MIN, judge
 from leaves.training.preprocess import stable
 from router.calibrate import FALSE_REJECTS
 
-from .foreign import Known, State
+from .foreign import SERVED, WANTED, Known, State
 from .show import evaluation_line
 from .told import Tell, Told
 
 if TYPE_CHECKING:
+    from leaves.training.chassis import Chassis
+
     from .app import App
 
 log = logging.getLogger(__name__)
+
+PEERS_BYTES_MAX = 2 << 30  # on disk, of all peers' bundles together, whole or in part
+CANDIDATES_MAX = 256  # leaves looked at in one go; of more, another draw comes with the next
+FAILURES_FREE = 2  # then a leaf that cannot be had is asked for ever more rarely...
+PAUSE_S, PAUSE_S_MAX = 60.0, 3600.0  # ...at first after this long, at last this often
+_FRAME_BYTES = (1 << 20) + 4096  # what a bundle holds besides its label and tensors, at most
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +84,10 @@ class Fetcher:
         self._tell = tell
         self._rng = rng
         self._woken = trio.Event()
+        self._turn = trio.Lock()
+        self._coming: set[str] = set()  # roots of the leaf whose turn it is
+        self._failures: Counter[str] = Counter()  # by origin, since it last gave what it promised
+        self._tries: dict[str, tuple[int, float]] = {}  # root → failures, not before
 
     def wake(self) -> None:
         """There may be something new to fetch."""
@@ -81,48 +103,95 @@ class Fetcher:
                 delay_s = self._app.config.mesh.fetch_delay_s
                 await trio.sleep(self._rng.uniform(delay_s / 2, delay_s))
             self._rng.shuffle(wanted)  # so that peers who want the same do not ask in one order
+            # An origin that fails must not hold up the others, however many leaves it names.
+            wanted.sort(key=lambda known: self._failures[known.leaf.origin])
             for known in wanted:
                 await self.bring(known)
+                if self._woken.is_set():
+                    break  # something better may have come
 
     async def bring(self, known: Known) -> Known:
         """Fetch, check and judge one leaf; returns how far it came."""
+        async with self._turn:
+            now = self._app.foreign.get(known.leaf.origin, known.leaf.leaf)
+            if now is None or now.leaf.root is None:
+                return known  # it went while it waited for its turn
+            self._coming = {now.leaf.root}
+            try:
+                settled = await self._bring(now)
+            except (FetchError, TrainingError, OSError) as problem:
+                self._failed(now)
+                log.info("bundle not had leaf=%s reason=%s", now.leaf.leaf, problem)
+                return now  # asked for again later
+            finally:
+                self._coming = set()
+                await self.tidy()
+            if settled.state is State.ACCEPTED:
+                self._failures.pop(now.leaf.origin, None)
+            if settled.state is State.REFUSED:
+                self._failures[now.leaf.origin] += 1
+            self._tries.pop(now.leaf.root, None)
+            return settled
+
+    async def tidy(self) -> None:
+        """Delete the bundles of peers' leaves that are gone, changed or refused."""
+        needed = self._app.foreign.roots(WANTED) | self._app.own_roots()
+        for root in self._app.foreign.expected():
+            if root not in needed and root not in self._coming:
+                await self._driver.remove_bundle(bytes.fromhex(root))
+                self._app.foreign.removed(root)
+
+    async def let_go(self, gone: Sequence[Known]) -> None:
+        """Stop at once to fetch what is no longer there to be had, and tidy up."""
+        self._coming -= {known.leaf.root for known in gone if known.leaf.root}
+        await self.tidy()
+
+    async def _bring(self, known: Known) -> Known:
         try:
             fetched = await self._fetch(known)
-        except FetchError as problem:
-            log.info("bundle not had leaf=%s reason=%s", known.leaf.leaf, problem)
-            return known  # stays HEARD: asked for again when a peer or a card comes
-        except BundleError as problem:
-            await self._driver.remove_bundle(bytes.fromhex(known.leaf.root or ""))
-            return self._settled(known, State.REFUSED, {"reason": str(problem)})
-        known = self._settled(known, State.FETCHED, _origins(fetched), fetched.leaf.label.name)
-        await self._serve()  # how good it is, each node finds out for itself
-        try:
+            label = fetched.leaf.label
+            known = self._settled(known, State.FETCHED, _origins(fetched), shown(label.name))
+            await self._serve()  # how good it is, each node finds out for itself
             state, detail = await trio.to_thread.run_sync(self._judge, known, fetched)
         except BundleError as problem:
             state, detail = State.REFUSED, {"reason": str(problem)}
+        if not self._is_current(known):
+            return known
         known = self._settled(known, state, detail)
-        if state is State.ACCEPTED:
+        if state in (State.ACCEPTED, State.REFUSED):  # it may have been routed to until now
             await trio.to_thread.run_sync(self._app.deploy)
-        if state is State.REFUSED:
-            for root in (known.leaf.root, known.detail["control_root"]):
-                if root and root not in self._app.roots_to_serve():
-                    await self._driver.remove_bundle(bytes.fromhex(root))
+            await self._serve()
         return known
+
+    def _failed(self, known: Known) -> None:
+        assert known.leaf.root is not None
+        self._failures[known.leaf.origin] += 1
+        tries = self._tries.get(known.leaf.root, (0, 0.0))[0] + 1
+        beyond = tries - FAILURES_FREE
+        pause_s = min(PAUSE_S_MAX, PAUSE_S * 2.0 ** min(beyond, 16)) if beyond > 0 else 0.0
+        self._tries.pop(known.leaf.root, None)
+        self._tries[known.leaf.root] = (tries, trio.current_time() + pause_s)
+        if len(self._tries) > 10_000:
+            del self._tries[next(iter(self._tries))]
+        if len(self._failures) > 10_000:
+            del self._failures[next(iter(self._failures))]
 
     def _wanted(self) -> list[Known]:
         """Mature leaves on our chassis, in a region where we have sessions to judge them by."""
         if not self._app.allows("fetch"):
             return []
-        chassis = self._app.chassis.tag8.hex()
+        now = trio.from_thread.run_sync(trio.current_time)
         heard = [
             known
-            for known in self._app.foreign.all()
-            if known.state in (State.HEARD, State.FETCHED, State.WAITING)
-            and known.leaf.stage is Stage.MATURE
-            and known.leaf.root is not None
-            and known.leaf.chassis == chassis
+            for known in self._app.foreign.unsettled(self._app.chassis.tag8.hex())
+            if self._tries.get(known.leaf.root or "", (0, 0.0))[1] <= now
         ]
-        return [known for known in heard if len(self._app.region(known.leaf)) >= HELD_OUT_MIN]
+        if len(heard) > CANDIDATES_MAX:
+            heard = self._rng.sample(heard, CANDIDATES_MAX)
+        regions = self._app.regions([known.leaf for known in heard])
+        return [
+            known for known, rows in zip(heard, regions, strict=True) if len(rows) >= HELD_OUT_MIN
+        ]
 
     async def _fetch(self, known: Known) -> Fetched:
         assert known.leaf.root is not None
@@ -132,16 +201,48 @@ class Fetcher:
             raise BundleError("label is not the one that the card names")
         label = leaf.label
         sources: dict[str, int] = {str(p): size for p, size in result.sources.items()}
-        control = None
-        if label.control_root and 0 < label.control_bytes <= CHUNK_BYTES * CHUNKS_MAX:
-            other = await self._get(label.control_root, label.control_bytes)
-            control = await trio.to_thread.run_sync(self._check, label.control_root)
-            for peer, size in other.sources.items():
-                sources[peer] = sources.get(peer, 0) + size
+        # Without it a leaf would be judged by less than own leaves are.
+        if not label.control_root or not 0 < label.control_bytes <= CHUNK_BYTES * CHUNKS_MAX:
+            raise BundleError("no style control to judge it by")
+        if not self._is_current(known):
+            raise FetchError("the leaf is gone")
+        self._coming.add(label.control_root)
+        other = await self._get(label.control_root, label.control_bytes)
+        control = await trio.to_thread.run_sync(self._check, label.control_root)
+        for peer, size in other.sources.items():
+            sources[peer] = sources.get(peer, 0) + size
+        if not self._is_current(known):
+            raise FetchError("the leaf is gone")
         return Fetched(leaf, control, sources, result.size_bytes)
 
+    def _is_current(self, known: Known) -> bool:
+        """False once the leaf was retracted, or names another bundle."""
+        now = self._app.foreign.get(known.leaf.origin, known.leaf.leaf)
+        return now is not None and now.leaf.root == known.leaf.root
+
     async def _get(self, root: str, size_bytes: int) -> FetchResult:
+        """Fetch a bundle, if it can be one of this chassis and there is room for it."""
+        if self._app.bundles.path(root) is None:
+            if size_bytes > largest_bundle(self._app.chassis):
+                raise BundleError("larger than any adapter of this chassis")
+            await self._make_room(root, size_bytes)
+            self._app.foreign.expect(root, size_bytes)  # first: a crash must not leave an orphan
         return await self._driver.fetch(bytes.fromhex(root), size_bytes)
+
+    async def _make_room(self, root: str, size_bytes: int) -> None:
+        """Keep peers' bundles within their bound, at the cost of what was begun and not had."""
+        expected = self._app.foreign.expected()
+        checked = self._app.foreign.roots(SERVED)
+        room = PEERS_BYTES_MAX - sum(size for r, size in expected.items() if r != root)
+        for other, size in expected.items():
+            if room >= size_bytes:
+                return
+            if other not in self._coming | checked | {root}:
+                await self._driver.remove_bundle(bytes.fromhex(other))
+                self._app.foreign.removed(other)
+                room += size
+        if room < size_bytes:
+            raise FetchError("no room for more of peers' bundles")
 
     def _check(self, root: str) -> CheckedBundle:
         blob = self._app.bundles.get(root)
@@ -198,6 +299,17 @@ class Fetcher:
             )
         )
         return settled
+
+
+def largest_bundle(chassis: Chassis) -> int:
+    """Size in bytes of the largest bundle that could be accepted."""
+    shapes = chassis.adapter_shapes(max(RANKS), tuple(chassis.targets)).values()
+    return 4 * sum(math.prod(shape) for shape in shapes) + LABEL_BYTES_MAX + _FRAME_BYTES
+
+
+def shown(name: str) -> str:
+    """A peer's words as they may be shown: nothing that steers a terminal, and not long."""
+    return "".join(c if c.isprintable() else "?" for c in name)[:60]
 
 
 def _origins(fetched: Fetched) -> dict[str, Any]:

@@ -4,14 +4,15 @@
                  │  └───► REFUSED (it did not win here, or its bundle is bad)
                  └──────► WAITING (too few own sessions to judge it)
 
-A leaf whose card names another bundle starts again at HEARD. One that is retracted, or absent
-under a newer head, is dropped, and so is its bundle.
+A leaf whose card names another bundle, or points elsewhere, starts again at HEARD: it was judged as
+what it was. One that is retracted, or absent under a newer head, is dropped, and so is its bundle.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterable
+import threading
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -32,6 +33,7 @@ CREATE TABLE IF NOT EXISTS leaf (
     state TEXT NOT NULL, name TEXT NOT NULL, detail BLOB NOT NULL,
     PRIMARY KEY (origin, leaf));
 CREATE TABLE IF NOT EXISTS meta (revision INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS bundle (root TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL);
 """
 _COLUMNS = (
     "origin, leaf, version, stage, sessions_log2, root, label, size_bytes, chassis, centroid, "
@@ -48,6 +50,7 @@ class State(StrEnum):
 
 
 SERVED = (State.FETCHED, State.WAITING, State.ACCEPTED)  # whole, checked, and not refused
+WANTED = (State.HEARD, *SERVED)  # here, or may come
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,7 @@ class Foreign:
         path = home / "foreign.db"
         path.touch(mode=0o600, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
+        self._turn = threading.Lock()
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.executescript(_SCHEMA)
         if self._db.execute("SELECT COUNT(*) FROM meta").fetchone()[0] == 0:
@@ -94,31 +98,74 @@ class Foreign:
         ).fetchone()
         return _known(row) if row else None
 
+    def of(self, origin: str) -> list[Known]:
+        """The leaves of one origin, by id."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM leaf WHERE origin = ? ORDER BY leaf", (origin,)
+        ).fetchall()
+        return [_known(row) for row in rows]
+
+    def unsettled(self, chassis: str) -> list[Known]:
+        """Mature leaves with a bundle for this chassis that are neither accepted nor refused."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM leaf WHERE state IN (?, ?, ?) AND stage = ? "
+            "AND root IS NOT NULL AND chassis = ? ORDER BY origin, leaf",
+            (State.HEARD, State.FETCHED, State.WAITING, Stage.MATURE, chassis),
+        ).fetchall()
+        return [_known(row) for row in rows]
+
+    def roots_of(self, origin: str, state: State) -> set[tuple[LeafId, str | None]]:
+        """The leaves of an origin in one state, each with its bundle."""
+        return {(x.leaf.leaf, x.leaf.root) for x in self.of(origin) if x.state is state}
+
+    def roots(self, states: Collection[State]) -> set[str]:
+        """Bundles of leaves in these states, and of their controls."""
+        marks = ", ".join("?" * len(states))
+        rows = self._db.execute(
+            f"SELECT root, detail FROM leaf WHERE root IS NOT NULL AND state IN ({marks})",
+            tuple(states),
+        )
+        found: set[str] = set()
+        for root, detail in rows.fetchall():
+            found |= {root, msgspec.json.decode(detail).get("control_root", "")}
+        return found - {""}
+
+    # The bundles that came from peers. What is not on this list is the owner's, whatever a peer
+    # calls its own, and is never removed for a peer's sake.
+
+    def expect(self, root: str, size_bytes: int) -> None:
+        """Put a bundle on the list, before anything of it is on disk."""
+        self._db.execute("INSERT OR REPLACE INTO bundle VALUES (?, ?)", (root, size_bytes))
+
+    def expected(self) -> dict[str, int]:
+        """Size in bytes of every bundle that is on disk, in whole or in part, for a peer's leaf."""
+        rows = self._db.execute("SELECT root, size_bytes FROM bundle ORDER BY root")
+        return dict(rows.fetchall())
+
+    def removed(self, root: str) -> None:
+        """Take a bundle off the list, once it is gone from disk."""
+        self._db.execute("DELETE FROM bundle WHERE root = ?", (root,))
+
     def replace_origin(self, origin: str, leaves: Iterable[ForeignLeaf]) -> list[Known]:
         """Take an origin's table as the whole truth of it; return the leaves that are gone."""
         wanted = {leaf.leaf: leaf for leaf in leaves}
-        before = {known.leaf.leaf: known for known in self.all() if known.leaf.origin == origin}
+        before = {known.leaf.leaf: known for known in self.of(origin)}
         gone = [known for id_, known in before.items() if id_ not in wanted]
-        for known in gone:
-            self._drop(known)
+        changed: list[Known] = []
         for id_ in sorted(wanted):
             old = before.get(id_)
-            if old is None or old.leaf.root != wanted[id_].root:
+            if old is None or not _same(old.leaf, wanted[id_]):
                 name = old.name if old else f"leaf-{id_[:8]}"
-                self._put(Known(wanted[id_], State.HEARD, name, {}))
+                changed.append(Known(wanted[id_], State.HEARD, name, {}))
             elif old.leaf.version != wanted[id_].version:
-                self._put(replace(old, leaf=wanted[id_]))
+                changed.append(replace(old, leaf=wanted[id_]))
+        self._write(changed, gone)
         return gone
 
     def retract(self, origin: str, leaf: str | None) -> list[Known]:
         """Drop one leaf of an origin, or all (leaf is None); return what was dropped."""
-        gone = [
-            known
-            for known in self.all()
-            if known.leaf.origin == origin and leaf in (None, known.leaf.leaf)
-        ]
-        for known in gone:
-            self._drop(known)
+        gone = [known for known in self.of(origin) if leaf in (None, known.leaf.leaf)]
+        self._write([], gone)
         return gone
 
     def settle(
@@ -129,9 +176,27 @@ class Foreign:
         settled = replace(
             known, state=state, detail={**known.detail, **detail}, name=name or known.name
         )
-        if now is not None and now.leaf.root == known.leaf.root:
-            self._put(settled)
+        if now is not None and _same(now.leaf, known.leaf):
+            self._write([settled], [])
         return settled
+
+    def _write(self, puts: list[Known], drops: list[Known]) -> None:
+        """All in one transaction: an origin may have hundreds of leaves."""
+        if not puts and not drops:
+            return
+        with self._turn:
+            self._db.execute("BEGIN IMMEDIATE")
+            try:
+                for known in puts:
+                    self._put(known)
+                for known in drops:
+                    self._drop(known)
+                self._db.execute("UPDATE meta SET revision = revision + 1")
+                self._db.execute("COMMIT")
+            except BaseException:
+                if self._db.in_transaction:
+                    self._db.execute("ROLLBACK")
+                raise
 
     def _put(self, known: Known) -> None:
         leaf = known.leaf
@@ -151,18 +216,28 @@ class Foreign:
             msgspec.json.encode(known.detail),
         )
         marks = ", ".join("?" * len(values))
-        self._db.execute("BEGIN IMMEDIATE")
         self._db.execute(f"INSERT OR REPLACE INTO leaf ({_COLUMNS}) VALUES ({marks})", values)
-        self._db.execute("UPDATE meta SET revision = revision + 1")
-        self._db.execute("COMMIT")
 
     def _drop(self, known: Known) -> None:
-        self._db.execute("BEGIN IMMEDIATE")
         self._db.execute(
             "DELETE FROM leaf WHERE origin = ? AND leaf = ?", (known.leaf.origin, known.leaf.leaf)
         )
-        self._db.execute("UPDATE meta SET revision = revision + 1")
-        self._db.execute("COMMIT")
+
+
+def _same(judged: ForeignLeaf, now: ForeignLeaf) -> bool:
+    """True if what was found out of a leaf is still true of it.
+
+    The centroid counts: it alone decides what a leaf is asked, so one that moves after it was
+    accepted would be asked what nobody judged it by. (A step of int8 is 100 x the tolerance.)
+    """
+    same = (judged.stage, judged.root, judged.label, judged.size_bytes, judged.chassis) == (
+        now.stage,
+        now.root,
+        now.label,
+        now.size_bytes,
+        now.chassis,
+    )
+    return same and bool(np.allclose(judged.centroid, now.centroid, rtol=0, atol=1e-5))
 
 
 def _known(row: tuple[Any, ...]) -> Known:

@@ -45,7 +45,7 @@ Order = Dial | Fetch | Retract
 @dataclass(frozen=True, slots=True)
 class Letter:
     id: int
-    order: Order
+    order: Order | None  # None: it cannot be read
 
 
 class Mailbox:
@@ -75,7 +75,7 @@ class Mailbox:
         rows = self._db.execute(
             "SELECT id, order_ FROM letter WHERE answer IS NULL ORDER BY id"
         ).fetchall()
-        return [Letter(id_, msgspec.json.decode(order, type=Order)) for id_, order in rows]
+        return [Letter(id_, _read(order)) for id_, order in rows]
 
     def answer(self, letter: int, answer: dict[str, Any], now_s: float) -> None:
         """Mark an order as carried out, or refused, with what came of it."""
@@ -90,3 +90,10 @@ class Mailbox:
             return None
         answer: dict[str, Any] = msgspec.json.decode(row[0])
         return answer
+
+
+def _read(order: bytes) -> Order | None:
+    try:
+        return msgspec.json.decode(order, type=Order)  # type: ignore[no-any-return]
+    except (msgspec.DecodeError, UnicodeDecodeError):
+        return None

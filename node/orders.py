@@ -9,9 +9,11 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from leaves.model import Leaf
+from leaves.ports import Progress, Report, silent
 
 from . import overview
 from .errors import MisuseError, OwnerError
+from .foreign import State
 from .mailbox import Dial, Fetch, Retract
 
 if TYPE_CHECKING:
@@ -25,11 +27,16 @@ class NotRunningError(OwnerError):
     """This needs the running node."""
 
 
+class NotHadError(OwnerError):
+    """No peer gave the bundle."""
+
+
 def rename(app: App, name: str, to: str) -> Leaf:
     """Give an own leaf another name."""
     if not _NAME.fullmatch(to):
         raise MisuseError(
-            f"{to!r} cannot be a name: expected up to 40 of a-z, 0-9 and -, a letter or digit first"
+            f"{to!r} cannot be a name: expected up to 40 of a-z, 0-9, -, a letter or digit first",
+            unchanged="Nothing was renamed.",
         )
     leaf = overview.own_leaf(app, name)
     if any(other.name == to and other.id != leaf.id for other in app.forests.forest().live()):
@@ -53,13 +60,17 @@ def add_peers(app: App, addresses: Sequence[str]) -> None:
     try:
         for address in addresses:
             peer_of(address)
+            if address.startswith("/ip4/0.0.0.0/"):
+                raise AddressError(
+                    f"{address!r} is where a node listens; expected the address of its machine"
+                )
     except AddressError as problem:
         raise MisuseError(f"{problem}; nothing was remembered") from None
     for address in addresses:
         app.mailbox.post(Dial(address), app.clock.now_s())
 
 
-def fetch(app: App, name: str) -> dict[str, Any]:
+def fetch(app: App, name: str, report: Report = silent) -> dict[str, Any]:
     """Have the running node fetch, check and judge a foreign leaf; waits for what comes of it."""
     app.require("fetch")
     known = overview.foreign_leaf(app, name)
@@ -72,10 +83,20 @@ def fetch(app: App, name: str) -> dict[str, Any]:
     letter = app.mailbox.post(Fetch(known.leaf.origin, known.leaf.leaf), app.clock.now_s())
     deadline = time.monotonic() + ANSWER_S
     while time.monotonic() < deadline:
+        report(Progress("fetch", 0, 0, "asked of the running node"))
         answer = app.mailbox.answer_to(letter)
-        if answer is not None:
-            return answer
-        time.sleep(0.1)
+        if answer is None:
+            time.sleep(0.1)
+            continue
+        if "error" in answer or answer["state"] == State.HEARD:
+            raise NotHadError(
+                f"the bundle of {known.name} was not had: "
+                + answer.get("error", "no connected peer gave it whole"),
+                unchanged="Nothing was installed.",
+                next_step="`groove-node peers list` shows who is connected; "
+                "the running node asks again by itself.",
+            )
+        return answer
     raise NotRunningError(
         "the running node has not answered in ten minutes",
         unchanged="The order stands and is carried out when it can be.",

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import datetime
+import itertools
 import os
+import socket
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
@@ -33,25 +35,38 @@ def status(app: App) -> dict[str, Any]:
     live = [leaf for leaf in forest.live() if leaf.level > 1]
     stages = {stage.value: sum(x.stage is stage for x in forest) for stage in Stage}
     seeds = [leaf for leaf in live if leaf.stage is Stage.SEED]
+    wanted = app.config.rules.first_discovery_sessions
     open_round, last = app.forests.open_round(), app.forests.last_round()
     foreign = app.foreign.all()
     return {
         "home": str(app.home),
         "origin": app.origin.hex(),
         "scopes": sorted(app.consent.scopes(app.user_id)),
+        "captured_bytes": app.corpus.size_bytes(),
         "embedded": len(app.embeddings),
         "leaves": {stage: count for stage, count in stages.items() if count},
         "next": [
             show.next_step(leaf, training_threshold(leaf.kind, app.config.rules))
             for leaf in sorted(seeds, key=lambda x: -x.sessions)
-        ],
+        ]
+        or ([] if live else [f"{wanted:,} sessions for a first discovery, by `groove-node round`"]),
         "round": {
             "open": open_round.phase if open_round else None,
+            "running": open_round is not None and _round_runs(app),
             "last_finished": last.finished if last else None,
         },
         "foreign": {state.value: sum(known.state is state for known in foreign) for state in State},
         "node": running(app),
     }
+
+
+def _round_runs(app: App) -> bool:
+    """True if a process carries the open round out, False if it was stopped."""
+    try:
+        with app.lock("round", "a round is running"):
+            return False
+    except OwnerError:
+        return True
 
 
 def running(app: App) -> dict[str, Any] | None:
@@ -60,9 +75,25 @@ def running(app: App) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = msgspec.json.decode(path.read_bytes())
         os.kill(state["pid"], 0)
+        addresses = [reached for address in state["addresses"] for reached in _reachable(address)]
     except (OSError, msgspec.DecodeError, KeyError):
         return None
-    return state
+    return {**state, "addresses": addresses}
+
+
+def _reachable(address: str) -> list[str]:
+    """What to tell a peer: of a node that listens everywhere, the addresses of this machine."""
+    everywhere = "/ip4/0.0.0.0/"
+    if not address.startswith(everywhere):
+        return [address]
+    import psutil  # 20 ms that only this case pays
+
+    found = [
+        each.address
+        for each in itertools.chain.from_iterable(psutil.net_if_addrs().values())
+        if each.family == socket.AF_INET and not each.address.startswith("127.")
+    ]
+    return [address.replace("0.0.0.0", ip, 1) for ip in sorted(set(found)) or ["127.0.0.1"]]
 
 
 def peers(app: App) -> dict[str, Any]:
@@ -83,7 +114,7 @@ def tree(app: App, at: str | None) -> tuple[Forest, list[Known]]:
     try:
         day = datetime.date.fromisoformat(at)
     except ValueError:
-        raise MisuseError(f"{at!r} is no date; expected one like 2026-11-22") from None
+        raise MisuseError(f"{at!r} is no date; expected one like 2026-11-22, in UTC") from None
     end = datetime.datetime.combine(day, datetime.time.max, datetime.UTC)
     return app.forests.forest_at(Instant(int(end.timestamp()))), []
 
@@ -117,7 +148,9 @@ def describe(app: App, name: str) -> tuple[list[tuple[str, str]], dict[str, Any]
     region = app.region(found.leaf)
     details = {**show.foreign_json(found), "sessions_here": len(region)}
     if region:  # one of the owner's own, for the owner's eyes
-        session = app.sessions()[min(region)]
+        vectors = app.embeddings.vectors()
+        nearest = max(sorted(region), key=lambda id_: float(vectors[id_] @ found.leaf.centroid))
+        session = app.sessions()[nearest]
         details["sample"] = {"prompt": session.prompt, "completion": session.completion}
     return show.foreign_facts(found), details
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 from collections import Counter
 from collections.abc import Iterable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,8 +50,9 @@ def revoke(app: App, scopes: Sequence[str]) -> list[str]:
         app.consent.revoke_consent(app.user_id)
     for scope in scopes:
         app.consent.revoke_scope(app.user_id, Scope(scope))
-    if app.tables.load() is not None:
-        app.deploy()  # without `fetch`, peers' leaves serve no more
+    with app.lock("publish", wait=True):  # what is being published is out when this returns
+        pass
+    app.deploy_if_routed()  # without `fetch`, peers' leaves serve no more
     return sorted(app.consent.scopes(app.user_id))
 
 
@@ -124,8 +126,9 @@ def export(app: App, path: Path) -> int:
 
 def delete(app: App) -> dict[str, Any]:
     """Withdraw consent, delete everything captured, retract every leaf; returns when it is done."""
-    write_atomic(app.home / MARKER, msgspec.json.encode({"asked": app.clock.now_s()}))
-    return finish_deletion(app)
+    with _alone(app):  # first: an order that is refused must not be carried out later
+        write_atomic(app.home / MARKER, msgspec.json.encode({"asked": app.clock.now_s()}))
+        return _delete(app)
 
 
 def finish_deletion(app: App) -> dict[str, Any]:
@@ -134,29 +137,39 @@ def finish_deletion(app: App) -> dict[str, Any]:
     The retractions are in the mailbox before the leaves' ids are forgotten. A running node tells
     peers at once; otherwise the next start does.
     """
+    with _alone(app):
+        return _delete(app)
+
+
+def _alone(app: App) -> AbstractContextManager[None]:
+    return app.lock("round", "a round is running, and it works on what is to be deleted")
+
+
+def _delete(app: App) -> dict[str, Any]:
     from .capture import DomainTagger, PIIScrubber, TrainingDataIntake
 
-    with app.lock("round", "a round is running, and it works on what is to be deleted"):
-        app.consent.revoke_consent(app.user_id)
-        now_s = app.clock.now_s()
-        leaves = list(app.forests.forest())
-        shown = sorted(app.shown())
-        for leaf_id in shown:
-            app.mailbox.post(Retract(leaf_id), now_s)
-        intake = TrainingDataIntake(app.consent, app.corpus, PIIScrubber(), DomainTagger())
-        deleted = intake.delete_user(app.user_id)
-        for leaf in leaves:
-            if leaf.adapter is not None:
-                app.bundles.delete(leaf.adapter.bundle)
-                app.bundles.delete(leaf.adapter.control)
-        app.forests.erase()
-        for name in _FOLDERS:
-            shutil.rmtree(app.home / name, ignore_errors=True)
-        for name in _FILES:
-            (app.home / name).unlink(missing_ok=True)
-        sync_dir(app.home)
-        (app.home / MARKER).unlink(missing_ok=True)
-        sync_dir(app.home)
+    app.consent.revoke_consent(app.user_id)
+    with app.lock("publish", wait=True):  # what is being published is on record after this
+        shown = _shown(app)
+    now_s = app.clock.now_s()
+    for leaf_id in shown:
+        app.mailbox.post(Retract(leaf_id), now_s)
+    intake = TrainingDataIntake(app.consent, app.corpus, PIIScrubber(), DomainTagger())
+    deleted = intake.delete_user(app.user_id)
+    foreign = app.foreign.expected()
+    for path in [*(app.home / "bundles").glob("*.bundle"), *(app.home / "bundles").glob("*.part")]:
+        if path.stem not in foreign:  # also of versions that were replaced or not taken
+            path.unlink(missing_ok=True)
+    app.forests.erase()
+    for name in _FOLDERS:
+        shutil.rmtree(app.home / name, ignore_errors=True)
+    for path in app.home.glob("adapters-*"):  # of a command that was killed
+        shutil.rmtree(path, ignore_errors=True)
+    for path in [*map(app.home.joinpath, _FILES), *app.home.glob(".*.tmp")]:
+        path.unlink(missing_ok=True)
+    sync_dir(app.home)
+    (app.home / MARKER).unlink(missing_ok=True)
+    sync_dir(app.home)
     result = {
         "consent_revoked": True,
         "records_deleted": deleted["records_deleted"],
@@ -164,3 +177,13 @@ def finish_deletion(app: App) -> dict[str, Any]:
     }
     app.events.tell(Told("deleted", f"deleted {deleted['records_deleted']:,} records", result))
     return result
+
+
+def _shown(app: App) -> list[str]:
+    """All leaves that peers may have heard of: those on record, and those in the forest."""
+    try:
+        shown = set(app.shown())
+    except msgspec.DecodeError:
+        shown = set()  # damaged: rather retract too much
+        shown |= {leaf.id for leaf in app.forests.forest()}
+    return sorted(shown)

@@ -6,7 +6,11 @@ never sees half a table.
 
 from __future__ import annotations
 
+import fcntl
+import logging
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +20,15 @@ from leaves.model import Forest, GrownFrom, Leaf, LeafId, Stage
 from leaves.store import ForestStore
 from router.calibrate import calibrate
 from router.minilm_encoder import DIMENSIONS
-from router.table import COSINE_SAME, Entry, Table, TableError, own_entry
+from router.table import COSINE_SAME, Entry, Table, own_entry
 
 from .errors import OwnerError
 from .foreign import Known, State
 from .home import private_dir, write_atomic
 
 __all__ = ["DIMENSIONS", "SAME_DOMAIN", "Tables", "entries", "gates", "starters_of"]
+
+log = logging.getLogger(__name__)
 
 KEPT = 10
 SAME_DOMAIN = COSINE_SAME
@@ -37,31 +43,58 @@ class Tables:
     """The routing tables on disk."""
 
     def __init__(self, home: Path) -> None:
+        self._home = home
         self._folder = private_dir(home / "router")
 
+    @contextmanager
+    def turn(self) -> Iterator[None]:
+        """This process's turn to replace the table by one that it builds from what it reads now.
+
+        Without it, a round that read the leaves before one was retracted could put it back.
+        """
+        with (self._home / "router.lock").open("a+") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
     def save(self, table: Table) -> None:
-        """Put a table in force."""
+        """Put a table in force; if it is in force already, nothing changes."""
+        private_dir(self._folder)  # a deletion may have removed it
+        data = table.to_bytes()
+        with suppress(OSError, ValueError):  # a damaged one is replaced
+            if self._bytes() == data:
+                return
         number = max(self._numbers(), default=0) + 1
         name = f"table-{number:08d}.bin"
-        write_atomic(self._folder / name, table.to_bytes())
+        write_atomic(self._folder / name, data)
         write_atomic(self._folder / "current", name.encode())
         for old in sorted(self._numbers())[:-KEPT]:
             (self._folder / f"table-{old:08d}.bin").unlink(missing_ok=True)
 
     def load(self) -> Table | None:
         """The table in force; None before the first round."""
-        current = self._folder / "current"
-        if not current.exists():
-            return None
-        path = self._folder / current.read_text().strip()
         try:
-            return Table.from_bytes(path.read_bytes())
-        except (OSError, TableError) as problem:
+            data = self._bytes()
+            return None if data is None else Table.from_bytes(data)
+        except (OSError, ValueError) as problem:
             raise RoutingError(
-                f"{path}: {problem}",
+                f"the routing table in {self._folder}: {problem}",
                 unchanged="Prompts are answered by the chassis until then.",
                 next_step="Run `groove-node round`: it builds a new table.",
             ) from None
+
+    def load_sound(self) -> Table | None:
+        """The table in force; None also if it is damaged, for a new one is about to be built."""
+        try:
+            return self.load()
+        except RoutingError as problem:
+            log.warning("routing table not read reason=%s", problem)
+            return None
+
+    def _bytes(self) -> bytes | None:
+        current = self._folder / "current"
+        if not current.exists():
+            return None
+        return (self._folder / current.read_text().strip()).read_bytes()
 
     def _numbers(self) -> list[int]:
         found = (_FILE.fullmatch(path.name) for path in self._folder.iterdir())

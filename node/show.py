@@ -10,8 +10,6 @@ from leaves.model import DAY_S, Evaluation, Forest, Instant, Interval, Leaf, Lea
 
 from .foreign import Known, State
 
-STAGE_COLOURS = {"seed": "yellow", "sprout": "green", "mature": "bold green", "archived": "dim"}
-
 
 def tree_rows(
     forest: Forest, foreign: Iterable[Known], now: Instant
@@ -125,6 +123,15 @@ def day(instant: Instant) -> str:
     return datetime.datetime.fromtimestamp(instant, datetime.UTC).date().isoformat()
 
 
+def size(size_bytes: int) -> str:
+    return f"{size_bytes / 1e6:.1f} MB" if size_bytes >= 1e6 else f"{size_bytes / 1e3:.1f} kB"
+
+
+def counted(count: int, what: str) -> str:
+    """1 peer, 2 peers."""
+    return f"{count:,} {what}{'' if count == 1 else 's'}"
+
+
 def moment(instant: Instant) -> str:
     """UTC date and time."""
     return datetime.datetime.fromtimestamp(instant, datetime.UTC).strftime("%Y-%m-%d %H:%M")
@@ -164,7 +171,8 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
     last = status["round"]["last_finished"]
     node = status["node"]
     running = (
-        f"running (process {node['pid']}), {len(node['peers'])} peers, at {node['addresses'][0]}"
+        f"running (process {node['pid']}), {counted(len(node['peers']), 'peer')}, "
+        f"at {node['addresses'][0]}"
         if node
         else "not running: `groove-node run`"
     )
@@ -173,13 +181,17 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("origin", status["origin"]),
         ("allowed", ", ".join(status["scopes"]) or "nothing: `groove-node consent grant capture`"),
         ("node", running),
+        ("captured", f"{size(status['captured_bytes'])} of scrubbed records"),
         ("sessions", f"{status['embedded']:,} embedded"),
         ("leaves", leaves or "none yet"),
         ("peers' leaves", foreign or "none"),
         ("last round", moment(Instant(last)) if last else "never"),
     ]
-    if status["round"]["open"]:
-        facts.append(("open round", f"stopped in {status['round']['open']!r}; `round` goes on"))
+    if phase := status["round"]["open"]:
+        goes_on = (
+            "running" if status["round"]["running"] else "stopped; `groove-node round` goes on"
+        )
+        facts.append(("open round", f"in {phase!r}, {goes_on}"))
     return facts + [("next", text) for text in status["next"]]
 
 
@@ -223,12 +235,16 @@ def candidate_rows(result: dict[str, Any]) -> list[Sequence[str]]:
 def peer_rows(result: dict[str, Any]) -> list[Sequence[str]]:
     connected = {peer["peer"] for peer in result["peers"]}
     rows: list[Sequence[str]] = [
+        (address.rpartition("/p2p/")[2], address, "this node", "-", "-")
+        for address in result["addresses"]
+    ]
+    rows += [
         (
             peer["peer"],
             peer["address"],
             "connected",
-            f"{peer['bytes_in'] / 1e6:.1f} MB",
-            f"{peer['bytes_out'] / 1e6:.1f} MB",
+            size(peer["bytes_in"]),
+            size(peer["bytes_out"]),
         )
         for peer in result["peers"]
     ]

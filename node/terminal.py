@@ -6,15 +6,18 @@ Results go to stdout, everything else to stderr. Colours and bars appear only on
 from __future__ import annotations
 
 import atexit
+import os
 import sys
+import threading
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bars
 from rich.table import Table
+from rich.text import Text
 
 from leaves.ports import Progress
 
@@ -22,16 +25,33 @@ from .errors import OwnerError
 from .told import Told
 
 
+class _Out(Console):
+    def on_broken_pipe(self) -> None:
+        """Let `main` end the command well, where rich would exit with 1."""
+        _hush()
+        raise BrokenPipeError
+
+
+def _hush() -> None:
+    """Nobody reads any more: what is still written goes nowhere, also at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 class Terminal:
-    """One command's output. With `as_json` nothing is printed but the document."""
+    """One command's output. With `as_json` nothing is printed but the document.
+
+    The bars are the process's: whatever is printed takes them off the screen first.
+    """
+
+    _bars: ClassVar[Bars | None] = None
+    _tasks: ClassVar[dict[str, TaskID]] = {}
+    _turn: ClassVar[threading.RLock] = threading.RLock()  # two trainings report side by side
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
         wide = None if sys.stdout.isatty() else 300  # a pipe has no edge to wrap at
-        self._out = Console(highlight=False, soft_wrap=True, width=wide)
+        self._out = _Out(highlight=False, soft_wrap=True, width=wide)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
-        self._bars: Bars | None = None
-        self._tasks: dict[str, TaskID] = {}
         self.events: list[dict[str, Any]] = []
 
     @property
@@ -40,7 +60,13 @@ class Terminal:
 
     def line(self, text: str) -> None:
         if not self._json and text:
+            self._rest()
             self._out.print(text, markup=False)
+
+    def note(self, text: str) -> None:
+        """Something beside the result: to stderr, with --json too."""
+        self._rest()
+        self._err.print(text, markup=False)
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
         """Names and values, one a line."""
@@ -52,21 +78,52 @@ class Terminal:
     def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         if self._json:
             return
-        table = Table(*columns, box=None, pad_edge=False, header_style="bold")
+        if not self.interactive:
+            cells = [tuple(columns), *(tuple(map(str, row)) for row in rows)]
+            widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+            for line in cells:
+                padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+                self.line("  ".join(padded).rstrip())
+            return
+        self._rest()
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in columns:
+            widest = max(map(len, name.split()), default=0)
+            # An id that is cut short or broken names nothing.
+            table.add_column(name, overflow="fold", min_width=widest, no_wrap=name == "ID")
         for row in rows:
-            table.add_row(*[str(cell) for cell in row])
+            table.add_row(*[Text(str(cell)) for cell in row])  # a peer's word is no markup
         self._out.print(table)
 
     def event(self, told: Told) -> None:
+        """One thing of a command that ends; `done` may give them all."""
         self.events.append(msgspec.to_builtins(told))
         self.line(told.text)
 
+    def stream(self, told: Told) -> None:
+        """One thing of a command that goes on, read or not: a line, or a document a line."""
+        try:
+            if self._json:
+                sys.stdout.write(msgspec.json.encode(told).decode() + "\n")
+                sys.stdout.flush()
+            else:
+                self.line(told.text)
+        except BrokenPipeError:
+            _hush()
+
     def progress(self, progress: Progress) -> None:
-        """Show how far a long job is; nothing off a terminal or with --json."""
+        """Show how far a long job is; nothing off a terminal or with --json.
+
+        A total of 0 is not known. "cluster: domains" and "cluster: branches" share one bar.
+        """
         if self._json or not self._err.is_terminal:
             return
-        if self._bars is None:
-            self._bars = Bars(
+        with self._turn:
+            self._draw(progress)
+
+    def _draw(self, progress: Progress) -> None:
+        if Terminal._bars is None:
+            Terminal._bars = Bars(
                 TextColumn("{task.description}"),
                 BarColumn(),
                 MofNCompleteColumn(),
@@ -74,20 +131,36 @@ class Terminal:
                 TimeRemainingColumn(),
                 console=self._err,
                 transient=True,
+                redirect_stdout=False,
+                redirect_stderr=False,
             )
-            self._bars.start()
-            atexit.register(self._bars.stop)  # an error or Ctrl-C must give the cursor back
-        if progress.phase not in self._tasks:
-            self._tasks[progress.phase] = self._bars.add_task(progress.phase, detail="")
-        task = self._tasks[progress.phase]
-        self._bars.update(
-            task, completed=progress.done, total=progress.total, detail=progress.detail
+            Terminal._bars.start()
+            atexit.register(self._rest)  # whatever ends the process gives the cursor back
+        bars, job = Terminal._bars, progress.phase.partition(":")[0]
+        if job not in self._tasks:
+            self._tasks[job] = bars.add_task(progress.phase, total=None, detail="")
+        bars.update(
+            self._tasks[job],
+            description=progress.phase,
+            completed=progress.done,
+            total=progress.total or None,
+            detail=progress.detail,
         )
-        if progress.done >= progress.total:
-            self._bars.remove_task(self._tasks.pop(progress.phase))
+        if 0 < progress.total <= progress.done:
+            bars.remove_task(self._tasks.pop(job))
+
+    @classmethod
+    def _rest(cls) -> None:
+        """Take the bars off the screen; the next progress draws them anew."""
+        with cls._turn:
+            if cls._bars is not None:
+                cls._bars.stop()
+                cls._bars = None
+                cls._tasks.clear()
 
     def ask(self, question: str) -> bool:
         """Yes or no; no if nobody is there to answer."""
+        self._rest()
         if not sys.stdin.isatty():
             self._err.print(f"{question} Nobody to ask: add --yes to go on.", markup=False)
             return False
@@ -96,20 +169,21 @@ class Terminal:
 
     def done(self, data: dict[str, Any], text: str = "") -> None:
         """End the command: the document with --json, else the closing line."""
-        if self._bars is not None:
-            self._bars.stop()
+        self._rest()
         if self._json:
             sys.stdout.write(msgspec.json.encode(data).decode() + "\n")
         else:
             self.line(text)
 
-    @staticmethod
-    def interrupted() -> None:
+    @classmethod
+    def interrupted(cls) -> None:
+        cls._rest()
         Console(stderr=True).print("interrupted; the same command goes on from what was reached")
 
-    @staticmethod
-    def error(problem: OwnerError) -> None:
+    @classmethod
+    def error(cls, problem: OwnerError) -> None:
         """What happened, what was left unchanged, what to do next."""
+        cls._rest()
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print("[bold red]error:[/] ", end="")
         console.print(problem.what, markup=False)

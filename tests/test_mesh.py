@@ -152,7 +152,7 @@ def known(tmp_path: Path) -> Foreign:
 def other(number: int = 0, root: str | None = "e" * 64, version: int = 1) -> ForeignLeaf:
     id_ = leaf_id(b"\2" * 32, number)
     return ForeignLeaf(
-        "02" * 32, id_, version, Stage.MATURE, 9, root, 10, "f" * 64, "d" * 16, vector(number)
+        "02" * 32, id_, version, Stage.MATURE, 9, root, "f" * 64, 10, "d" * 16, vector(number)
     )
 
 

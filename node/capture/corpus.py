@@ -15,7 +15,7 @@ import logging
 import os
 import threading
 import weakref
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -89,19 +89,35 @@ class TrainingCorpus:
             self._sync()
             self._close_files()
 
-    def add_record(self, record: TrainingRecord) -> None:
-        """Append one record; durable within SYNC_S or SYNC_LINES. Raises CorpusError."""
+    def add_record(
+        self, record: TrainingRecord, *, allowed: Callable[[], bool] = lambda: True
+    ) -> bool:
+        """Append one record; durable within SYNC_S or SYNC_LINES. Raises CorpusError.
+
+        allowed: asked when it is this writer's turn; if not, nothing is written, and False
+        returned. A deletion withdraws consent before it takes its turn, so none slips in after it.
+        """
         with self._turn():
+            if not allowed():
+                return False
             self._append(record)
             if self._lines >= SYNC_LINES:
                 self._sync()
             else:
                 self._sync_later()
+        return True
 
-    def add_records(self, records: Iterable[TrainingRecord]) -> int:
-        """Append records, and return their number once all are durable. Raises CorpusError."""
+    def add_records(
+        self, records: Iterable[TrainingRecord], *, allowed: Callable[[], bool] = lambda: True
+    ) -> int:
+        """Append records, and return their number once all are durable. Raises CorpusError.
+
+        allowed: as for `add_record`.
+        """
         count = 0
         with self._turn():
+            if not allowed():
+                return 0
             for record in records:
                 self._append(record)
                 count += 1

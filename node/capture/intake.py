@@ -103,7 +103,9 @@ class TrainingDataIntake:
                 continue
             if record:
                 kept.append(record)
-        self.corpus.add_records(kept)
+        users = {record.user_id for record in kept}
+        if not self.corpus.add_records(kept, allowed=lambda: all(map(self.allowed, users))):
+            kept = []
         return {
             "accepted": len(kept),
             "rejected": len(records) - len(kept),
@@ -120,8 +122,11 @@ class TrainingDataIntake:
     def keep(self, draft: Draft) -> TrainingRecord | None:
         """Admit a draft and write it."""
         record = self.admit(draft)
-        if record:
-            self.corpus.add_record(record)
+        if record is None:
+            return None
+        if not self.corpus.add_record(record, allowed=lambda: self.allowed(draft.user_id)):
+            self.refused[Refusal.NO_CONSENT] += 1  # withdrawn while it was scrubbed
+            return None
         return record
 
     @property

@@ -14,6 +14,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -172,8 +173,12 @@ class _Importer:
                 records += whole
                 self._closed.add(session_id)
                 self._added += 1
-        if not self._dry_run:
-            self._intake.corpus.add_records(records)
+        if self._dry_run or not records:
+            return
+        allowed = partial(self._intake.allowed, self._user_id)
+        if not self._intake.corpus.add_records(records, allowed=allowed):
+            self._added -= len(_sessions_of(records))
+            self._refused += len(_sessions_of(records))  # consent ended while they were scrubbed
 
     def result(self) -> ImportResult:
         return ImportResult(
@@ -237,6 +242,11 @@ class _Importer:
             else:
                 self._dropped[reason.value] += 1
         return record
+
+
+def _sessions_of(records: list[TrainingRecord]) -> set[str]:
+    """The sessions that are closed by one of these records."""
+    return {record.session_id for record in records if record.closes}
 
 
 @contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gzip
 import hashlib
 import logging
-import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -69,7 +68,7 @@ def _reason(problem: Exception) -> str:
 def _session(line: bytes) -> SourceSession | None:
     try:
         row = msgspec.json.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError):
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
     if not isinstance(row, dict):
         return None
@@ -104,15 +103,15 @@ def _texts(row: dict[str, Any]) -> tuple[str, str]:
 def _terms(row: dict[str, Any], provider: str, model: str) -> str:
     """What the row says; else by who made it; else the owner, by importing it, vouches for it."""
     stated = row.get("terms_class")
-    if stated in _KNOWN_TERMS:
-        return str(stated)
+    if isinstance(stated, str) and stated in _KNOWN_TERMS:
+        return stated
     return terms_of(provider, model).value if provider or model else Terms.OWN.value
 
 
 def _timestamp(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
         return None
-    return float(value) if 0 <= value < 2**32 else None
+    return float(value) if 0 <= value < 2**32 else None  # false of what is no number, too
 
 
 def _digest(text: str) -> str:
