@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
 import sys
 from collections.abc import Sequence
 from importlib.metadata import version
@@ -390,11 +391,21 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except OwnerError as problem:
         Terminal.error(problem)
         sys.exit(problem.exit_code)
+    except BrokenPipeError:  # `| head` has read enough
+        sys.exit(0)
+    except (OSError, sqlite3.OperationalError) as problem:  # a full disk, a read-only home
+        Terminal.error(
+            OwnerError(
+                str(problem),
+                unchanged="What was written before stands, and is whole.",
+                next_step="Mend the file or the disk, and run the command again; "
+                "`groove-node doctor` looks at both.",
+            )
+        )
+        sys.exit(1)
     except KeyboardInterrupt:
         Terminal.interrupted()
         sys.exit(130)
-    except BrokenPipeError:  # `| head` has read enough
-        sys.exit(0)
 
 
 if __name__ == "__main__":

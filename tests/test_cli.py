@@ -224,3 +224,9 @@ def test_a_deletion_that_was_killed_is_finished_by_the_next_command(
     ready("status")
     assert not any(b"zymurgical" in p.read_bytes() for p in home.rglob("*") if p.is_file())
     assert not (home / "deletion.pending").exists()
+
+
+def test_a_file_that_cannot_be_written_is_one_clear_line(ready: Run, tmp_path: Path) -> None:
+    ready("consent", "grant", "capture", "--yes")
+    text = refused(ready("data", "--export", str(tmp_path / "absent" / "mine.jsonl")))
+    assert "absent" in text
