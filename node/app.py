@@ -424,6 +424,7 @@ class App:
             clusterer=default_clusterer(),
             classroom=self._classroom if self.allows("train") else None,
             deploy=self.deploy_anew,
+            now=self.now,
         )
         return Round(tools, self.config.rules, tell, report)
 

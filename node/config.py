@@ -30,7 +30,6 @@ class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    enabled: bool = True  # false: no socket is opened
     peers: tuple[str, ...] = ()  # multiaddrs ending in /p2p/PEER, dialled at start
     fetch_delay_s: float = 3.0  # at most, and at least half of it: more holders may be heard of
     interest_cosine: float = 0.5  # foreign leaves nearer than this to an own cluster are fetched

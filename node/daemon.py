@@ -192,7 +192,7 @@ class Daemon:
         self._app.remember_shown(table.shown)  # first: what may have been shown can be retracted
         await self._driver.publish(table.cards, table.ended, (), urgent)
         self._shown_revision, self._withheld = revision, False
-        self._say("published", f"published {len(table.cards)} leaves", leaves=len(table.cards))
+        self._say("published", f"published a table of {len(table.cards)}", leaves=len(table.cards))
 
     async def _serve_bundles(self) -> None:
         """Answer for the bundles that may be had by the consent of this moment, and no others."""
@@ -309,6 +309,8 @@ class Daemon:
                 known = self._app.foreign.get(origin, leaf)
                 if known is None:
                     return {"error": "the leaf is gone"}
+                if known.leaf.root is None:
+                    return {"error": "it is not mature yet, so no bundle is offered"}
                 settled = await self._fetcher.bring(known)
                 return {"state": settled.state.value, **settled.detail}
             case None:

@@ -21,6 +21,7 @@ from leaves.embeddings import EmbeddingStore
 from leaves.lifecycle import (
     Drifted,
     Missed,
+    Purpose,
     Rules,
     TrainingDue,
     Transition,
@@ -46,6 +47,11 @@ from .told import Tell, Told
 
 log = logging.getLogger(__name__)
 
+_WORDS = {
+    Purpose.FIRST: "first training",
+    Purpose.RETRAIN: "retraining",
+    Purpose.REVIVAL: "training after its revival",
+}
 _BATCH = 512  # sessions embedded between two commits: about 2 s of work to lose
 _PHASES = ("embed", "cluster", "detect", "train", "deploy", "done")
 
@@ -62,6 +68,7 @@ class Tools:
     clusterer: Clusterer
     classroom: Callable[[], Classroom] | None  # None: training is not allowed
     deploy: Callable[[], int]  # a new routing table; returns the leaves in it
+    now: Callable[[], Instant]  # for the end of the round alone; its start is given to `run`
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +112,7 @@ class Round:
             advanced = store.open_round()
             assert advanced is not None
             row = advanced
-        store.finish_round(row.id, now)
+        store.finish_round(row.id, max(now, self._tools.now()))
         self._clustering_file(row).unlink(missing_ok=True)
         return row
 
@@ -134,6 +141,7 @@ class Round:
         embeddings = self._tools.embeddings
         fresh = sorted(self._sessions.keys() - set(embeddings.ids()))
         encoder = self._tools.encoder() if fresh else None
+        self._report(Progress("embed", 0, len(fresh)))
         for start in range(0, len(fresh), _BATCH):
             assert encoder is not None
             batch = [self._sessions[id_] for id_ in fresh[start : start + _BATCH]]
@@ -191,8 +199,9 @@ class Round:
         store = self._tools.store
         forest = store.forest()
         leaf = forest.leaves[training.id]
-        self._say("training", f"{leaf.name}: {training.purpose} training, {training.reason}")
+        self._say("training", f"{leaf.name}: {_WORDS[training.purpose]}, {training.reason}")
         lesson = classroom.teach(leaf, forest, self._sessions, row.id, row.started, self._report)
+        forest = store.forest()  # as it is now: the owner may have renamed a leaf meanwhile
         outcomes = {leaf.id: lesson.outcome} if lesson.outcome else {}
         transitions = conclude(forest, outcomes, row.started, self._rules)
 

@@ -74,6 +74,12 @@ def fetch(app: App, name: str, report: Report = silent) -> dict[str, Any]:
     """Have the running node fetch, check and judge a foreign leaf; waits for what comes of it."""
     app.require("fetch")
     known = overview.foreign_leaf(app, name)
+    if known.leaf.root is None:
+        raise NotHadError(
+            f"{known.name} is a {known.leaf.stage}: its origin offers no bundle of it yet",
+            unchanged="Nothing was fetched.",
+            next_step="`groove-node tree` lists the leaves that can be had.",
+        )
     if overview.running(app) is None:
         raise NotRunningError(
             "no node is running in this home",

@@ -14,7 +14,7 @@ import numpy as np
 from leaves.discover import default_clusterer
 from leaves.embeddings import EmbeddingStore
 from leaves.lifecycle import Rules
-from leaves.model import Matrix, Vector, unit
+from leaves.model import Instant, Matrix, Vector, unit
 from leaves.ports import EvaluateJob, Losses, Report, Schedule, Trained, TrainJob, silent
 from leaves.store import ForestStore
 from leaves.training.chassis import open_chassis
@@ -162,6 +162,7 @@ class Bench:
             clusterer=default_clusterer(),
             classroom=self._classroom if self.train else None,
             deploy=self._deploy,
+            now=lambda: Instant(0),
         )
         return Round(tools, RULES, self.told.append)
 

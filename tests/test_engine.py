@@ -231,3 +231,19 @@ def test_what_is_forgotten_leaves_no_trace_and_its_leaves_are_known(
     bench.store.close()
     raw = b"".join(path.read_bytes() for path in tmp_path.glob("leaves.db*"))
     assert not any(session.encode() in raw for session in some)
+
+
+def test_a_rename_made_while_a_leaf_trains_is_kept(tmp_path: Path, chassis: Path) -> None:
+    from dataclasses import replace
+
+    bench = Bench(tmp_path, chassis, sessions(100))
+
+    def rename_all() -> None:
+        for leaf in bench.store.forest():
+            if leaf.name != f"mine-{leaf.id[:4]}":
+                renamed = replace(leaf, name=f"mine-{leaf.id[:4]}")
+                bench.store.change(renamed, "renamed", "by the owner", NOW)
+
+    bench.trainer.before = rename_all
+    bench.round().run(NOW)
+    assert {leaf.name[:5] for leaf in bench.store.forest()} == {"mine-"}
