@@ -52,7 +52,9 @@ def write_sessions(path: Path, per_topic: int = 150, seed: int = 0) -> Path:
     return path
 
 
-def write_config(path: Path, chassis: Path, *, steps: int = 24) -> Path:
+def write_config(
+    path: Path, chassis: Path, *, steps: int = 24, learning_rate: float = 0.006
+) -> Path:
     """A groove.toml with thresholds for a hundred sessions, and the tiny Llama at `chassis`."""
     tiny_llama.build(chassis)
     path.write_text(
@@ -70,7 +72,7 @@ mature_sessions = 70
 [training]
 chassis = "{chassis}"
 steps = {steps}
-learning_rate = 0.006
+learning_rate = {learning_rate}
 threads = 1
 style_margin = 0.05
 

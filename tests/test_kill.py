@@ -42,7 +42,9 @@ def home(tmp_path: Path) -> Path:
     """A home with sessions enough for a first training of some seconds."""
     folder = tmp_path / "home"
     folder.mkdir(mode=0o700)
-    support_demo.write_config(folder / "groove.toml", tmp_path / "chassis", steps=120)
+    support_demo.write_config(
+        folder / "groove.toml", tmp_path / "chassis", steps=120, learning_rate=0.001
+    )
     sessions = support_demo.write_sessions(tmp_path / "sessions.jsonl", per_topic=120)
     groove(folder, "init")
     groove(folder, "consent", "grant", "capture", "train", "publish", "--yes")
