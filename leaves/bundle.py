@@ -41,7 +41,7 @@ class BundleError(Exception):
 Hex8 = Annotated[str, Meta(pattern="^[0-9a-f]{16}$")]
 Hex16 = Annotated[str, Meta(pattern="^[0-9a-f]{32}$")]
 Hex32 = Annotated[str, Meta(pattern="^[0-9a-f]{64}$")]
-Line = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f]*$")]
+Line = Annotated[str, Meta(max_length=200, pattern=r"^[^\x00-\x1f\x7f-\x9f]*$")]
 Count = Annotated[int, Meta(ge=0, le=2**53)]
 
 

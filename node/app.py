@@ -375,8 +375,6 @@ class App:
 
     def regions(self, leaves: Sequence[ForeignLeaf]) -> Iterator[list[str]]:
         """The region of each of some foreign leaves."""
-        from .fetch import region
-
         own = [leaf.centroid for leaf in self.forests.forest().live() if leaf.level > 1]
         embedded = self.embeddings.snapshot()
         floor = self.config.mesh.interest_cosine
@@ -387,7 +385,7 @@ class App:
             others = own + [x.centroid for x in theirs[leaf.origin] if x.leaf != leaf.leaf]
             # A leaf of the same domain is no rival: it is what this leaf would answer for.
             rivals = [x for x in others if float(x @ leaf.centroid) < routing.SAME_DOMAIN]
-            yield region(embedded.ids, embedded.matrix, leaf.centroid, rivals, floor)
+            yield routing.region(embedded.ids, embedded.matrix, leaf.centroid, rivals, floor)
 
     # Rounds
 

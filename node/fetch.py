@@ -31,7 +31,6 @@ from leaves.bundle import (
     check_form,
     encode_label,
 )
-from leaves.model import Matrix, Vector
 from leaves.ports import EvaluateJob, Example
 from leaves.training.child import TrainingError
 from leaves.training.evaluate import HELD_OUT_MIN, judge
@@ -320,19 +319,3 @@ def _origins(fetched: Fetched) -> dict[str, Any]:
         "control_root": fetched.leaf.label.control_root if fetched.control else "",
         "reason": f"{total / 1e6:.1f} MB from {len(fetched.sources)} peers, hashes verified",
     }
-
-
-def region(
-    ids: Sequence[str], vectors: Matrix, leaf: Vector, others: Sequence[Vector], cosine_min: float
-) -> list[str]:
-    """Sessions that stand nearer to a leaf than to any other centroid, and near enough to it.
-
-    vectors: shape (n, d), row i of session ids[i]. Ties go to the leaf.
-    """
-    if not len(ids):
-        return []
-    own = vectors @ leaf
-    near = own >= cosine_min
-    if others:
-        near &= own >= (vectors @ np.stack(others).T).max(axis=1)
-    return [id_ for id_, inside in zip(ids, near, strict=True) if inside]

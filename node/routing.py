@@ -9,14 +9,14 @@ from __future__ import annotations
 import fcntl
 import logging
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from leaves.embeddings import EmbeddingStore
-from leaves.model import Forest, GrownFrom, Leaf, LeafId, Stage
+from leaves.model import Forest, GrownFrom, Leaf, LeafId, Matrix, Stage, Vector
 from leaves.store import ForestStore
 from router.calibrate import calibrate
 from router.minilm_encoder import DIMENSIONS
@@ -26,7 +26,7 @@ from .errors import OwnerError
 from .foreign import Known, State
 from .home import private_dir, write_atomic
 
-__all__ = ["DIMENSIONS", "SAME_DOMAIN", "Tables", "entries", "gates", "starters_of"]
+__all__ = ["DIMENSIONS", "SAME_DOMAIN", "Tables", "entries", "gates", "region", "starters_of"]
 
 log = logging.getLogger(__name__)
 
@@ -159,3 +159,19 @@ def gates(store: ForestStore, embeddings: EmbeddingStore) -> dict[LeafId, float]
         if members:
             out.update(calibrate(members, np.asarray(embedded.matrix[strays])))
     return out
+
+
+def region(
+    ids: Sequence[str], vectors: Matrix, leaf: Vector, others: Sequence[Vector], cosine_min: float
+) -> list[str]:
+    """Sessions that stand nearer to a leaf than to any other centroid, and near enough to it.
+
+    vectors: shape (n, d), row i of session ids[i]. Ties go to the leaf.
+    """
+    if not len(ids):
+        return []
+    own = vectors @ leaf
+    near = own >= cosine_min
+    if others:
+        near &= own >= (vectors @ np.stack(others).T).max(axis=1)
+    return [id_ for id_, inside in zip(ids, near, strict=True) if inside]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
@@ -15,6 +16,7 @@ from .scenarios import SCENARIOS
 app = App(
     name="groove-sim",
     help="Simulate a mesh of nodes: many replicas, one seed, faults, and what must hold.",
+    version=lambda: version("groove-node"),
 )
 
 

@@ -24,10 +24,10 @@ from leaves.model import (
     leaf_id,
     unit,
 )
-from node.fetch import region
 from node.foreign import Foreign, State
 from node.mailbox import Dial, Mailbox, Retract
 from node.mesh import REPUBLISH_SESSIONS, ForeignLeaf, Shown, cards, foreign, quantised
+from node.routing import region
 
 ORIGIN = b"\1" * 32
 ENC8 = b"encoder8"
