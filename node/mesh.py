@@ -135,7 +135,7 @@ def _card(leaf: Leaf, shown: Shown, enc8: bytes, size_bytes: Callable[[str], int
         stage=_STAGES[leaf.stage],
         op=wire.Op.BIRTH,
         centroid=shown.centroid,
-        sessions_log2=shown.sessions.bit_length(),
+        sessions_log2=wire.to_log2(shown.sessions),
         chassis=bytes.fromhex(leaf.adapter.chassis) if leaf.adapter else wire.ZERO8,
         enc=enc8,
         parents=tuple(bytes.fromhex(parent) for parent in leaf.lineage),
@@ -172,7 +172,7 @@ def _scores(evaluation: Evaluation | None) -> tuple[wire.Score, ...]:
         (wire.EvalSet.GAIN_OVER_STYLE, evaluation.over_style.mean),
         (wire.EvalSet.GAIN_LOW, evaluation.over_parent.low),
     )
-    return tuple(wire.Score(kind, round(value * wire.Q)) for kind, value in figures)
+    return tuple(wire.Score(kind, wire.to_q(value)) for kind, value in figures)
 
 
 def _heirs(forest: Forest, leaf: Leaf) -> tuple[bytes, ...]:
