@@ -7,108 +7,22 @@ next finishes what it finds begun. What was trained on the data goes with it, he
 from __future__ import annotations
 
 import shutil
-from collections import Counter
-from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from leaves.model import Instant
-from leaves.ports import Report
-
-from .errors import MisuseError
 from .home import sync_dir, write_atomic
 from .mailbox import Retract
-from .show import moment
 from .told import Told
 
 if TYPE_CHECKING:
     from .app import App
-    from .capture.sources.importing import SourceSession
 
 MARKER = "deletion.pending"
 _FOLDERS = ("rounds", "training", "router", "embeddings")  # made of the data, and of nothing else
 _FILES = ("shown.json", "events.jsonl", "events.jsonl.1")
-
-
-def grant(app: App, scopes: Sequence[str]) -> list[str]:
-    """Allow scopes; return all that are in force."""
-    from .consent import Scope
-
-    for scope in scopes:
-        app.consent.grant_scope(app.user_id, Scope(scope))
-    return sorted(app.consent.scopes(app.user_id))
-
-
-def revoke(app: App, scopes: Sequence[str]) -> list[str]:
-    """Withdraw scopes, or all if none is named; return those still in force."""
-    from .consent import Scope
-
-    if not scopes:
-        app.consent.revoke_consent(app.user_id)
-    for scope in scopes:
-        app.consent.revoke_scope(app.user_id, Scope(scope))
-    with app.lock("publish", wait=True):  # what is being published is out when this returns
-        pass
-    app.deploy_if_routed()  # without `fetch`, peers' leaves serve no more
-    return sorted(app.consent.scopes(app.user_id))
-
-
-def consent_log(app: App) -> list[dict[str, str]]:
-    """Every decision, oldest first."""
-    return [
-        {
-            "at": moment(Instant(int(record.timestamp))),
-            "version": record.consent_version,
-            "scopes": ", ".join(sorted(record.scopes)) if record.opted_in else "nothing",
-        }
-        for record in app.consent.get_consent_history(app.user_id)
-    ]
-
-
-def import_sessions(
-    app: App,
-    source: str,
-    what: Sequence[str],
-    share: str,
-    part: str,
-    dry_run: bool,
-    report: Report,
-) -> dict[str, Any]:
-    """Bring the sessions of packages or files into the corpus; counts of what became of them.
-
-    share, part: which of them, as "0.0:0.5" of the groups and of the sessions left, by hash.
-    """
-    from .capture import DomainTagger, PIIScrubber, TrainingDataIntake
-    from .capture.sources.importing import Selection, parse_share
-    from .capture.sources.importing import import_sessions as bring
-    from .capture.sources.jsonl import JsonlSource
-    from .capture.sources.pydoc import PydocSource
-
-    try:
-        selection = Selection(parse_share(share), parse_share(part))
-    except ValueError as problem:
-        raise MisuseError(f"{problem}; nothing was imported") from None
-    intake = TrainingDataIntake(
-        app.consent, app.corpus, PIIScrubber(), DomainTagger(), clock=app.clock
-    )
-    sources: list[Iterable[SourceSession]] = (
-        [PydocSource(what)] if source == "pydoc" else [JsonlSource(Path(path)) for path in what]
-    )
-    totals: dict[str, Any] = {"added": 0, "skipped_known": 0, "refused": 0, "scrubbed": 0}
-    dropped: Counter[str] = Counter()
-    malformed = 0
-    for each in sources:
-        result = bring(
-            each, intake, app.user_id, source, select=selection, report=report, dry_run=dry_run
-        )
-        for name in totals:
-            totals[name] += getattr(result, name)
-        dropped.update(result.dropped)
-        malformed += getattr(each, "malformed", 0)
-    return {**totals, "dropped": dropped.total(), "malformed": malformed}
 
 
 def stats(app: App) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+"""What a source of sessions is: the shape that every parser gives and every importer takes.
+
+A source tells the same session the same way at every reading: keys never change, so that what was
+taken in once is known again. Nothing here is scrubbed yet; no text is shown by `repr`.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+from node.capture.record import ContentType
+from node.errors import OwnerError
+
+
+class SourceError(OwnerError):
+    """A source cannot be read."""
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """One text of a session: an ask of the owner, or an answer to it."""
+
+    key: str  # unique in its session
+    kind: ContentType
+    text: str = field(repr=False)
+    timestamp: float | None = None  # Unix seconds; None: the time of import
+    source_provider: str = ""
+    source_model: str = ""
+    terms_class: str = ""  # empty: by kind, provider and model
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(frozen=True, slots=True)
+class SourceSession:
+    """One session as a source tells it: its turns in order, and how it went."""
+
+    key: str  # unique in the source
+    turns: tuple[Turn, ...]
+    group: str = ""  # near-copies share it; empty if each session stands alone
+    folder: str | None = None  # the project that it was about, absolute; None if there is none
+    outcome: str = ""  # one of `node.capture.quality.Outcome`; empty if unknown
+    corrections: int = 0  # asks that correct the answer before
+    errors: int = 0  # answers that failed, calls of tools that failed
+    closed: bool = True  # False: it may go on, so no closing record is written
+    metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+
+@dataclass(slots=True)
+class ParseCounts:
+    """What a parser met. A kind of line that it does not know is counted, never fatal."""
+
+    lines: int = 0
+    malformed: int = 0  # lines that are no record at all
+    unknown: Counter[str] = field(default_factory=Counter)  # kinds of record, by name
+    left_out: Counter[str] = field(default_factory=Counter)  # tool output, injected context, …
+
+    def add(self, other: ParseCounts) -> None:
+        self.lines += other.lines
+        self.malformed += other.malformed
+        self.unknown.update(other.unknown)
+        self.left_out.update(other.left_out)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What one reading of one file gave."""
+
+    sessions: tuple[SourceSession, ...]
+    position: int  # where to read on: just after the last whole line, or the last row of a table
+    counts: ParseCounts
+
+
+class TranscriptFormat(Protocol):
+    """Files that a tool keeps of its own conversations."""
+
+    @property
+    def name(self) -> str:
+        """What the owner calls it: claude-code, codex, llm."""
+        ...
+
+    def roots(self) -> list[Path]:
+        """The folders or files that the tool writes here; those that exist."""
+        ...
+
+    def files(self, root: Path) -> Iterator[Path]:
+        """The transcripts under a root, oldest change first; sub-runs of others are left out."""
+        ...
+
+    def read(self, path: Path, start: int = 0) -> Reading:
+        """Read from a position on; 0 is the whole file. Raises SourceError if it cannot be read.
+
+        From a later position the sessions hold only the turns that came after it.
+        """
+        ...
+
+    def expiry_days(self) -> int | None:
+        """After how many days the tool deletes its transcripts; None if it keeps them."""
+        ...
+
+
+def formats(*, tool_output: bool = False) -> Sequence[TranscriptFormat]:
+    """Every format that is known, by name. tool_output: keep what tools gave back."""
+    from .claude_code import ClaudeCode
+    from .codex import Codex
+    from .llm_logs import LlmLogs
+
+    return (ClaudeCode(tool_output=tool_output), Codex(tool_output=tool_output), LlmLogs())

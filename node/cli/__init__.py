@@ -1,0 +1,53 @@
+"""The command line: `groove-node`. Alone prints; every command is a few lines over `app.App`."""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import sys
+from collections.abc import Sequence
+
+import cyclopts
+
+from node.errors import MisuseError, OwnerError
+from node.terminal import Terminal
+
+from . import consent, data, leaves, mesh, process, sources
+from .base import command
+
+__all__ = ["command", "consent", "data", "leaves", "main", "mesh", "process", "sources"]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run one command. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    try:
+        command(arguments, exit_on_error=False, print_error=False)
+    except cyclopts.CycloptsError as problem:
+        words = " ".join(("groove-node", *(problem.command_chain or ())))
+        Terminal.error(
+            MisuseError(
+                str(problem),
+                unchanged="Nothing was done.",
+                next_step=f"`{words} --help` shows what it takes.",
+            )
+        )
+        sys.exit(2)
+    except OwnerError as problem:
+        Terminal.error(problem)
+        sys.exit(problem.exit_code)
+    except BrokenPipeError:  # `| head` has read enough
+        sys.exit(0)
+    except (OSError, sqlite3.OperationalError) as problem:  # a full disk, a read-only home
+        Terminal.error(
+            OwnerError(
+                str(problem),
+                unchanged="What was written before stands, and is whole.",
+                next_step="Mend the file or the disk, and run the command again; "
+                "`groove-node doctor` looks at both.",
+            )
+        )
+        sys.exit(1)
+    except KeyboardInterrupt:
+        Terminal.interrupted()
+        sys.exit(130)
