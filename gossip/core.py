@@ -117,6 +117,9 @@ class Replica:
         self._pulls = Pulls(config, self._held)
         self._author = Author(keys, config)
         self._stale: dict[bytes, None] = {}  # origins whose expiry was told
+        # How often peers told what this node once said and has no record of: it, or all of this
+        # machine, was restored from a backup.
+        self.rollbacks = 0
         own = self._own().claims
         for head in (own.head, load_last(records, own)):
             if head is not None:
@@ -221,7 +224,11 @@ class Replica:
             yield Refused(via, "too many origins", blame=False)
             return
         held = self._held[name]
-        yield from self._settle(held.with_claims(heard(held.claims, said)), via=via)
+        claims = heard(held.claims, said)
+        if name == self._author.keys.origin:
+            newer = held.claims.epoch <= self._author.keys.doc.epoch < claims.epoch
+            self.rollbacks += newer or claims.retracts.keys() != held.claims.retracts.keys()
+        yield from self._settle(held.with_claims(claims), via=via)
         for head in said.heads:
             yield from self._hear_head(head, via)
 
@@ -248,6 +255,7 @@ class Replica:
             yield Refused(via, reason, blame=False)
         else:
             if head.origin == self._author.keys.origin and self._author.heard(signed):
+                self.rollbacks += 1
                 yield Save((Record(*LAST, encode(signed.env)),), durable=True)
             yield from self._want(signed, via)
 

@@ -187,16 +187,27 @@ class ForestStore:
         )
         return {session for (session,) in rows}
 
-    def made_of(self, sessions: Iterable[str]) -> list[LeafId]:
-        """Leaves whose adapter was trained on any of these sessions, by id."""
+    def unuse(self, leaf: LeafId) -> None:
+        """Forget what a leaf was trained on: its adapter in force was begun anew."""
+        with self._transaction():
+            self._db.execute(
+                "DELETE FROM lineage WHERE leaf = ? AND role IN (?, ?)",
+                (leaf, Role.TRAIN.value, Role.CONTROL.value),
+            )
+
+    def made_of(self, sessions: Iterable[str], *roles: Role) -> list[LeafId]:
+        """Leaves whose trainings used any of these sessions, by id; without roles, to train on."""
         self._db.execute("CREATE TEMP TABLE IF NOT EXISTS asked (session TEXT PRIMARY KEY)")
         self._db.execute("DELETE FROM asked")
         self._db.executemany("INSERT OR IGNORE INTO asked VALUES (?)", ((s,) for s in sessions))
+        wanted = roles or (Role.TRAIN,)
+        marks = ", ".join("?" * len(wanted))
         rows = self._db.execute(
-            "SELECT DISTINCT leaf FROM lineage JOIN asked USING (session) WHERE role = ? "
-            "ORDER BY leaf",
-            (Role.TRAIN.value,),
-        )
+            "SELECT DISTINCT leaf FROM lineage JOIN asked USING (session) "
+            f"WHERE role IN ({marks}) ORDER BY leaf",
+            [role.value for role in wanted],
+        ).fetchall()
+        self._db.execute("DELETE FROM asked")
         return [LeafId(leaf) for (leaf,) in rows]
 
     def forget(self, sessions: Iterable[str]) -> None:
@@ -205,6 +216,21 @@ class ForestStore:
         with self._transaction():
             self._db.executemany("DELETE FROM member WHERE session = ?", rows)
             self._db.executemany("DELETE FROM lineage WHERE session = ?", rows)
+        self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def rename_throughout(self, leaf: LeafId, name: str) -> None:
+        """Give a leaf another name in all of its history: the old one was made of deleted texts."""
+        with self._transaction():
+            for table, key in (("leaf", "id"), ("history", "leaf")):
+                rows = self._db.execute(
+                    f"SELECT rowid, state FROM {table} WHERE {key} = ?", (leaf,)
+                ).fetchall()
+                for row, state in rows:
+                    fields = {**msgspec.json.decode(state), "name": name}
+                    self._db.execute(
+                        f"UPDATE {table} SET state = ? WHERE rowid = ?",
+                        (msgspec.json.encode(fields), row),
+                    )
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def erase(self) -> None:

@@ -24,7 +24,7 @@ from leaves.ports import Report, Schedule, silent
 from leaves.store import ForestStore, RoundRow
 
 from . import config as config_file
-from . import rights, routing
+from . import rights, routing, screening
 from .bundles import BundleStore
 from .clock import Clock, SystemClock
 from .errors import OwnerError
@@ -51,7 +51,7 @@ if TYPE_CHECKING:
     from leaves.training.child import ChildEvaluator
     from router.ports import Encoder
 
-    from .capture import TrainingCorpus
+    from .capture import PIIScrubber, TrainingCorpus
     from .capture.sessions import Session
     from .classroom import Classroom
     from .consent import ConsentManager
@@ -121,6 +121,7 @@ class App:
         self.home = home
         self.clock = clock or SystemClock()
         self.config = config_file.load(home)
+        self._withheld: tuple[tuple[int, int], dict[LeafId, str]] | None = None
 
     @classmethod
     def open(cls, *, create: bool = False) -> App:
@@ -158,14 +159,26 @@ class App:
     @cached_property
     def consent(self) -> ConsentManager:
         from .consent import ConsentManager
+        from .receipts import KeySigner
 
-        return ConsentManager(self.home / "consent.db", clock=self.clock)
+        signer = KeySigner(self.identity.keys)
+        return ConsentManager(self.home / "consent.db", clock=self.clock, signer=signer)
 
     @cached_property
     def corpus(self) -> TrainingCorpus:
         from .capture import TrainingCorpus
 
         return TrainingCorpus(self.home / "training_data", clock=self.clock)
+
+    @cached_property
+    def scrubber(self) -> PIIScrubber:
+        """Knows the secrets of this machine too: of the environment and of allowed projects."""
+        from .capture.known import open_known
+        from .capture.known_sources import here
+        from .capture.scrubber import PIIScrubber
+
+        folders = [*here(), *self.consent.allowed_folders(self.user_id)]
+        return PIIScrubber(open_known(self.home, self.config.capture, os.environ, folders))
 
     @cached_property
     def forests(self) -> ForestStore:
@@ -273,8 +286,9 @@ class App:
     def require(self, scope: str) -> None:
         """Raise ConsentMissingError unless the scope is granted."""
         if not self.allows(scope):
+            reason = self.consent.why_off(self.user_id)
             raise ConsentMissingError(
-                f"the scope `{scope}` is not granted",
+                f"the scope `{scope}` is not granted{f': {reason}' if reason else ''}",
                 unchanged="Nothing was done.",
                 next_step=f"`groove-node consent grant {scope}` says what it means and allows it.",
             )
@@ -352,10 +366,19 @@ class App:
         if self.allows("fetch"):
             roots |= self.foreign.roots(SERVED) - self.own_roots()
         if self.allows("publish"):
+            withheld = self.withheld()
             for leaf in self.forests.forest().live():
-                if leaf.stage is Stage.MATURE and leaf.adapter:
+                if leaf.stage is Stage.MATURE and leaf.adapter and leaf.id not in withheld:
                     roots |= {leaf.adapter.bundle, leaf.adapter.control}
         return sorted(roots)
+
+    def withheld(self) -> dict[LeafId, str]:
+        """Leaves whose bundles may not be offered, for what they were trained on, and why."""
+        seen = (self.forests.revision(), screening.stamp(self.home))
+        if self._withheld is None or self._withheld[0] != seen:
+            trained = [leaf.id for leaf in self.forests.forest().live() if leaf.adapter]
+            self._withheld = seen, screening.withheld(self.home, self.forests, trained)
+        return self._withheld[1]
 
     def own_roots(self) -> set[str]:
         """Bundles of own leaves, of any stage."""
@@ -406,25 +429,47 @@ class App:
 
     def plan(self, report: Report = silent) -> Plan:
         self.require("capture")
-        return self._round(lambda told: None, report).plan(self.now())
+        return self._round(lambda told: None, report, scan=False).plan(self.now())
 
-    def _round(self, tell: Tell, report: Report) -> Round:
+    def _round(self, tell: Tell, report: Report, *, scan: bool = True) -> Round:
         from leaves.discover import default_clusterer
 
         from .engine import Round, Tools
 
+        untrained = "" if self.allows("train") else "the scope `train` is not granted"
+        sessions = list(self.sessions().values())
+        if scan and (not untrained or self.allows("publish")):
+            sessions, unscanned = self._screened(sessions, tell, report)
+            untrained = untrained or unscanned
         tools = Tools(
             folder=private_dir(self.home / "rounds"),
-            sessions=lambda: list(self.sessions().values()),
+            sessions=lambda: sessions,
             embeddings=self.embeddings,
             store=self.forests,
             encoder=self.encoder,
             clusterer=default_clusterer(),
-            classroom=self._classroom if self.allows("train") else None,
+            classroom=None if untrained else self._classroom,
             deploy=self.deploy_anew,
             now=self.now,
+            untrained=untrained,
         )
         return Round(tools, self.config.rules, tell, report)
+
+    def _screened(
+        self, sessions: list[Session], tell: Tell, report: Report
+    ) -> tuple[list[Session], str]:
+        """The sessions that passed the second scan; and why nothing may be trained, if so."""
+        from .capture.second_scan import SecondScan, SecondScanError
+
+        try:
+            with SecondScan(private_dir(groove_cache() / "kingfisher")) as scan:
+                screened = screening.screened(self.home, sessions, scan, report)
+        except SecondScanError as problem:
+            tell(Told("unscanned", f"second scan: {problem}; nothing is trained"))
+            return sessions, str(problem)
+        if screened.hits:
+            tell(Told("left out", screened.told(), {"sessions": len(screened.hits)}))
+        return list(screened.sessions), ""
 
     def _classroom(self) -> Classroom:
         from leaves.training.child import ChildTrainer
@@ -442,6 +487,7 @@ class App:
             self.evaluator,
             Schedule(steps=training.steps, learning_rate=training.learning_rate),
             training.style_margin,
+            frozenset(screening.read(self.home).hits),
         )
 
     # Routing

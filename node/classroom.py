@@ -53,6 +53,7 @@ class Lesson:
     note: str
     used: Mapping[Role, frozenset[str]]
     folder: Path
+    anew: bool = False  # not begun from the version before, for that had learned what it must not
 
 
 class Classroom:
@@ -69,7 +70,9 @@ class Classroom:
         evaluator: Evaluator,
         schedule: Schedule,
         style_margin: float,
+        left_out: frozenset[str] = frozenset(),
     ) -> None:
+        """left_out: sessions that nothing may be made of any more, whatever was made before."""
         self._folder = folder
         self._store = store
         self._bundles = bundles
@@ -79,6 +82,7 @@ class Classroom:
         self._evaluator = evaluator
         self._schedule = schedule
         self._style_margin = style_margin
+        self._left_out = left_out
 
     def teach(
         self,
@@ -97,7 +101,9 @@ class Classroom:
             note = _too_few(prepared, controls, left_out)
             return Lesson(leaf.id, None, note, {}, folder)
         schedule = replace(self._schedule, seed=round_id)
-        if leaf.adapter is not None:  # a warm start at full rate spoils what the chassis knows
+        anew = self._begins_anew(leaf)
+        if leaf.adapter is not None and not anew:
+            # A warm start at full rate spoils what the chassis knows.
             rate = self._schedule.learning_rate * WARM_RATE
             schedule = replace(schedule, learning_rate=rate)
         control_job = self._job(
@@ -126,10 +132,18 @@ class Classroom:
             Role.HELD_OUT: frozenset(example.session for example in prepared.held_out),
             Role.CONTROL: frozenset(example.session for example in controls),
         }
-        return Lesson(leaf.id, Outcome(evaluation, packed, NO_PAIRS), note, used, folder)
+        return Lesson(leaf.id, Outcome(evaluation, packed, NO_PAIRS), note, used, folder, anew)
+
+    def _begins_anew(self, leaf: Leaf) -> bool:
+        """True if the version in force, or its control, learned from what is left out now."""
+        used = self._store.used(leaf.id, Role.TRAIN) | self._store.used(leaf.id, Role.CONTROL)
+        return not used.isdisjoint(self._left_out)
 
     def record(self, lesson: Lesson, round_id: int) -> None:
         """Write down which sessions were used, in the caller's transaction."""
+        in_force = lesson.outcome and lesson.outcome.evaluation.verdict is Verdict.BETTER
+        if lesson.anew and in_force:  # it replaces the version before, and owes it nothing
+            self._store.unuse(lesson.leaf)
         for role, used in lesson.used.items():
             self._store.use(lesson.leaf, role, used, round_id)
 
@@ -166,6 +180,8 @@ class Classroom:
     def _earlier(self, leaf: Leaf, folder: Path, *, control: bool = False) -> Path | None:
         """The adapter to start from: of the version in force, or of its control."""
         if leaf.adapter is None or leaf.adapter.chassis != self._chassis.tag8.hex():
+            return None
+        if self._begins_anew(leaf):
             return None
         blob = self._bundles.get(leaf.adapter.control if control else leaf.adapter.bundle)
         if blob is None:

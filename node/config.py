@@ -21,11 +21,20 @@ from .errors import OwnerError
 FILE = "groove.toml"
 
 
+class CaptureConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    tool_output: bool = False  # of imported transcripts: it is mostly files, and seldom the owner's
+    known_values: bool = True  # secrets of the environment and of .env files are found anywhere
+    keyring: tuple[str, ...] = ()  # "service/user", looked for likewise; one opens what is unlocked
+    watch: bool = True  # a running node takes new lines of allowed sources in as they are written
+    idle_close_s: float = 1800.0  # a transcript not written to for so long is a finished session
+
+
 class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     steps: int = 48  # of 8 sessions each; 16 win only where a domain stands well apart
     learning_rate: float = 2e-3
     threads: int = 0  # of the training child; 0 means all cores
     style_margin: float = 0.08  # nats over the style control: 1.6 x the largest seed noise seen
+    restricted_outputs: bool = False  # also answers whose provider forbids training on them
     chassis: str = ""  # path of a local Hugging Face causal LM; empty means the packaged SmolLM2
 
 
@@ -41,6 +50,7 @@ class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of groove.toml."""
 
+    capture: CaptureConfig = field(default_factory=CaptureConfig)
     rules: Rules = field(default_factory=Rules)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

@@ -1,42 +1,65 @@
 """What the owner has agreed to, per scope, and since when; asked before every byte is kept.
 
-Consent is append-only: the latest row of a user is in force, the earlier ones are the proof of what
-was agreed before. The flag file beside the database is what `node.gate` looks at. It may be missing
-while capture is allowed (the next opening mends that), never present while it is not: it is removed
-before a revocation commits, and written after a grant has.
+Consent is append-only: the latest row of a user is in force, whole, the earlier ones are the proof
+of what was agreed before. Capture is also per source and, for the transcripts of coding assistants,
+per project folder: what is not on the list is not captured. A store that is not the one that was
+written last counts as off until the owner is asked again (`node.witness`).
+
+The flag file beside the database is what `node.gate` looks at. It may be missing while capture is
+allowed (the next opening mends that), never present while it is not: it is removed before a
+revocation commits, and written after a grant has. A folder restored from a backup brings its flag
+along; the gate then opens the store, which takes the flag away.
 """
 
 from __future__ import annotations
 
-import os
-import sqlite3
-import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+import logging
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import StrEnum
+from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Final
 
 import msgspec
 
-from node.clock import Clock, SystemClock
-from node.errors import OwnerError
-from node.gate import FLAG_FILE
-from node.home import check_private, owner_path, sync_dir, write_atomic
+from .clock import Clock, SystemClock
+from .consent_store import ConsentLockedError, ConsentUnreadableError, Row
+from .errors import OwnerError
+from .folders import inside, named, not_inside_of, project_folder, resolved
+from .gate import FLAG_FILE
+from .home import owner_path, sync_dir, write_atomic
+from .ledger import Ledger
+from .receipts import SUSPENSION, Decision, Receipt, Signer
+from .witness import Step
+
+__all__ = [
+    "CURRENT_CONSENT_VERSION",
+    "FOLDER_SOURCES",
+    "FREE_SOURCES",
+    "NOTHING",
+    "Allowed",
+    "ConsentLockedError",
+    "ConsentManager",
+    "ConsentRecord",
+    "ConsentUnreadableError",
+    "NotGrantedError",
+    "Scope",
+    "Standing",
+]
+
+log = logging.getLogger(__name__)
 
 CURRENT_CONSENT_VERSION = "1.0"  # a new version of the terms asks everybody again
 
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS consent (
-    id INTEGER PRIMARY KEY, user_id TEXT NOT NULL, opted_in INTEGER NOT NULL,
-    consent_version TEXT NOT NULL, scopes TEXT NOT NULL, metadata TEXT NOT NULL, at REAL NOT NULL);
-CREATE INDEX IF NOT EXISTS consent_user ON consent (user_id, id);
-CREATE TABLE IF NOT EXISTS deletion_request (
-    id INTEGER PRIMARY KEY, user_id TEXT NOT NULL, at REAL NOT NULL);
-"""
-_COLUMNS = "user_id, opted_in, consent_version, at, metadata, scopes"
+# What the owner's own program hands over, file by file or call by call: naming it is the consent.
+FREE_SOURCES: Final = frozenset({"api", "jsonl", "pydoc"})
+# What is read from another tool's history of everything: only of the projects that were named.
+FOLDER_SOURCES: Final = frozenset({"claude-code", "codex"})
+
+Folder = str | PathLike[str]
 
 
 class Scope(StrEnum):
@@ -48,8 +71,38 @@ class Scope(StrEnum):
     FETCH = "fetch"  # get, evaluate, route to and serve on others' bundles
 
 
-class ConsentUnreadableError(OwnerError):
-    """The consent database cannot be used; nothing may be captured."""
+class Standing(StrEnum):
+    """How a user's consent stands."""
+
+    NEVER_ASKED = "never asked"
+    IN_FORCE = "in force"
+    REVOKED = "revoked"
+    TERMS_CHANGED = "terms changed"  # what was agreed to is no longer what is asked
+    RESTORED = "restored"  # this store, or the whole node, is not as it was left
+
+
+class NotGrantedError(OwnerError):
+    """Sources and folders are for capture, and capture is not granted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What one decision allows. Sources and folders are capture's, and go with it."""
+
+    scopes: frozenset[Scope] = frozenset()
+    sources: frozenset[str] = frozenset()
+    folders: frozenset[Path] = frozenset()  # absolute, links followed
+
+    def within(self, other: Allowed) -> bool:
+        """True if `other` allows all of this."""
+        return (
+            self.scopes <= other.scopes
+            and self.sources <= other.sources
+            and all(inside(folder, other.folders) for folder in self.folders)
+        )
+
+
+NOTHING: Final = Allowed()
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,51 +115,46 @@ class ConsentRecord:
     timestamp: float
     metadata: dict[str, Any]
     scopes: frozenset[Scope]
+    sources: frozenset[str] = frozenset()
+    folders: frozenset[Path] = frozenset()
+    suspended: bool = False  # the node's doing, not the owner's
+
+    @property
+    def allowed(self) -> Allowed:
+        """What this decision allows under the terms of today."""
+        if not self.opted_in or self.consent_version != CURRENT_CONSENT_VERSION:
+            return NOTHING
+        return Allowed(self.scopes, self.sources, self.folders)
 
     def grants(self, scope: Scope) -> bool:
         """True if this decision allows `scope` under the terms of today."""
-        current = self.consent_version == CURRENT_CONSENT_VERSION
-        return self.opted_in and current and scope in self.scopes
+        return scope in self.allowed.scopes
 
 
 class ConsentManager:
     """Consent in SQLite, synchronous=FULL. Safe from several threads and processes."""
 
     def __init__(
-        self, db_path: str | Path = "~/.groove/consent.db", *, clock: Clock | None = None
+        self,
+        db_path: str | Path = "~/.groove/consent.db",
+        *,
+        clock: Clock | None = None,
+        signer: Signer | None = None,
     ) -> None:
-        """Open or make the database, mode 0600, and mend the flag.
+        """Open or make the database, mode 0600, mend the flag, and sign what is not signed yet.
 
         Raises WideOpenError if others can reach the file, ConsentUnreadableError if it is damaged.
         """
-        self._path = owner_path(db_path)
+        path = owner_path(db_path)
         self._clock = clock or SystemClock()
-        self._flag = self._path.with_name(FLAG_FILE)
-        self._lock = threading.RLock()
-        self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with suppress(FileExistsError):
-            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        check_private(self._path)
+        self._flag = path.with_name(FLAG_FILE)
+        self._ledger = Ledger(path, self._clock, signer)
         try:
-            self._db = self._opened()
-        except sqlite3.DatabaseError as problem:
-            raise ConsentUnreadableError(
-                f"{self._path} cannot be read as a consent database: {problem}",
-                unchanged="The file was left as it is, and nothing is captured.",
-                next_step=f"Restore {self._path} from a backup, or move it aside and grant again.",
-            ) from None
-        self._mend_flag()
-
-    def _opened(self) -> sqlite3.Connection:
-        db = sqlite3.connect(self._path, timeout=30, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("PRAGMA journal_mode=WAL")
-            db.execute("PRAGMA synchronous=FULL")
-            db.executescript(_SCHEMA)
-        except sqlite3.DatabaseError:
-            db.close()
-            raise
-        return db
+            self._ledger.mend()
+            self._mend_flag()
+            self._ledger.sign_later()
+        except OwnerError as problem:  # what only mends must not keep the owner from looking
+            log.warning("consent not mended reason=%s", type(problem).__name__)
 
     def __enter__(self) -> ConsentManager:
         return self
@@ -120,8 +168,10 @@ class ConsentManager:
         self.close()
 
     def close(self) -> None:
-        with self._lock:
-            self._db.close()
+        with self._ledger.lock:
+            self._ledger.store.close()
+
+    # ---- decisions -------------------------------------------------------------------------------
 
     def record_consent(
         self,
@@ -131,145 +181,311 @@ class ConsentManager:
         metadata: dict[str, Any] | None = None,
         *,
         scopes: Iterable[Scope] = (Scope.CAPTURE,),
+        sources: Iterable[str] = (),
+        folders: Iterable[Folder] = (),
     ) -> None:
-        """Record a decision. It replaces the one before: scopes that are not named are off."""
-        agreed = frozenset(Scope(scope) for scope in scopes) if opted_in else frozenset()
-        now = self._clock.now_s()
-        with self._lock, self._writing():
-            row = ConsentRecord(user_id, opted_in, consent_version, now, metadata or {}, agreed)
-            self._append(row)
-        self._mend_flag()
+        """Record a decision. It replaces the one before: what is not named is off.
+
+        Raises FolderError for a folder that is no project.
+        """
+        agreed = NOTHING
+        if opted_in:
+            agreed = Allowed(
+                frozenset(Scope(scope) for scope in scopes),
+                frozenset(sources),
+                frozenset(map(project_folder, folders)),
+            )
+        self._decide(
+            user_id,
+            lambda before: agreed,
+            opted_in=opted_in,
+            version=consent_version,
+            metadata=metadata,
+        )
+
+    def grant(
+        self,
+        user_id: str,
+        scopes: Iterable[Scope] = (),
+        *,
+        sources: Iterable[str] = (),
+        folders: Iterable[Folder] = (),
+        disclosure: str = "",
+    ) -> None:
+        """Add to what is in force, as one decision. disclosure: SHA-256 of the text shown, in hex.
+
+        Raises NotGrantedError for sources or folders without the scope capture.
+        """
+        more = Allowed(
+            frozenset(Scope(scope) for scope in scopes),
+            frozenset(sources),
+            frozenset(map(project_folder, folders)),
+        )
+        self._decide(
+            user_id,
+            lambda before: Allowed(
+                before.scopes | more.scopes,
+                before.sources | more.sources,
+                before.folders | more.folders,
+            ),
+            disclosure=disclosure,
+        )
+
+    def withdraw(
+        self,
+        user_id: str,
+        scopes: Iterable[Scope] = (),
+        *,
+        sources: Iterable[str] = (),
+        folders: Iterable[Folder] = (),
+    ) -> bool:
+        """Take some of it away, as one decision; False if nothing of it was in force.
+
+        A folder takes those inside it along. Raises FolderError for one that lies inside an
+        allowed folder: taking it off the list would not stop its capture.
+        """
+        gone = frozenset(Scope(scope) for scope in scopes)
+        fewer = frozenset(sources)
+        closed = frozenset(map(named, folders))
+
+        def without(before: Allowed) -> Allowed:
+            kept = frozenset(each for each in before.folders if not inside(each, closed))
+            not_inside_of(closed, kept)
+            return Allowed(before.scopes - gone, before.sources - fewer, kept)
+
+        return self._decide(user_id, without, idle=False)
 
     def grant_scope(self, user_id: str, scope: Scope) -> None:
         """Add one scope to those in force, under the terms of today."""
-        self._change(user_id, lambda scopes: scopes | {Scope(scope)})
+        self.grant(user_id, (scope,))
 
     def revoke_scope(self, user_id: str, scope: Scope) -> bool:
         """Take one scope away and keep the others; False if it was not in force."""
-        if not self.allows(user_id, scope):
-            return False
-        self._change(user_id, lambda scopes: scopes - {Scope(scope)})
-        return True
+        return self.withdraw(user_id, (scope,))
+
+    def allow(
+        self, user_id: str, *, sources: Iterable[str] = (), folders: Iterable[Folder] = ()
+    ) -> None:
+        """Put sources and project folders on the lists of capture. Raises NotGrantedError."""
+        self.grant(user_id, sources=sources, folders=folders)
+
+    def disallow(
+        self, user_id: str, *, sources: Iterable[str] = (), folders: Iterable[Folder] = ()
+    ) -> bool:
+        """Take sources and project folders off the lists; False if none was on them."""
+        return self.withdraw(user_id, sources=sources, folders=folders)
 
     def revoke_consent(self, user_id: str) -> bool:
-        """Take all scopes away; False if the user had no consent records."""
-        with self._lock:
-            if self._latest(user_id) is None:
-                return False
-            self._change(user_id, lambda scopes: frozenset())
+        """Take everything away; False if the user had no consent records."""
+        if self._ledger.latest(user_id) is None:
+            return False
+        self._decide(user_id, lambda before: NOTHING)
         return True
+
+    def suspend(self, reason: str) -> bool:
+        """Turn everything off until the owner is asked again; False if nothing was on.
+
+        For what only the mesh can know: that this node was restored whole from a backup.
+        """
+        ledger = self._ledger
+        with ledger.turn():
+            users = [each.user_id for each in ledger.in_force() if each.opted_in]
+            if not users:
+                return False
+            told = [ledger.suspension(user, reason) for user in users]
+            ledger.append(told, stands=False, grants=False, before=self._lower_flag)
+        self._mend_flag()
+        log.warning("consent suspended reason=%s", reason)
+        return True
+
+    # ---- what is in force ------------------------------------------------------------------------
 
     def is_opted_in(self, user_id: str) -> bool:
         """True if the capture scope is in force: the specification's one opt-in."""
         return self.allows(user_id, Scope.CAPTURE)
 
     def allows(self, user_id: str, scope: Scope) -> bool:
-        """True if `scope` is in force now. One indexed read, about 10 µs."""
-        latest = self._latest(user_id)
-        return latest is not None and latest.grants(scope)
+        """True if `scope` is in force now. One indexed read and one stat, about 10 µs."""
+        return scope in self.allowed(user_id).scopes
+
+    def may_capture(self, user_id: str, source: str = "api", folder: str | None = None) -> bool:
+        """True if a text of this source, about this project folder, may be kept now."""
+        allowed = self.allowed(user_id)
+        if Scope.CAPTURE not in allowed.scopes:
+            return False
+        if source in FREE_SOURCES:
+            return True
+        if source not in allowed.sources:
+            return False
+        if source not in FOLDER_SOURCES:
+            return True
+        place = resolved(folder) if folder else None
+        return place is not None and inside(place, allowed.folders)
+
+    def allowed(self, user_id: str) -> Allowed:
+        """All that is in force now."""
+        found = self._ledger.latest(user_id)
+        if found is None or found[1] is not Step.IN_STEP or not found[0].proven:
+            return NOTHING
+        return _record_of(found[0]).allowed
+
+    def allowed_sources(self, user_id: str) -> frozenset[str]:
+        """The sources on the list; `FREE_SOURCES` need no listing."""
+        return self.allowed(user_id).sources
+
+    def allowed_folders(self, user_id: str) -> tuple[Path, ...]:
+        """The project folders on the list, sorted."""
+        return tuple(sorted(self.allowed(user_id).folders))
 
     def scopes(self, user_id: str) -> frozenset[Scope]:
         """The scopes in force now."""
-        latest = self._latest(user_id)
-        if latest is None:
-            return frozenset()
-        return frozenset(scope for scope in latest.scopes if latest.grants(scope))
+        return self.allowed(user_id).scopes
 
     def version_in_force(self, user_id: str, scope: Scope) -> str | None:
         """The version of the terms under which `scope` is in force, or None if it is not."""
-        latest = self._latest(user_id)
-        return latest.consent_version if latest is not None and latest.grants(scope) else None
+        return CURRENT_CONSENT_VERSION if self.allows(user_id, scope) else None
 
-    def request_deletion(self, user_id: str) -> dict[str, Any]:
-        """Note a formal request; carrying it out is `TrainingDataIntake.delete_user`."""
-        now = self._clock.now_s()
-        with self._lock, self._writing():
-            self._db.execute(
-                "INSERT INTO deletion_request (user_id, at) VALUES (?, ?)", (user_id, now)
-            )
-            count = self._db.execute(
-                "SELECT COUNT(*) FROM consent WHERE user_id = ?", (user_id,)
-            ).fetchone()[0]
-        return {"user_id": user_id, "consent_records": int(count), "status": "pending"}
+    def standing(self, user_id: str) -> Standing:
+        """How the user's consent stands, and so what to tell them."""
+        return self._judged(user_id)[0]
+
+    def why_off(self, user_id: str) -> str:
+        """Why a consent that was given is not in force; empty if it is, or none was given."""
+        return self._judged(user_id)[1]
+
+    def _judged(self, user_id: str) -> tuple[Standing, str]:
+        found = self._ledger.latest(user_id)
+        if found is None:
+            return Standing.NEVER_ASKED, ""
+        (row, step), said = found, found[0].decision
+        if said.event == SUSPENSION:
+            return Standing.RESTORED, str(said.metadata.get("reason", ""))
+        if not said.opted_in:
+            return Standing.REVOKED, ""
+        if step is not Step.IN_STEP or not row.proven:
+            return Standing.RESTORED, (Step.OTHER if step is Step.IN_STEP else step).value
+        if said.version != CURRENT_CONSENT_VERSION:
+            now = CURRENT_CONSENT_VERSION
+            return Standing.TERMS_CHANGED, f"you agreed to terms {said.version}; now they are {now}"
+        return Standing.IN_FORCE, ""
 
     def get_opted_in_count(self) -> int:
         """How many users have the capture scope in force."""
-        return sum(record.grants(Scope.CAPTURE) for record in self._latest_of_all())
+        return sum(_record(each).grants(Scope.CAPTURE) for each in self._ledger.in_force())
+
+    # ---- what was --------------------------------------------------------------------------------
+
+    def request_deletion(self, user_id: str) -> dict[str, Any]:
+        """Note a formal request; carrying it out is `TrainingDataIntake.delete_user`."""
+        with self._ledger.lock:
+            count = self._ledger.store.request_deletion(user_id, self._clock.now_s())
+        return {"user_id": user_id, "consent_records": count, "status": "pending"}
 
     def get_consent_history(self, user_id: str) -> list[ConsentRecord]:
         """All decisions of a user, oldest first."""
-        with self._lock:
-            rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM consent WHERE user_id = ? ORDER BY id", (user_id,)
-            ).fetchall()
-        return [_record(row) for row in rows]
+        with self._ledger.lock:
+            return [_record(row.decision) for row in self._ledger.store.history(user_id)]
 
-    def _change(self, user_id: str, change: Callable[[frozenset[Scope]], frozenset[Scope]]) -> None:
-        now = self._clock.now_s()
-        with self._lock, self._writing():
-            agreed = change(self.scopes(user_id))
-            self._append(
-                ConsentRecord(user_id, bool(agreed), CURRENT_CONSENT_VERSION, now, {}, agreed)
+    def receipts(self) -> list[Receipt]:
+        """All receipts, oldest first."""
+        with self._ledger.lock:
+            return self._ledger.store.receipts()
+
+    def problems(self, origin: bytes | None = None) -> list[str]:
+        """What is wrong with the receipts; origin: of the node that must have signed."""
+        return self._ledger.problems(origin)
+
+    # ---- writing ---------------------------------------------------------------------------------
+
+    def _decide(
+        self,
+        user_id: str,
+        change: Callable[[Allowed], Allowed],
+        *,
+        opted_in: bool | None = None,
+        version: str | None = None,
+        metadata: Mapping[str, Any] | None = None,
+        disclosure: str = "",
+        idle: bool = True,
+    ) -> bool:
+        """Record what `change` makes of what is in force; idle: also if it changes nothing."""
+        ledger = self._ledger
+        with ledger.turn():
+            before = self.allowed(user_id)
+            agreed = _whole(change(before), before)
+            if agreed == before and not idle:
+                return False
+            version = CURRENT_CONSENT_VERSION if version is None else version
+            opted_in = bool(agreed.scopes) if opted_in is None else opted_in
+            decision = msgspec.structs.replace(
+                ledger.decision(user_id, version=version, opted_in=opted_in),
+                scopes=tuple(sorted(agreed.scopes)),
+                sources=tuple(sorted(agreed.sources)),
+                folders=tuple(sorted(map(str, agreed.folders))),
+                metadata=dict(metadata or {}),
+                disclosure=disclosure,
+            )
+            after = _record(decision).allowed
+            ledger.append(
+                [decision],
+                stands=before.within(after),
+                grants=not after.within(before),
+                # A crash in the middle of what takes something away leaves nothing in force.
+                before=self._lower_flag_if_off if before.within(after) else self._lower_flag,
             )
         self._mend_flag()
-
-    def _append(self, record: ConsentRecord) -> None:
-        self._db.execute(
-            f"INSERT INTO consent ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?)",
-            (
-                record.user_id,
-                record.opted_in,
-                record.consent_version,
-                record.timestamp,
-                msgspec.json.encode(record.metadata).decode(),
-                " ".join(sorted(record.scopes)),
-            ),
-        )
-        if not self.get_opted_in_count():
-            self._lower_flag()
+        return True
 
     def _mend_flag(self) -> None:
-        """Make the flag say what is committed. The write lock keeps a revocation from between."""
-        with self._lock, self._writing():
-            allowed = self.get_opted_in_count() > 0
-            if allowed and not self._flag.exists():
-                write_atomic(self._flag, CURRENT_CONSENT_VERSION.encode() + b"\n")
-            elif not allowed:
+        """Make the flag say what is committed; nobody decides meanwhile."""
+        if self._flag.exists() == (self.get_opted_in_count() > 0):
+            return
+        with self._ledger.turn(), self._ledger.store.writing():
+            if not self.get_opted_in_count():
                 self._lower_flag()
+            elif not self._flag.exists():
+                write_atomic(self._flag, CURRENT_CONSENT_VERSION.encode() + b"\n")
 
-    def _lower_flag(self) -> None:
+    def _lower_flag_if_off(self, decisions: Sequence[Decision]) -> None:
+        """Before decisions are written: the flag may be missing, but never say too much."""
+        latest = {each.user_id: each for each in self._ledger.in_force()}
+        latest |= {each.user_id: each for each in decisions}
+        if not any(_record(each).grants(Scope.CAPTURE) for each in latest.values()):
+            self._lower_flag()
+
+    def _lower_flag(self, decisions: Sequence[Decision] = ()) -> None:
         if self._flag.exists():
             self._flag.unlink(missing_ok=True)
             sync_dir(self._flag.parent)
 
-    def _latest(self, user_id: str) -> ConsentRecord | None:
-        with self._lock:
-            row = self._db.execute(
-                f"SELECT {_COLUMNS} FROM consent WHERE user_id = ? ORDER BY id DESC LIMIT 1",
-                (user_id,),
-            ).fetchone()
-        return _record(row) if row else None
 
-    def _latest_of_all(self) -> list[ConsentRecord]:
-        with self._lock:
-            rows = self._db.execute(
-                f"SELECT {_COLUMNS} FROM consent WHERE id IN "
-                "(SELECT MAX(id) FROM consent GROUP BY user_id)"
-            ).fetchall()
-        return [_record(row) for row in rows]
-
-    @contextmanager
-    def _writing(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+def _whole(agreed: Allowed, before: Allowed) -> Allowed:
+    """Without capture there are no lists; to name something new then is a mistake."""
+    if Scope.CAPTURE in agreed.scopes:
+        return agreed
+    if not Allowed(frozenset(), agreed.sources, agreed.folders).within(before):
+        raise NotGrantedError(
+            "sources and folders are allowed for capture, and capture is not granted",
+            unchanged="Nothing was changed.",
+            next_step="`groove-node consent grant capture --source NAME --folder DIR` grants both.",
+        )
+    return Allowed(agreed.scopes)
 
 
-def _record(row: tuple[str, int, str, float, str, str]) -> ConsentRecord:
-    user_id, opted_in, version, at, metadata, scopes = row
-    known = frozenset(scope for scope in Scope if scope in scopes.split())
-    return ConsentRecord(user_id, bool(opted_in), version, at, msgspec.json.decode(metadata), known)
+@lru_cache(maxsize=64)  # rows are kept by the ledger, and asked for at every text
+def _record_of(row: Row) -> ConsentRecord:
+    return _record(row.decision)
+
+
+def _record(said: Decision) -> ConsentRecord:
+    return ConsentRecord(
+        said.user_id,
+        said.opted_in,
+        said.version,
+        said.at,
+        said.metadata,
+        frozenset(scope for scope in Scope if scope in said.scopes),
+        frozenset(said.sources),
+        frozenset(map(Path, said.folders)),
+        said.event == SUSPENSION,
+    )

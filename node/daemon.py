@@ -11,6 +11,9 @@ import logging
 import os
 import random
 import signal
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -27,6 +30,7 @@ from gossip.exchange_events import ExchangeConfig
 from gossip.libp2p_transport import Libp2pTransport
 from gossip.ports import Connected, Disconnected
 from gossip.transport_config import ListenError
+from leaves.model import LeafId
 
 from . import mesh
 from .app import App, BusyError
@@ -38,13 +42,16 @@ from .home import write_atomic
 from .mailbox import Dial, Fetch, Letter, Retract
 from .overview import RUN_FILE
 from .told import Tell, Told
+from .watching import Watcher
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 RETRACTED = "retracted by its owner"
+ROLLED_BACK = "peers hold later words of this node than it has: it was restored from a backup"
 REFRESH_S = 5.0
 RETRY_S = 60.0
+WATCHER_STOPS_S = 1.5
 
 
 class PortError(OwnerError):
@@ -103,6 +110,8 @@ class Daemon:
         self._allowed: frozenset[Scope] = frozenset()
         self._withheld = False
         self._shown_revision = -1
+        self._rollbacks = 0  # of the replica, as far as they were acted on
+        self._kept_back: dict[LeafId, str] = {}  # leaves published without their bundle, and why
         self._served: set[str] = set()
         self._run_file = b""
         self._saved_book = b""
@@ -124,6 +133,7 @@ class Daemon:
                 self._dialing.run,
                 self._follow_changes,
                 self._fetcher.run,
+                self._watch_sources,
                 partial(self._every, POLL_S, self._publish),
                 partial(self._every, POLL_S, self._carry_out_orders),
                 partial(self._every, REFRESH_S, self._refresh),
@@ -155,10 +165,34 @@ class Daemon:
             await work()
             await trio.sleep(seconds)
 
+    async def _watch_sources(self) -> None:
+        """Take in what other tools write: a thread's work, for it reads, scrubs and waits.
+
+        If it does not stop in time it ends with the process, as a kill would end it: see
+        `node.capture.sources.following`.
+        """
+        watcher, ended = Watcher(self._app, self._tell), trio.Event()
+        token = trio.lowlevel.current_trio_token()
+
+        def work() -> None:
+            watcher.run()
+            with suppress(trio.RunFinishedError):
+                token.run_sync_soon(ended.set)
+
+        threading.Thread(target=work, name="watcher", daemon=True).start()
+        try:
+            await ended.wait()
+        finally:
+            watcher.stop()
+            with trio.move_on_after(WATCHER_STOPS_S) as patience:
+                patience.shield = True
+                await ended.wait()
+
     # ---- what goes out ---------------------------------------------------------------------------
 
     async def _publish(self) -> None:
         """Sign and tell the forest, if it changed and publishing is allowed."""
+        self._suspend_if_rolled_back()
         allowed = self._app.consent.scopes(self._app.user_id)
         if allowed != self._allowed:
             await self._serve_bundles()
@@ -169,7 +203,8 @@ class Daemon:
                 self._withheld, self._shown_revision = True, -1
             return
         revision = self._app.forests.revision()
-        if revision == self._shown_revision or not revision:
+        current = revision == self._shown_revision and self._app.withheld() == self._kept_back
+        if current or not revision:
             return
         if self._app.forests.open_round() is not None:
             return  # a round is told whole
@@ -180,19 +215,38 @@ class Daemon:
         except BusyError:
             return  # the next poll sees what became of it
 
+    def _suspend_if_rolled_back(self) -> None:
+        """What peers hold of this node and it does not may include a withdrawal of consent."""
+        if self._replica.rollbacks == self._rollbacks:
+            return
+        self._rollbacks = self._replica.rollbacks
+        if self._app.consent.suspend(ROLLED_BACK):
+            self._say("suspended", f"everything is off until you say yes again: {ROLLED_BACK}")
+
     async def _publish_forest(self, revision: int) -> None:
         forest = self._app.forests.forest()
         view = self._replica.view(self._app.origin)
         retracted = frozenset(leaf.hex() for leaf in view.retracted if leaf is not None)
         shown = self._app.shown()
-        table = mesh.cards(forest, shown, self._app.enc8, self._app.bundles.size_bytes, retracted)
+        withheld = self._app.withheld()
+        table = mesh.cards(forest, shown, self._app.enc8, self._offered(withheld), retracted)
         await self._serve_bundles()
         before = {card.leaf: card.bundle for card in view.cards}
         urgent = any(card.bundle and before.get(card.leaf) != card.bundle for card in table.cards)
         self._app.remember_shown(table.shown)  # first: what may have been shown can be retracted
         await self._driver.publish(table.cards, table.ended, (), urgent)
         self._shown_revision, self._withheld = revision, False
+        for leaf_id in sorted(withheld.keys() - self._kept_back.keys()):
+            name, reason = forest.leaves[leaf_id].name, withheld[leaf_id]
+            self._say("kept back", f"{name}: its adapter is not offered: {reason}", leaf=leaf_id)
+        self._kept_back = withheld
         self._say("published", f"published a table of {len(table.cards)}", leaves=len(table.cards))
+
+    def _offered(self, withheld: Mapping[LeafId, str]) -> Callable[[str], int]:
+        """The size of a bundle that peers may have; 0 of one that is not here, or kept back."""
+        leaves = self._app.forests.forest().leaves
+        kept = {adapter.bundle for id_ in withheld if (adapter := leaves[id_].adapter)}
+        return lambda root: 0 if root in kept else self._app.bundles.size_bytes(root)
 
     async def _serve_bundles(self) -> None:
         """Answer for the bundles that may be had by the consent of this moment, and no others."""

@@ -126,7 +126,12 @@ class Node:
                 yield event
 
     def _environment(self) -> dict[str, str]:
-        return {**os.environ, "GROOVE_HOME": str(self.home), "HF_HUB_OFFLINE": "1"}
+        return {
+            **os.environ,
+            "GROOVE_HOME": str(self.home),
+            "GROOVE_STATE": str(self.home / "state"),  # a demo leaves nothing outside its folder
+            "HF_HUB_OFFLINE": "1",
+        }
 
 
 class Demo:

@@ -10,11 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from . import overview
+from . import consenting, overview
 from .app import App
 from .errors import OwnerError
+from .history import SOON_DAYS, histories
 from .home import groove_cache, home_path
 from .show import counted
+from .tally import Tally
 
 DISK_BYTES_WANTED = 2_000_000_000  # models 0.65 GB, then bundles and sessions
 
@@ -34,7 +36,7 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Every finding, in the order in which an owner would mend them."""
-    findings = [_python(), _disk(), _encoder(), _chassis()]
+    findings = [_python(), _disk(), _encoder(), _chassis(), _second_scan()]
     try:
         app = App.open()
     except OwnerError as problem:
@@ -51,6 +53,10 @@ def examine() -> list[Finding]:
             findings.append(check(app))
         except OwnerError as problem:
             findings.append(Finding(name, "bad", problem.what, problem.next_step))
+    try:
+        findings += _sources(app)
+    except OwnerError as problem:
+        findings.append(Finding("sources", "bad", problem.what, problem.next_step))
     return findings
 
 
@@ -94,21 +100,58 @@ def _chassis() -> Finding:
     return Finding("chassis", "ok", "SmolLM2-135M-Instruct, converted")
 
 
+def _second_scan() -> Finding:
+    from .capture.second_scan import PACKAGE, rules_version
+
+    if not rules_version():
+        text = f"the package {PACKAGE} is not installed: nothing is trained or published"
+        return Finding("second scan", "bad", text, f"pip install {PACKAGE}")
+    return Finding("second scan", "ok", f"{rules_version().partition('/')[0]}, offline")
+
+
 def _keys(app: App) -> Finding:
     return Finding("keys", "ok", f"origin {app.origin.hex()[:16]}…")
 
 
 def _consent(app: App) -> Finding:
-    scopes = sorted(app.consent.scopes(app.user_id))
-    if not scopes:
-        advice = "groove-node consent grant capture"
-        return Finding("consent", "note", "nothing is allowed, so nothing is captured", advice)
-    return Finding("consent", "ok", ", ".join(scopes))
+    stands = consenting.standing(app)
+    if stands["standing"] == "restored":
+        return Finding("consent", "bad", stands["reason"], stands["again"])
+    asked = stands["standing"] != "never asked"  # else a new home may lie in an old one's place
+    if asked and (problems := consenting.verify(app)):
+        text = f"{problems[0]} ({counted(len(problems), 'finding')})"
+        return Finding("consent", "bad", text, "groove-node consent receipts --verify")
+    if not stands["scopes"]:
+        reason = stands["reason"] or "nothing is allowed, so nothing is captured"
+        return Finding("consent", "note", reason, stands["again"])
+    return Finding("consent", "ok", ", ".join(stands["scopes"]))
 
 
 def _stores(app: App) -> Finding:
     leaves = len(app.forests.forest().live())
     return Finding("stores", "ok", f"{len(app.embeddings):,} embedded sessions, {leaves} leaves")
+
+
+def _sources(app: App) -> list[Finding]:
+    """The tools whose transcripts are here: allowed or not, understood or not, soon gone or not."""
+    findings = []
+    for each in histories(app, Tally(app.home).read()):
+        check, kept = each.source, counted(each.transcripts, "transcript")
+        if not each.allowed:
+            findings.append(Finding(check, "ok", f"{kept}, not allowed, so not captured"))
+            continue
+        if each.unsaved:
+            text = (
+                f"{counted(each.expiring, 'transcript')} not imported will be deleted by the tool "
+                f"within {SOON_DAYS} days"
+            )
+            findings.append(Finding(check, "note", text, f"groove-node import {check}"))
+        if kinds := sorted(each.counts.unknown)[:5]:
+            text = f"its format has changed; unknown kinds are skipped: {', '.join(kinds)}"
+            findings.append(Finding(check, "note", text, "look for a newer groove-node"))
+        if not each.unsaved and not kinds:
+            findings.append(Finding(check, "ok", f"{kept}, allowed"))
+    return findings
 
 
 def _node(app: App) -> Finding:

@@ -66,9 +66,10 @@ class Tools:
     store: ForestStore
     encoder: Callable[[], Encoder]  # opened only if something has to be embedded
     clusterer: Clusterer
-    classroom: Callable[[], Classroom] | None  # None: training is not allowed
+    classroom: Callable[[], Classroom] | None  # None: nothing may be trained
     deploy: Callable[[], int]  # a new routing table; returns the leaves in it
     now: Callable[[], Instant]  # for the end of the round alone; its start is given to `run`
+    untrained: str = "the scope `train` is not granted"  # why, without a classroom
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +183,7 @@ class Round:
         wanted = msgspec.convert(row.state["due"], list[TrainingDue])
         if self._tools.classroom is None:
             if wanted:
-                self._say("untrained", "nothing is trained: the scope `train` is not granted")
+                self._say("untrained", f"nothing is trained: {self._tools.untrained}")
         else:
             classroom = self._tools.classroom()
             done = dict(row.state["done"])

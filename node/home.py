@@ -47,6 +47,17 @@ def groove_cache() -> Path:
     return private_dir(Path(platformdirs.user_cache_dir("groove-node")))
 
 
+def state_path() -> Path:
+    """Where to keep what must not go back when the home is restored: GROOVE_STATE, or the
+    platform's folder. It is not made here."""
+    configured = os.environ.get("GROOVE_STATE")
+    if configured:
+        return Path(configured).expanduser().absolute()
+    import platformdirs  # 20 ms that the capture gate must not pay
+
+    return Path(platformdirs.user_state_dir("groove-node"))
+
+
 def owner_path(path: str | Path) -> Path:
     """Resolve a path; one under the specification's ~/.groove follows GROOVE_HOME."""
     parts = Path(path).parts

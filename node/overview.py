@@ -13,9 +13,11 @@ import msgspec
 from leaves.lifecycle import training_threshold
 from leaves.model import Forest, Instant, Leaf, Stage
 
-from . import show
+from . import consenting, show
 from .errors import MisuseError, OwnerError
 from .foreign import Known, State
+from .history import History, histories
+from .tally import Tally
 
 if TYPE_CHECKING:
     from .app import App
@@ -38,11 +40,15 @@ def status(app: App) -> dict[str, Any]:
     wanted = app.config.rules.first_discovery_sessions
     open_round, last = app.forests.open_round(), app.forests.last_round()
     foreign = app.foreign.all()
+    counts = Tally(app.home).read()
     return {
         "home": str(app.home),
         "origin": app.origin.hex(),
         "scopes": sorted(app.consent.scopes(app.user_id)),
+        "consent": consenting.standing(app),
         "captured_bytes": app.corpus.size_bytes(),
+        "queue": counts.queue,
+        "sources": [_source(each) for each in histories(app, counts)],
         "embedded": len(app.embeddings),
         "leaves": {stage: count for stage, count in stages.items() if count},
         "next": [
@@ -57,6 +63,24 @@ def status(app: App) -> dict[str, Any]:
         },
         "foreign": {state.value: sum(known.state is state for known in foreign) for state in State},
         "node": running(app),
+    }
+
+
+def _source(history: History) -> dict[str, Any]:
+    """One source as `status` tells it: names and figures."""
+    counts = history.counts
+    return {
+        "source": history.source,
+        "allowed": history.allowed,
+        "transcripts": history.transcripts,
+        "sessions": counts.sessions,
+        "records": counts.records,
+        "last": int(counts.last) or None,
+        "expiring": history.expiring if history.allowed else 0,
+        "malformed": counts.malformed,
+        "dropped": counts.dropped,
+        "left_out": counts.left_out,
+        "unknown": counts.unknown,
     }
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from leaves.model import DAY_S, Evaluation, Forest, Instant, Interval, Leaf, LeafId, Stage
 
+from . import disclosure
 from .foreign import Known, State
 
 
@@ -137,34 +138,6 @@ def moment(instant: Instant) -> str:
     return datetime.datetime.fromtimestamp(instant, datetime.UTC).strftime("%Y-%m-%d %H:%M")
 
 
-DISCLOSURE = """What each scope allows, and what it does not:
-
-  capture  Prompts and answers of the sources you name are kept on this machine, under GROOVE_HOME.
-           E-mail addresses, keys, card numbers and ten more kinds are replaced before anything is
-           written. This lowers the risk; it does not find everything: names and street addresses
-           are not covered. Sessions are embedded and clustered here.
-  train    Adapters are trained on this machine from what was captured and whose terms allow it.
-  publish  Signed leaf states (int8 centroids of at least 200 sessions, coarse counts) and the
-           adapters of mature leaves are given to peers. Prompts, answers and their embeddings
-           never are. An adapter can retain traces of what it was trained on.
-  fetch    Peers' adapters are fetched, checked, judged on your sessions, used, and served on.
-
-Everything is off until you allow it. `consent revoke` withdraws; `data --delete` deletes what was
-captured and asks peers to drop what was trained on it: honest ones do within 7 days at most."""
-
-_SCOPES = {
-    "capture": "record, embed and cluster sessions on this machine",
-    "train": "train own adapters on them",
-    "publish": "offer leaf states and mature adapters to peers",
-    "fetch": "get, judge, use and serve on peers' adapters",
-}
-
-
-def scope_rows(scopes: Iterable[str]) -> list[Sequence[str]]:
-    allowed = set(scopes)
-    return [(s, "allowed" if s in allowed else "off", text) for s, text in _SCOPES.items()]
-
-
 def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
     leaves = ", ".join(f"{count} {stage}" for stage, count in status["leaves"].items())
     foreign = ", ".join(f"{n} {state}" for state, n in status["foreign"].items() if n)
@@ -179,9 +152,11 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
     facts = [
         ("home", status["home"]),
         ("origin", status["origin"]),
-        ("allowed", ", ".join(status["scopes"]) or "nothing: `groove-node consent grant capture`"),
+        ("allowed", disclosure.standing_line(status["consent"])),
         ("node", running),
         ("captured", f"{size(status['captured_bytes'])} of scrubbed records"),
+        *queue_facts(status["queue"]),
+        *source_facts(status["sources"], watched=node is not None),
         ("sessions", f"{status['embedded']:,} embedded"),
         ("leaves", leaves or "none yet"),
         ("peers' leaves", foreign or "none"),
@@ -195,15 +170,109 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
     return facts + [("next", text) for text in status["next"]]
 
 
+_DROPS = {
+    "dropped_full": "as the queue was full",
+    "dropped_no_consent": "without consent",
+    "dropped_scrub": "not to be scrubbed",
+    "dropped_too_long": "too long",
+    "dropped_error": "by an error",
+}
+
+
+def queue_facts(queue: dict[str, int]) -> list[tuple[str, str]]:
+    """What became of what applications handed over; nothing if they never did."""
+    if not queue:
+        return []
+    drops = ", ".join(f"{queue[name]:,} {why}" for name, why in _DROPS.items() if queue.get(name))
+    kept = counted(queue.get("captured", 0), "record")
+    return [("handed over", f"{kept} kept; dropped: {drops or 'none'}")]
+
+
+def source_facts(sources: list[dict[str, Any]], *, watched: bool) -> list[tuple[str, str]]:
+    """One line a source, and one for each thing about it that the owner should know."""
+    facts = []
+    for each in sources:
+        name, kept = each["source"], counted(each["transcripts"], "transcript")
+        if not each["allowed"]:
+            facts.append((name, f"{kept} here, not allowed"))
+            continue
+        last = f", last {moment(Instant(each['last']))}" if each["last"] else ""
+        how = "watched" if watched else "not watched: `groove-node run`"
+        taken = f"{counted(each['sessions'], 'session')}, {counted(each['records'], 'record')}"
+        facts.append((name, f"{how}; {kept}; {taken} taken in{last}"))
+        if each["unknown"]:
+            kinds = ", ".join(sorted(each["unknown"])[:5])
+            facts.append(("", f"its format has changed; unknown kinds, skipped: {kinds}"))
+        if each["expiring"]:
+            facts.append(("", expiry_line(name, each["expiring"])))
+    return facts
+
+
+def expiry_line(source: str, transcripts: int) -> str:
+    """What is about to be lost, and what saves it."""
+    return (
+        f"{source} deletes {counted(transcripts, 'transcript')} within 7 days that were not "
+        f"imported: `groove-node import {source}`"
+    )
+
+
 def stats_facts(stats: dict[str, Any]) -> list[tuple[str, str]]:
-    domains = ", ".join(f"{name} {count}" for name, count in stats["domains"].items())
-    growth = ", ".join(f"{d['date'][5:]} {d['records']}" for d in stats["daily_growth"])
+    growth = ", ".join(f"{d['date'][5:]} {d['records']:,}" for d in stats["daily_growth"])
+    training, tagger = stats["training"], stats["tagger"]
+    terms = "restricted outputs too" if training["restricted_outputs"] else "terms that allow it"
+    agreement = (
+        f"{tagger['percentage']} % of {counted(tagger['compared'], 'record')} with a workflow_type"
+        if tagger["compared"]
+        else "no record has a workflow_type to compare with"
+    )
+    due = "; a rescan is due: `groove-node data --rescan`" if stats["rescan_due"] else ""
     return [
-        ("records", f"{stats['total_records']:,}"),
+        ("records", f"{stats['total_records']:,} in {counted(stats['sessions'], 'session')}"),
         ("size", f"{stats['storage_size_mb']} MB"),
         ("opted in", str(stats["opted_in_users"])),
-        ("domains", domains or "none"),
+        ("domains", _tally(stats["domains"])),
+        ("sources", _tally(stats["sources"])),
         ("last days", growth),
+        ("tiers", _tally(stats["tiers"])),
+        ("for training", f"{counted(training['sessions'], 'session')} ({terms})"),
+        (
+            "left out",
+            f"{_tally(training['left_out'])} ({counted(training['left_out_records'], 'record')})",
+        ),
+        ("tagger agrees", agreement),
+        (
+            "not readable",
+            f"{counted(stats['damaged_lines'], 'damaged line')}, "
+            f"{counted(stats['torn_lines'], 'torn tail')}",
+        ),
+        ("scrub rules", f"version {stats['rules_version'] or 'unknown'}{due}"),
+    ]
+
+
+def _tally(counts: dict[str, int]) -> str:
+    return ", ".join(f"{name} {count:,}" for name, count in counts.items()) or "none"
+
+
+def counts_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
+    """Figures under their own names."""
+    return [
+        (key.replace("_", " "), f"{value:,}" if isinstance(value, int) else str(value))
+        for key, value in result.items()
+    ]
+
+
+def deletion_facts(receipt: dict[str, Any]) -> list[tuple[str, str]]:
+    consent = "revoked" if receipt["consent_revoked"] else "as it was"
+    return [
+        (
+            "deleted",
+            f"{counted(receipt['records_deleted'], 'record')} of "
+            f"{counted(receipt['sessions_deleted'], 'session')}",
+        ),
+        ("consent", consent),
+        ("retracted", counted(receipt["leaves_retracted"], "leaf").replace("leafs", "leaves")),
+        ("to retrain", counted(receipt["leaves_to_retrain"], "leaf").replace("leafs", "leaves")),
+        ("at", moment(Instant(int(receipt["at"])))),
     ]
 
 

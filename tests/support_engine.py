@@ -144,6 +144,7 @@ class Bench:
     trainer: TopicTrainer = field(default_factory=TopicTrainer)
     told: list[Told] = field(default_factory=list)
     deployed: int = 0
+    left_out: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -178,6 +179,7 @@ class Bench:
             TopicEvaluator(),
             Schedule(),
             0.08,
+            self.left_out,
         )
 
     def _deploy(self) -> int:

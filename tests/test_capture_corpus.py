@@ -184,6 +184,7 @@ def test_a_full_disk_refuses_the_record_and_recovers(
     class Full:
         f_bavail, f_frsize = 10, 4096
 
+    monkeypatch.setattr("node.capture.corpus.ROOM_S", 0.0)
     monkeypatch.setattr(os, "statvfs", lambda path: Full)
     with pytest.raises(CorpusError, match="MB are free"):
         corpus.add_record(record(2))

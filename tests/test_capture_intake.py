@@ -11,6 +11,7 @@ from support_capture import NOON, USER, Capture, capture
 
 from node.capture import DomainTagger, PIIScrubber, Scope, TrainingDataIntake
 from node.capture.intake import CONTENT_CHARS_MAX, Refusal
+from node.capture.quality import score
 from node.capture.session import DEFAULT_ENCODER
 from node.capture.terms import TRAINABLE, Terms, terms_of
 
@@ -184,3 +185,69 @@ def test_only_own_and_certainly_open_texts_may_be_trained_on(made: Capture) -> N
 )
 def test_the_tagger_tells_the_five_domains_apart(text: str, domain: str) -> None:
     assert DomainTagger().tag(text) == domain
+
+
+def test_an_edit_is_kept_as_what_the_owner_made_of_the_answer(made: Capture) -> None:
+    session = made.session("s")
+    session.start()
+    session.record_prompt("Name a colour")
+    session.record_completion("blue")
+    session.record_edit("a deep blue, says ann@example.com")
+    session.end()
+    edit, close = list(made.corpus.records())[-2:]
+    assert (edit.content, edit.metadata) == ("a deep blue, says [EMAIL]", {"event": "EDIT"})
+    assert close.metadata["outcome"] == "modified"
+    (whole,) = made.corpus.sessions()
+    assert (whole.edited, whole.quality) == ("a deep blue, says [EMAIL]", 70)
+
+
+def test_a_workflow_record_keeps_its_type_and_its_keys_and_values_are_scrubbed(
+    made: Capture,
+) -> None:
+    session = made.session("s")
+    session.start()
+    about = {"workflow_type": "journalism", "ann@example.com": ["call 555-123-4567"]}
+    session.record_workflow("opened the editor", about)
+    (record,) = made.corpus.records()
+    assert (record.content_type, record.metadata["workflow_type"]) == ("workflow", "journalism")
+    assert record.metadata["[EMAIL]"] == ["call [PHONE]"]
+
+
+def test_corrections_and_errors_lower_the_quality_of_a_session(made: Capture) -> None:
+    session = made.session("s")
+    session.start()
+    session.record_prompt("Do it")
+    session.end("accepted", corrections=2, errors=1)
+    close = list(made.corpus.records())[-1]
+    told = close.metadata
+    assert (told["outcome"], told["corrections"], told["errors"]) == ("accepted", 2, 1)
+    assert told["quality"] == score("accepted", corrections=2, errors=1) == 65
+
+
+def test_an_outcome_that_nobody_knows_is_no_place_for_a_text(made: Capture) -> None:
+    session = made.session("s")
+    session.start()
+    session.record_prompt("Do it")
+    session.end(f"the key was {SECRET}")
+    assert SECRET.encode() not in made.on_disk()
+
+
+def test_whatever_the_scrubber_raises_drops_the_record_and_its_words_are_not_logged(
+    made: Capture, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Failing(PIIScrubber):
+        def scrub(self, text: str) -> str:
+            raise RuntimeError(text)
+
+    intake = TrainingDataIntake(made.consent, made.corpus, Failing(), DomainTagger())
+    with caplog.at_level(logging.DEBUG):
+        assert intake.submit(USER, "s", "a private thought", "prompt") is None
+    assert intake.refused == {Refusal.SCRUB: 1}
+    assert "private" not in caplog.text
+    assert "RuntimeError" in caplog.text
+
+
+def test_a_lone_surrogate_is_written_as_something_that_utf_8_has(made: Capture) -> None:
+    assert made.intake.submit(USER, "s", "half a pair \ud800 here", "prompt")
+    (record,) = made.corpus.records()
+    assert record.content.startswith("half a pair ")

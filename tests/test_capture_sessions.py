@@ -64,6 +64,44 @@ def test_a_session_is_its_first_ask_its_answer_and_its_end(corpus: TrainingCorpu
     assert "ask a" not in repr(session)
 
 
+def test_a_session_tells_how_it_went_by_its_last_closing_record(corpus: TrainingCorpus) -> None:
+    late = {"event": "SESSION_CLOSE", "outcome": "accepted", "corrections": 3, "errors": 1}
+    corpus.add_records(
+        [
+            record(1, session_id="a", metadata={"workflow_type": "code_editor"}),
+            answer("a", 2),
+            close("a", 3),
+            record(4, session_id="a", content_type="workflow", metadata=late),
+        ]
+    )
+    (session,) = corpus.sessions()
+    assert (session.quality, session.tier) == (55, "B")
+    assert (session.corrections, session.errors) == (3, 1)
+    assert session.workflow_type == "code_editor"
+
+
+def test_an_edit_is_of_the_answer_before_it_and_is_never_shown(corpus: TrainingCorpus) -> None:
+    edit = {"event": "EDIT"}
+    corpus.add_records(
+        [
+            record(1, session_id="a", content_type="workflow", content="of nothing", metadata=edit),
+            ask("a", 2),
+            answer("a", 3),
+            record(4, session_id="a", content_type="workflow", content="first", metadata=edit),
+            record(5, session_id="a", content_type="workflow", content="mine", metadata=edit),
+            close("a", 6),
+        ]
+    )
+    (session,) = corpus.sessions()
+    assert (session.edited, session.edited_from, session.edited_ask, session.edited_terms) == (
+        "mine",
+        "answer a",
+        "ask a",
+        "open",
+    )
+    assert "mine" not in repr(session) and "answer a" not in repr(session)
+
+
 def test_a_conversation_alone_gives_its_first_turns(corpus: TrainingCorpus) -> None:
     messages = [
         {"role": "system", "content": "be brief"},

@@ -4,53 +4,52 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
-import signal
-import subprocess
-import sys
-from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support_capture import NOON, USER, Capture, capture
+from support_faults import fast_folder
 
+from node.capture.intake import CONTENT_CHARS_MAX
+from node.capture.record import ContentType
 from node.capture.sources.importing import (
     ImportRefusedError,
     ImportResult,
     Selection,
-    SourceError,
-    SourceSession,
     import_sessions,
     parse_share,
 )
 from node.capture.sources.jsonl import JsonlSource
 from node.capture.sources.pydoc import PydocSource
-
-ROOT = Path(__file__).parent.parent
-
-IMPORTER = """
-import os, sys
-from pathlib import Path
-from support_capture import USER, capture
-from test_capture_sources import many
-from node.capture.sources.importing import import_sessions
-made = capture(Path(sys.argv[1]))
-print("ready", flush=True)
-import_sessions(many(), made.intake, USER, "test")
-"""
+from node.capture.sources.source import SourceError, SourceSession, Turn
 
 
-def one(number: int, **changes: object) -> SourceSession:
-    fields: dict[str, object] = {
-        "key": f"key-{number}",
-        "prompt": f"What does function {number} do?",
-        "completion": f"It returns {number}.",
-        "group": f"module-{number // 5}",
-        "source_provider": "test",
-        "source_model": "",
-        "terms_class": "open",
-    }
-    return SourceSession(**{**fields, **changes})  # type: ignore[arg-type]
+def one(
+    number: int, *, prompt: str = "", at: float | None = None, **changes: object
+) -> SourceSession:
+    """A session of one ask and one answer."""
+    turns = (
+        ask(prompt or f"What does function {number} do?", at=at),
+        answer(f"It returns {number}.", at=at),
+    )
+    whole = SourceSession(f"key-{number}", turns, f"module-{number // 5}", outcome="accepted")
+    return replace(whole, **changes)  # type: ignore[arg-type]
+
+
+def ask(text: str, key: str = "ask", at: float | None = None) -> Turn:
+    return Turn(key, ContentType.PROMPT, text, at)
+
+
+def answer(text: str, key: str = "answer", at: float | None = None) -> Turn:
+    return Turn(key, ContentType.COMPLETION, text, at, "test", "", "open")
+
+
+def texts(session: SourceSession) -> list[str]:
+    return [turn.text for turn in session.turns]
 
 
 def many() -> list[SourceSession]:
@@ -63,7 +62,7 @@ def made(tmp_path: Path) -> Capture:
 
 
 def run(made: Capture, sessions: list[SourceSession], **options: object) -> ImportResult:
-    return import_sessions(sessions, made.intake, USER, "test", **options)  # type: ignore[arg-type]
+    return import_sessions(sessions, made.intake, USER, "jsonl", **options)  # type: ignore[arg-type]
 
 
 def write(path: Path, rows: list[object]) -> Path:
@@ -72,11 +71,14 @@ def write(path: Path, rows: list[object]) -> Path:
 
 
 def test_an_imported_session_is_whole_closed_and_scrubbed(made: Capture) -> None:
-    result = run(made, [one(1, prompt="Ask ann@example.com", timestamp=NOON - 5)])
-    assert result == ImportResult(added=1, scrubbed=1)
+    result = run(made, [one(1, prompt="Ask ann@example.com", at=NOON - 5)])
+    assert result == ImportResult(added=1, records=2, scrubbed=1)
     (session,) = made.corpus.sessions()
     assert (session.prompt, session.completion) == ("Ask [EMAIL]", "It returns 1.")
-    assert (session.source, session.group, session.terms_class) == ("test", "module-0", "open")
+    assert (session.source, session.terms_class) == ("jsonl", "open")
+    assert (session.quality, session.tier) == (90, "A")
+    assert b"module-0" not in made.on_disk()  # a group can name a folder: its hash is kept
+    assert session.group
     assert (session.opened, session.closed, session.outcome) == (NOON - 5, True, "accepted")
 
 
@@ -94,33 +96,13 @@ def test_a_half_written_session_is_completed_without_a_duplicate(made: Capture) 
     (path,) = made.corpus.files()
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(lines[:4]))  # the second session has lost its answer and its end
-    assert run(made, [one(1), one(2)]) == ImportResult(added=1, skipped_known=1)
+    assert run(made, [one(1), one(2)]) == ImportResult(grown=1, records=1, skipped_known=1)
     records = list(made.corpus.records())
     assert len(records) == len({record.record_id for record in records}) == 6
     assert {session.completion for session in made.corpus.sessions()} == {
         "It returns 1.",
         "It returns 2.",
     }
-
-
-def test_an_import_that_is_killed_and_run_again_captures_all_once(tmp_path: Path) -> None:
-    env = {**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"}
-    command = [sys.executable, "-c", IMPORTER, str(tmp_path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, env=env, cwd=ROOT) as importer:
-        assert importer.stdout is not None
-        importer.stdout.readline()
-        corpus = capture(tmp_path).corpus
-        while corpus.size_bytes() < 200_000 and importer.poll() is None:
-            pass
-        importer.send_signal(signal.SIGKILL)
-    made = capture(tmp_path)
-    before = sum(1 for _ in made.corpus.records())
-    assert 0 < before < 12_000
-    result = run(made, many())
-    assert result.added + result.skipped_known == 4_000
-    records = Counter(record.record_id for record in made.corpus.records())
-    assert len(records) == 12_000
-    assert set(records.values()) == {1}
 
 
 def test_shares_of_the_same_source_are_disjoint_and_keep_groups_together(made: Capture) -> None:
@@ -200,6 +182,8 @@ def test_jsonl_reads_pairs_and_messages_plain_and_gzipped(tmp_path: Path) -> Non
                 {"role": "system", "content": "s"},
                 {"role": "user", "content": "p2"},
                 {"role": "assistant", "content": "c2"},
+                {"role": "user", "content": [{"type": "text", "text": "p3"}]},
+                {"role": "assistant", "content": "c3"},
             ],
             "source_model": "gpt-4o",
         },
@@ -208,16 +192,17 @@ def test_jsonl_reads_pairs_and_messages_plain_and_gzipped(tmp_path: Path) -> Non
     packed = tmp_path / "b.jsonl.gz"
     packed.write_bytes(gzip.compress(plain.read_bytes()))
     first, second = JsonlSource(plain)
-    assert (first.prompt, first.completion, first.group) == ("p1", "c1", "g")
-    assert (first.timestamp, first.terms_class) == (5.0, "open")
-    assert (second.prompt, second.completion, second.terms_class) == ("p2", "c2", "restricted")
+    assert (texts(first), first.group) == (["p1", "c1"], "g")
+    assert {(turn.timestamp, turn.terms_class) for turn in first.turns} == {(5.0, "open")}
+    assert texts(second) == ["p2", "c2", "p3", "c3"]
+    assert {turn.terms_class for turn in second.turns} == {"restricted"}
     assert list(JsonlSource(packed)) == [first, second]
 
 
 def test_what_an_owner_imports_without_a_word_of_its_origin_is_the_owners(tmp_path: Path) -> None:
     rows = [{"prompt": "Same Ask", "completion": c} for c in ("one", "two")]
     first, second = JsonlSource(write(tmp_path / "a.jsonl", rows))
-    assert first.terms_class == "own"
+    assert {turn.terms_class for turn in first.turns} == {"own"}
     assert first.key != second.key
     assert first.group == second.group  # two answers to one ask stay on one side of a split
 
@@ -229,7 +214,7 @@ def test_malformed_lines_are_counted_and_the_rest_is_read(tmp_path: Path) -> Non
         b'{"prompt": "q", "completion": "d", "timestamp": "soon"}'
     )
     source = JsonlSource(path)
-    assert [session.prompt for session in source] == ["p", "q"]
+    assert [session.turns[0].text for session in source] == ["p", "q"]
     assert source.malformed == 4
 
 
@@ -292,18 +277,18 @@ def test_pydoc_asks_for_public_names_and_answers_with_place_and_first_paragraph(
     package: str,
 ) -> None:
     source = PydocSource([package])
-    asks = {session.prompt: session for session in source}
+    asks = {session.turns[0].text: session for session in source}
     assert list(asks) == [
         f"In {package}, what does public(a, b, *rest, c, **more) do?",
         f"In {package}, what does Thing() do?",
         f"In {package}, what does Thing.method(x) do?",
     ]
     first = next(iter(asks.values()))
-    assert first.completion == (
+    assert first.turns[1].text == (
         f"{package}.core.public(a, b, *rest, c, **more)\n"
         "Return the pkg.Thing that a and *b* make together, if any."
     )
-    assert (first.group, first.terms_class) == (f"{package}.core", "open")
+    assert (first.group, first.turns[1].terms_class) == (f"{package}.core", "open")
     assert source.unreadable == 1
 
 
@@ -311,7 +296,7 @@ def test_pydoc_of_networkx_is_large_and_the_same_every_time() -> None:
     sessions = list(PydocSource(["networkx"]))
     assert len(sessions) > 700
     assert sessions == list(PydocSource(["networkx"]))
-    assert len({session.prompt.lower() for session in sessions}) == len(sessions)
+    assert len({session.turns[0].text.lower() for session in sessions}) == len(sessions)
     assert len({session.key for session in sessions}) == len(sessions)
 
 
@@ -319,3 +304,140 @@ def test_pydoc_of_networkx_is_large_and_the_same_every_time() -> None:
 def test_pydoc_of_something_else_is_the_owners_error(name: str) -> None:
     with pytest.raises(SourceError, match="is not installed, or is not Python"):
         list(PydocSource([name]))
+
+
+def talk(length: int, *, closed: bool = True, **changes: object) -> SourceSession:
+    """A session of so many asks, each answered."""
+    turns = [
+        turn
+        for number in range(length)
+        for turn in (ask(f"ask {number}", f"a{number}"), answer(f"answer {number}", f"b{number}"))
+    ]
+    return one(0, turns=tuple(turns), closed=closed, **changes)
+
+
+def contents(made: Capture) -> list[str]:
+    return [record.content for record in made.corpus.records() if not record.closes]
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.data())
+def test_a_session_read_in_any_pieces_and_any_order_comes_to_the_same_records(
+    data: st.DataObject,
+) -> None:
+    with fast_folder() as folder:
+        whole, pieces = capture(folder / "whole"), capture(folder / "pieces")
+        session = talk(4)
+        run(whole, [session])
+        first = data.draw(st.integers(1, 7), "the first reading")
+        run(pieces, [replace(session, turns=session.turns[:first], closed=False)])
+        for _ in range(data.draw(st.integers(0, 3), "readings between")):
+            low = data.draw(st.integers(0, first))
+            high = data.draw(st.integers(low, 8))
+            part = replace(session, turns=session.turns[low:high], closed=False)
+            run(pieces, [part])
+        run(pieces, [session])
+        assert sorted(contents(pieces)) == sorted(contents(whole))
+        ids = [sorted(r.record_id for r in made.corpus.records()) for made in (whole, pieces)]
+        assert ids[0] == ids[1]
+
+
+def test_a_session_that_grows_gets_what_is_new_and_is_closed_again(made: Capture) -> None:
+    assert run(made, [talk(1)]).added == 1
+    assert run(made, [talk(2)]) == ImportResult(grown=1, records=2)
+    assert contents(made) == ["ask 0", "answer 0", "ask 1", "answer 1"]
+    (session,) = made.corpus.sessions()
+    assert session.closed
+    assert sum(record.closes for record in made.corpus.records()) == 2
+
+
+def test_a_session_that_may_go_on_has_no_closing_record_until_it_is_over(made: Capture) -> None:
+    run(made, [talk(1, closed=False)])
+    assert not any(record.closes for record in made.corpus.records())
+    assert run(made, [talk(1)]) == ImportResult(grown=1)
+    assert sum(record.closes for record in made.corpus.records()) == 1
+
+
+def test_a_turn_that_is_dropped_is_counted_and_the_rest_of_the_session_stays(
+    made: Capture,
+) -> None:
+    session = talk(2)
+    long = replace(session.turns[1], text="x" * (CONTENT_CHARS_MAX + 1))
+    result = run(made, [replace(session, turns=(session.turns[0], long, *session.turns[2:]))])
+    assert (result.added, result.records, result.dropped) == (1, 3, {"too long": 1})
+
+
+def test_a_first_ask_that_is_dropped_takes_its_answers_along_and_the_next_begins_the_session(
+    made: Capture,
+) -> None:
+    session = talk(2)
+    long = replace(session.turns[0], text="x" * (CONTENT_CHARS_MAX + 1))
+    result = run(made, [replace(session, turns=(long, *session.turns[1:]))])
+    assert result.dropped == {"too long": 1, "without its ask": 1}
+    (kept,) = made.corpus.sessions()
+    assert (kept.prompt, kept.completion) == ("ask 1", "answer 1")
+    assert run(made, [replace(session, turns=(long, *session.turns[1:]))]).records == 0
+
+
+def test_sessions_of_folders_that_are_not_marked_are_counted_and_left_out(made: Capture) -> None:
+    made.consent.allow(USER, sources=["claude-code"], folders=[Path("/work/mine")])
+    folders = ["/work/mine/api", "/work/other", "/work/other", None]
+    sessions = [replace(one(n), folder=folder) for n, folder in enumerate(folders)]
+    result = import_sessions(sessions, made.intake, USER, "claude-code")
+    assert (result.added, result.not_allowed) == (1, 3)
+    assert result.folders == {"/work/other": 2}
+    assert b"/work/other" not in made.on_disk()
+
+
+def test_a_folder_that_is_withdrawn_while_its_sessions_are_scrubbed_is_not_written(
+    made: Capture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made.consent.allow(USER, sources=["codex"], folders=[Path("/work/a"), Path("/work/b")])
+    really = made.corpus.add_records
+
+    def withdrawn_first(records: Any, **how: Any) -> int:
+        made.consent.disallow(USER, folders=[Path("/work/a")])
+        return really(records, **how)
+
+    monkeypatch.setattr(made.corpus, "add_records", withdrawn_first)
+    sessions = [replace(one(n), folder=f"/work/{name}") for n, name in enumerate("ab")]
+    result = import_sessions(sessions, made.intake, USER, "codex")
+    assert (result.added, result.refused) == (1, 1)
+    assert contents(made) == ["What does function 1 do?", "It returns 1."]
+
+
+def test_turns_before_a_date_are_left_out_and_those_without_one_are_not(made: Capture) -> None:
+    sessions = [one(1, at=NOON - 100), one(2, at=NOON + 100), one(3)]
+    assert run(made, sessions, since=NOON).added == 2
+
+
+def test_a_date_that_cannot_be_true_is_replaced_and_hurts_nothing(made: Capture) -> None:
+    wrong = [float("nan"), float("inf"), -1e18, 1e18, NOON + 1e8]
+    assert run(made, [one(n, at=at) for n, at in enumerate(wrong)]).added == len(wrong)
+    assert {record.timestamp for record in made.corpus.records()} == {NOON}
+
+
+def test_a_session_that_the_owner_has_deleted_is_not_imported_again(made: Capture) -> None:
+    run(made, [one(1)])
+    (session,) = made.corpus.sessions()
+    made.corpus.deleted.add([session.session_id])
+    made.corpus.close()
+    for path in made.corpus.files():
+        path.unlink()
+    result = run(made, [one(1)])
+    assert (result.added, result.dropped) == (0, {"deleted by the owner": 2})
+
+
+def test_what_a_source_tells_of_a_session_is_scrubbed(made: Capture) -> None:
+    run(made, [one(1, metadata={"branch of ann@example.com": "mail bob@example.com"})])
+    close = next(record for record in made.corpus.records() if record.closes)
+    assert close.metadata["branch of [EMAIL]"] == "mail [EMAIL]"
+
+
+def test_a_conversation_with_an_id_goes_on_in_the_next_file(made: Capture, tmp_path: Path) -> None:
+    said = [{"role": "user", "content": "p"}, {"role": "assistant", "content": "c"}]
+    more = [*said, {"role": "user", "content": "q"}, {"role": "assistant", "content": "d"}]
+    for messages, records in ((said, 2), (more, 2)):
+        path = write(tmp_path / "a.jsonl", [{"session_id": "s-1", "messages": messages}])
+        assert run(made, list(JsonlSource(path))).records == records
+    assert len(list(made.corpus.sessions())) == 1

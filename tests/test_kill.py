@@ -66,7 +66,8 @@ def test_a_round_killed_in_training_resumes_to_the_same_adapters(
     home: Path, tmp_path: Path
 ) -> None:
     unbroken = tmp_path / "unbroken"
-    shutil.copytree(home, unbroken)
+    shutil.copytree(home, unbroken)  # which turns consent off there: it was moved
+    groove(unbroken, "consent", "grant", "capture", "train", "publish", "--yes")
     groove(unbroken, "round")
     killed = subprocess.Popen(
         [sys.executable, "-m", "node.cli", "round"],

@@ -6,15 +6,18 @@ import json
 import logging
 import uuid
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
+
+import msgspec
 
 from node.clock import Clock, SystemClock
 from node.consent import ConsentManager, Scope
 
 from .corpus import TrainingCorpus
-from .record import ContentType, TrainingRecord
+from .record import ContentType, TrainingRecord, is_date
 from .scrubber import PIIScrubber, ScrubError
 from .tagger import DomainTagger
 from .terms import Terms, terms_of
@@ -22,6 +25,7 @@ from .terms import Terms, terms_of
 log = logging.getLogger(__name__)
 
 CONTENT_CHARS_MAX = 4 * 2**20  # of one text; what is longer is refused, never cut in a secret
+API = "api"  # the source of what an application hands over itself
 
 
 class Refusal(StrEnum):
@@ -46,6 +50,11 @@ class Draft:
     source_provider: str = ""
     source_model: str = ""
     terms_class: str = ""  # empty: by kind, provider and model
+    source: str = API
+    folder: str | None = field(default=None, repr=False)  # asked for consent, never written
+    # Metadata made by this node: words of its own, figures, hashes, text that is scrubbed already.
+    # It is written as it is, because a hash may look like a card number to the scrubber.
+    own: dict[str, Any] = field(default_factory=dict, repr=False)
 
 
 class TrainingDataIntake:
@@ -62,6 +71,7 @@ class TrainingDataIntake:
     ) -> None:
         self.corpus = corpus
         self.refused: Counter[Refusal] = Counter()
+        self.last_refusal: Refusal | None = None  # why the last `admit` or `prepare` gave nothing
         self._consent = consent_manager
         self._scrubber = scrubber
         self._tagger = tagger
@@ -124,29 +134,65 @@ class TrainingDataIntake:
         record = self.admit(draft)
         if record is None:
             return None
-        if not self.corpus.add_record(record, allowed=lambda: self.allowed(draft.user_id)):
-            self.refused[Refusal.NO_CONSENT] += 1  # withdrawn while it was scrubbed
+        if not self.write([record], draft.source, draft.folder):
             return None
         return record
+
+    def write(
+        self, records: Sequence[TrainingRecord], source: str = API, folder: str | None = None
+    ) -> bool:
+        """Write prepared records of one user; False, and counted, if consent has ended meanwhile.
+
+        A few are durable soon, as the corpus has it; many are durable at once.
+        """
+        if not records:
+            return True
+        user_id = records[0].user_id
+
+        def allowed() -> bool:
+            return self.allowed(user_id, source, folder)
+
+        if len(records) == 1:
+            written = self.corpus.add_record(records[0], allowed=allowed)
+        else:
+            written = bool(self.corpus.add_records(records, allowed=allowed))
+        if not written:
+            self.refused[Refusal.NO_CONSENT] += len(records)  # withdrawn while they were scrubbed
+        return written
 
     @property
     def replaced(self) -> int:
         """How many values the scrubber has replaced so far."""
         return self._scrubber.replaced.total()
 
-    def allowed(self, user_id: str) -> bool:
-        """True if capture is in force for the user now."""
-        return self._consent.allows(user_id, Scope.CAPTURE)
+    def allowed(self, user_id: str, source: str = API, folder: str | None = None) -> bool:
+        """True if capture is in force for the user now, from this source and of this folder."""
+        return self._consent.may_capture(user_id, source, folder)
+
+    def now_s(self) -> float:
+        """What the intake's clock says."""
+        return self._clock.now_s()
+
+    def version(self, user_id: str) -> str | None:
+        """The version of the terms under which the user is captured, None if it is not allowed."""
+        return self._consent.version_in_force(user_id, Scope.CAPTURE)
 
     def admit(self, draft: Draft) -> TrainingRecord | None:
         """Return the scrubbed and tagged record of a draft without writing it, None if refused."""
-        kind = ContentType(draft.content_type)
-        version = self._consent.version_in_force(draft.user_id, Scope.CAPTURE)
-        if version is None:
-            self.refused[Refusal.NO_CONSENT] += 1
+        kind = ContentType(draft.content_type)  # a wrong one is the caller's error, allowed or not
+        version = self.version(draft.user_id)
+        if version is None or not self.allowed(draft.user_id, draft.source, draft.folder):
+            self._refuse(Refusal.NO_CONSENT)
             return None
+        return self.prepare(draft, kind, version)
+
+    def prepare(self, draft: Draft, kind: ContentType, version: str) -> TrainingRecord | None:
+        """`admit` without asking: the caller has asked, for a whole batch, and asks at the write.
+
+        version: as `version` gave it for that batch.
+        """
         if len(draft.content) > CONTENT_CHARS_MAX:
-            self.refused[Refusal.TOO_LONG] += 1
+            self._refuse(Refusal.TOO_LONG)
             return None
         about = draft.metadata
         provider = draft.source_provider or str(about.get("source_provider", ""))
@@ -155,27 +201,47 @@ class TrainingDataIntake:
         if not terms:
             terms = Terms.OWN if kind is ContentType.PROMPT else terms_of(provider, model)
         try:
-            content = self._clean(draft.content, kind)
-            metadata = self._scrubber.scrub_value(about)
-            provider, model = self._scrubber.scrub(provider), self._scrubber.scrub(model)
-        except ScrubError as problem:
-            log.warning("capture dropped reason=scrub detail=%s", problem)
-            self.refused[Refusal.SCRUB] += 1
+            content = _encodable(self._clean(draft.content, kind))
+            metadata = self._scrubber.scrub_value(about) if about else {}
+            provider = self._scrubber.scrub(provider) if provider else ""
+            model = self._scrubber.scrub(model) if model else ""
+            msgspec.json.encode((metadata, provider, model))  # what no line can hold fails here
+        except Exception as problem:  # fail closed; only a ScrubError's words are free of the text
+            detail = problem if isinstance(problem, ScrubError) else type(problem).__name__
+            log.warning("capture dropped reason=scrub detail=%s", detail)
+            self._refuse(Refusal.SCRUB)
             return None
         return TrainingRecord(
             record_id=draft.record_id or uuid.uuid4().hex,
             user_id=draft.user_id,
             session_id=draft.session_id,
-            timestamp=self._clock.now_s() if draft.timestamp is None else draft.timestamp,
+            timestamp=self._dated(draft.timestamp),
             domain=self._tagger.tag(content),
             content_type=kind.value,
             content=content,
-            metadata=metadata,
+            metadata={**metadata, **draft.own},
             consent_version=version,
             source_provider=provider,
             source_model=model,
             terms_class=str(terms),
         )
+
+    def _refuse(self, why: Refusal) -> None:
+        self.refused[why] += 1
+        self.last_refusal = why
+
+    def _dated(self, timestamp: float | None) -> float:
+        return timestamp if timestamp is not None and is_date(timestamp) else self._clock.now_s()
+
+    def clean(self, text: str) -> str | None:
+        """A scrubbed text, or None if it cannot be kept; counts nothing."""
+        if len(text) > CONTENT_CHARS_MAX:
+            return None
+        try:
+            return self._scrubber.scrub(text)
+        except Exception as problem:  # fail closed, and the text is in no message
+            log.debug("text not scrubbed reason=%s", type(problem).__name__)
+            return None
 
     def _clean(self, content: str, kind: ContentType) -> str:
         """Scrub a text; a conversation is scrubbed inside its JSON, so that it stays JSON."""
@@ -186,3 +252,8 @@ class TrainingDataIntake:
                 return self._scrubber.scrub(content)
             return json.dumps(self._scrubber.scrub_value(messages), ensure_ascii=False)
         return self._scrubber.scrub(content)
+
+
+def _encodable(text: str) -> str:
+    """The text with lone surrogates, which UTF-8 has not, replaced."""
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

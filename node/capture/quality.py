@@ -9,6 +9,7 @@ from enum import StrEnum
 from typing import Final
 
 TIER_A, TIER_B = 70, 50  # the least score of each; C is below
+GOOD, FAIR, POOR = "A", "B", "C"  # the names of the tiers
 
 
 class Outcome(StrEnum):
@@ -42,7 +43,7 @@ def score(outcome: str, *, corrections: int = 0, errors: int = 0) -> int | None:
 
 
 def tier(quality: int | None) -> str:
-    """Return "A", "B" or "C", or "" for a session of which nothing is known."""
+    """Return GOOD, FAIR or POOR, or "" for a session of which nothing is known."""
     if quality is None:
         return ""
-    return "A" if quality >= TIER_A else "B" if quality >= TIER_B else "C"
+    return GOOD if quality >= TIER_A else FAIR if quality >= TIER_B else POOR

@@ -1,26 +1,35 @@
 """Between the hot path and the corpus: one bounded queue, one thread, and no exception.
 
 `offer` only puts. Consent, scrubbing and writing happen on the worker's thread, so a slow disk
-costs captured texts and never a caller's time. What does not fit is dropped and counted.
+costs captured texts and never a caller's time. What does not fit is dropped and counted. The worker
+takes what waits as one batch: one question to consent, one turn to write, one sync.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import queue
+import sqlite3
 import threading
+import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from node.clock import Clock
+from node.config import load
 from node.consent import ConsentManager
 from node.home import get_or_create_user_id, groove_home
+from node.tally import Tally
 
-from .corpus import TrainingCorpus
+from .corpus import CorpusError, TrainingCorpus
 from .intake import CONTENT_CHARS_MAX, Refusal
-from .record import ContentType
+from .known import open_known
+from .record import ContentType, TrainingRecord
 from .scrubber import PIIScrubber
 from .session import CaptureSession
 from .tagger import DomainTagger
@@ -29,8 +38,9 @@ log = logging.getLogger(__name__)
 
 ITEMS_MAX = 10_000  # the specification's
 CHARS_MAX = 64 * 2**20  # of all texts in the queue together
-BATCH = 64
+BATCH = 512
 SESSIONS_MAX = 1_000  # open at once; the longest untouched is closed for a new one
+TALLY_S = 30.0  # between two writings of the counters, while there is work
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +60,8 @@ class SessionEnd:
     session_id: str
     outcome: str = ""  # accepted, modified, iterated, rejected, error; empty if unknown
     routing: Mapping[str, Any] | None = None
+    corrections: int = 0  # asks that corrected the answer before
+    errors: int = 0  # answers and calls of tools that failed
 
 
 # The specification's form of an item is a dict with the fields of `CaptureItem`.
@@ -71,6 +83,7 @@ class Counters:
     dropped_too_long: int
     dropped_error: int
     waiting: int
+    untold: int = 0  # times that the counters could not be written to the home
 
 
 class CaptureQueue:
@@ -82,8 +95,12 @@ class CaptureQueue:
         *,
         items_max: int = ITEMS_MAX,
         on_close: Callable[[], None] = lambda: None,
+        tally: Tally | None = None,
     ) -> None:
-        """open_session: makes the session of an id; on_close: run by the worker when it ends."""
+        """open_session: makes the session of an id, all of one user and of the source `api`.
+
+        on_close: run by the worker when it ends. tally: where the counters go for `status`.
+        """
         self._open_session = open_session
         self._on_close = on_close
         self._items_max = items_max
@@ -95,11 +112,20 @@ class CaptureQueue:
         self._closed = False
         self._discard = False
         self._sessions: OrderedDict[str, CaptureSession] = OrderedDict()
+        self._warned: set[str] = set()
+        self._tally = tally
+        self._told: Counter[str] = Counter()
+        self._told_at_s = time.monotonic()
         self._worker = threading.Thread(target=self._work, name="capture", daemon=True)
 
     def start(self) -> CaptureQueue:
         self._worker.start()
         return self
+
+    @property
+    def running(self) -> bool:
+        """True while the worker is at work."""
+        return self._worker.is_alive()
 
     def offer(self, item: Item) -> bool:
         """Hand an item over; False if it was dropped. Never raises, never waits; about 1 µs."""
@@ -130,6 +156,7 @@ class CaptureQueue:
             dropped_too_long=counts[Refusal.TOO_LONG],
             dropped_error=counts["error"] + counts["malformed"],
             waiting=self._items.qsize(),
+            untold=counts["untold"],
         )
 
     def close(self, timeout: float = 5.0) -> bool:
@@ -147,78 +174,189 @@ class CaptureQueue:
     def _work(self) -> None:
         ending = False
         while not ending or not self._items.empty():
-            batch = [self._items.get()]
-            while len(batch) < BATCH and not self._items.empty():
-                batch.append(self._items.get())
-            for item in batch:
-                if isinstance(item, _Stop):
-                    ending = True
-                elif not self._discard:
-                    self._take(item)
+            waiting = [self._items.get()]
+            while len(waiting) < BATCH and not self._items.empty():
+                waiting.append(self._items.get())
+            batch = [item for item in waiting if not isinstance(item, _Stop)]
+            ending = ending or len(batch) < len(waiting)
+            if batch and not self._discard:
+                self._take(batch)
+            self._tell(every_s=TALLY_S)
         self._finish()
 
-    def _take(self, item: Item) -> None:
-        """Capture one item; whatever goes wrong is counted, and says nothing of the text."""
-        try:
-            self._chars_out += _chars(item)
-            match item:
-                case SessionEnd(session_id, outcome, routing):
-                    if session := self._sessions.pop(session_id, None):
-                        session.end(outcome, routing)
-                case CaptureItem():
-                    self._capture(item)
-                case _:
-                    self._capture(
-                        CaptureItem(
-                            str(item["session_id"]),
-                            str(item["content"]),
-                            str(item["content_type"]),
-                            item.get("metadata"),
-                        )
-                    )
-        except Exception as problem:
-            self._counts["error"] += 1
-            log.warning("capture failed reason=%s", type(problem).__name__)
+    def _take(self, batch: list[Item]) -> None:
+        """Capture a batch; whatever goes wrong is counted, and says nothing of the text."""
+        work = _Batch()
+        for item in batch:
+            if self._discard:
+                return
+            try:
+                self._chars_out += _chars(item)
+                self._prepare(item, work)
+            except Exception as problem:
+                self._failed(problem)
+        self._write(work)
 
-    def _capture(self, item: CaptureItem) -> None:
-        session = self._session(item.session_id)
-        if session is None or not session.is_active():
-            self._sessions.pop(item.session_id, None)
+    def _prepare(self, item: Item, work: _Batch) -> None:
+        match item:
+            case SessionEnd():
+                if session := self._sessions.pop(item.session_id, None):
+                    work.ask(session)
+                    work.ends.append((session, item))
+            case CaptureItem():
+                self._capture(item, work)
+            case _:
+                text = CaptureItem(
+                    str(item["session_id"]),
+                    str(item["content"]),
+                    str(item["content_type"]),
+                    item.get("metadata"),
+                )
+                self._capture(text, work)
+
+    def _capture(self, item: CaptureItem, work: _Batch) -> None:
+        kind = ContentType(item.content_type)
+        session = self._session(item.session_id, work)
+        if session is None or work.version is None:
             self._counts[Refusal.NO_CONSENT] += 1
             return
         if len(item.content) > CONTENT_CHARS_MAX:
             self._counts[Refusal.TOO_LONG] += 1
             return
-        before = session.refused.copy()
-        session.record(item.content, ContentType(item.content_type), dict(item.metadata or {}))
-        refused = session.refused - before
-        self._counts.update(refused)
-        self._counts["captured"] += not refused
+        record = session.prepare(item.content, kind, item.metadata, work.version)
+        if record is None:
+            self._counts[session.intake.last_refusal or Refusal.SCRUB] += 1
+        else:
+            work.entries.append((session, record))
 
-    def _session(self, session_id: str) -> CaptureSession | None:
+    def _session(self, session_id: str, work: _Batch) -> CaptureSession | None:
         session = self._sessions.get(session_id)
         if session is None:
             session = self._open_session(session_id)
-            try:
-                session.start()
-            except PermissionError:
-                return None
+            if work.version is not None:
+                session.begin()
+            else:
+                try:
+                    session.start()
+                except PermissionError:
+                    return None
             self._sessions[session_id] = session
             if len(self._sessions) > SESSIONS_MAX:
-                self._sessions.popitem(last=False)[1].end()
+                work.ends.append((self._sessions.popitem(last=False)[1], SessionEnd("")))
         self._sessions.move_to_end(session_id)
+        work.ask(session)
+        if work.version is None:
+            self._sessions.clear()  # sessions that consent ended do not wake up when it is back
+            return None
         return session
+
+    def _write(self, work: _Batch) -> None:
+        """Write what is prepared, and take it for captured only once that has succeeded."""
+        texts = len(work.entries)
+        try:
+            if not work.write():
+                self._counts[Refusal.NO_CONSENT] += texts
+                self._sessions.clear()
+                return
+            self._counts["captured"] += texts
+            work.write_ends()
+        except Exception as problem:
+            self._failed(problem, max(1, texts))
+
+    def _failed(self, problem: Exception, items: int = 1) -> None:
+        """Count; and warn once of each cause, for the owner's log is not to be flooded either."""
+        self._counts["error"] += items
+        cause = _cause(problem)
+        if cause not in self._warned:
+            self._warned.add(cause)
+            log.warning("capture failed reason=%s; further ones are only counted", cause)
 
     def _finish(self) -> None:
         """Close what is open: nothing more of these sessions will come through this process."""
         try:
-            if not self._discard:
-                for session in self._sessions.values():
-                    session.end()
+            open_ = [] if self._discard else list(self._sessions.values())
+            for first in range(0, len(open_), BATCH):
+                ends = [(session, SessionEnd("")) for session in open_[first : first + BATCH]]
+                work = _Batch(ends=ends)
+                work.ask(ends[0][0])
+                work.write_ends()
+        except Exception as problem:
+            self._failed(problem)
+        self._tell()
+        try:
             self._on_close()
         except Exception as problem:
-            self._counts["error"] += 1
-            log.warning("capture failed reason=%s", type(problem).__name__)
+            self._failed(problem)
+
+    def _tell(self, every_s: float = 0.0) -> None:
+        """Add what was counted since to the home's counters, at most every so often."""
+        if self._tally is None or time.monotonic() - self._told_at_s < every_s:
+            return
+        self._told_at_s = time.monotonic()
+        now = Counter(asdict(self.counters))
+        del now["waiting"], now["untold"]
+        try:
+            if more := now - self._told:
+                self._tally.add_queue(more)
+                self._told = now
+        except Exception as problem:  # a figure for `status` is worth no word
+            self._counts["untold"] += 1
+            log.debug("counters not written reason=%s", type(problem).__name__)
+
+
+@dataclass(slots=True)
+class _Batch:
+    """What is asked and written for many items together."""
+
+    asked: bool = False
+    version: str | None = None  # of the terms in force; None: capture is not allowed
+    entries: list[tuple[CaptureSession, TrainingRecord]] = field(default_factory=list)
+    ends: list[tuple[CaptureSession, SessionEnd]] = field(default_factory=list)
+
+    def ask(self, session: CaptureSession) -> None:
+        """Ask for consent, once in a batch: the queue is of one user, and the write asks again."""
+        if not self.asked:
+            self.asked, self.version = True, session.consented()
+
+    def write(self) -> bool:
+        """Write the texts; False if consent has ended meanwhile. Raises CorpusError."""
+        if not self.entries:
+            return True
+        intake = self.entries[0][0].intake
+        if not intake.write([record for _, record in self.entries]):
+            return False
+        for session, record in self.entries:
+            session.count(record)
+        return True
+
+    def write_ends(self) -> None:
+        """Write the closing records; after the texts, for they tell of them."""
+        if self.version is None or not self.ends:
+            return
+        closing = [
+            session.closing(
+                self.version,
+                how.outcome,
+                how.routing,
+                corrections=how.corrections,
+                errors=how.errors,
+            )
+            for session, how in self.ends
+        ]
+        self.ends[0][0].intake.write([record for record in closing if record is not None])
+
+
+def _cause(problem: Exception) -> str:
+    """What is wrong, in words that hold nothing of a text."""
+    match problem:
+        case CorpusError():
+            return problem.what
+        case OSError(errno=int(number)):
+            return errno.errorcode.get(number, str(number))
+        case sqlite3.Error():
+            return f"consent database: {problem}"
+        case _:
+            return type(problem).__name__
 
 
 def _chars(item: Item) -> int:
@@ -229,6 +367,12 @@ def _chars(item: Item) -> int:
             return len(item.content)
         case _:
             return len(item["content"])
+
+
+def _scrubber(home: Path, folders: Sequence[Path]) -> PIIScrubber:
+    """One that knows this machine's own secrets: of the environment and of allowed projects."""
+    config = load(home).capture
+    return PIIScrubber(open_known(home, config, os.environ, [Path.cwd(), *folders]))
 
 
 def open_queue(clock: Clock | None = None) -> CaptureQueue | None:
@@ -244,13 +388,17 @@ def open_queue(clock: Clock | None = None) -> CaptureQueue | None:
     except Exception as problem:  # capture must never stop the caller's own work
         log.error("capture is off reason=%s: %s", type(problem).__name__, problem)
         return None
-    scrubber, tagger = PIIScrubber(), DomainTagger()
+    tagger = DomainTagger()
+    scrubber: PIIScrubber | None = None
 
     def open_session(session_id: str) -> CaptureSession:
+        nonlocal scrubber  # made by the worker: to look for known secrets takes its time
+        if scrubber is None:
+            scrubber = _scrubber(home, consent.allowed_folders(user_id))
         return CaptureSession(user_id, session_id, consent, corpus, scrubber, tagger, clock=clock)
 
     def close() -> None:
         corpus.close()
         consent.close()
 
-    return CaptureQueue(open_session, on_close=close).start()
+    return CaptureQueue(open_session, on_close=close, tally=Tally(home)).start()

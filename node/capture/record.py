@@ -10,6 +10,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,10 @@ import msgspec
 from .terms import Terms
 
 SESSION_CLOSE = "SESSION_CLOSE"
+EDIT = "EDIT"  # the event of a workflow record that holds what the owner made of an answer
 LINE_BYTES_MAX = 64 * 2**20  # a longer one is damage: the intake refuses far shorter texts
 READ_BYTES = 2**20
+TIME_END_S = 253_402_300_800.0  # year 10000: a time from here on, or before 1970, is no date
 _SEAL = b',"crc32":"'
 _SEAL_BYTES = len(_SEAL) + 8 + len(b'"}')
 
@@ -54,10 +57,15 @@ class TrainingRecord:
     @property
     def closes(self) -> bool:
         """True for the record that ends a session; it is not counted as captured."""
-        return (
-            self.content_type == ContentType.WORKFLOW
-            and self.metadata.get("event") == SESSION_CLOSE
-        )
+        return self._is_event(SESSION_CLOSE)
+
+    @property
+    def edits(self) -> bool:
+        """True if the content is what the owner made of the answer before it."""
+        return self._is_event(EDIT)
+
+    def _is_event(self, event: str) -> bool:
+        return self.content_type == ContentType.WORKFLOW and self.metadata.get("event") == event
 
 
 _decoder = msgspec.json.Decoder(TrainingRecord)
@@ -79,6 +87,18 @@ def decode_line(line: bytes) -> TrainingRecord | None:
         return _decoder.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError):
         return None
+
+
+def is_date(timestamp: float) -> bool:
+    """True if a time has a day that a file can be named by; NaN and infinities have none."""
+    return 0 <= timestamp < TIME_END_S
+
+
+def day_of(timestamp: float) -> str:
+    """The UTC day, as YYYY-MM-DD; raises ValueError if it is no date."""
+    if not is_date(timestamp):
+        raise ValueError(f"{timestamp!r} is no Unix time between 1970 and 9999")
+    return datetime.fromtimestamp(timestamp, UTC).strftime("%Y-%m-%d")
 
 
 def export_line(record: TrainingRecord) -> bytes:

@@ -6,27 +6,20 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 from node.clock import Clock, SystemClock
 from node.consent import ConsentManager
 from router.minilm_encoder import ENC8
 from router.ports import ENCODED_CHARS
 
+from . import quality
 from .corpus import TrainingCorpus
-from .intake import Draft, TrainingDataIntake
-from .record import SESSION_CLOSE, ContentType, TrainingRecord
+from .intake import API, Draft, TrainingDataIntake
+from .quality import Outcome
+from .record import EDIT, SESSION_CLOSE, ContentType, TrainingRecord
 from .scrubber import PIIScrubber
 from .tagger import DomainTagger
-
-# What an outcome says of the answer, 0 to 100: tier A from 70, B from 50, C below.
-QUALITY: Final[Mapping[str, int]] = {
-    "accepted": 90,
-    "modified": 70,
-    "iterated": 55,
-    "rejected": 25,
-    "error": 10,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,25 +39,48 @@ def close_draft(
     first_ask: str,
     *,
     outcome: str = "",
+    corrections: int = 0,
+    errors: int = 0,
     routing: Mapping[str, Any] | None = None,
     encoder: EncoderTag = DEFAULT_ENCODER,
-    **about: Any,
+    source: str = API,
+    folder: str | None = None,
+    group: str = "",
+    metadata: Mapping[str, Any] | None = None,
 ) -> Draft:
-    """The SESSION_CLOSE record; `first_ask` is scrubbed already, so a cut halves no secret."""
-    metadata: dict[str, Any] = {
+    """The SESSION_CLOSE record; `first_ask` is scrubbed already, so a cut halves no secret.
+
+    group: a hash, or empty. metadata: what the source tells of the session; it is scrubbed.
+    """
+    told = dict(metadata or {})
+    if routing is not None:
+        told["routing"] = dict(routing)
+    own: dict[str, Any] = {
         "event": SESSION_CLOSE,
-        "outcome": outcome,
-        "quality": QUALITY.get(outcome),
+        "outcome": outcome if outcome in set(Outcome) else "",
+        "corrections": corrections,
+        "errors": errors,
+        "quality": quality.score(outcome, corrections=corrections, errors=errors),
         "session_embedding": {
             "model": encoder.model,
             "enc8": encoder.enc8,
             "source_text": first_ask[:ENCODED_CHARS],
         },
-        **about,
     }
-    if routing is not None:
-        metadata["routing"] = dict(routing)
-    return Draft(user_id, session_id, SESSION_CLOSE, ContentType.WORKFLOW, metadata)
+    if source != API:  # what has none is a live session
+        own["source"] = source
+    if group:
+        own["group"] = group
+    return Draft(
+        user_id,
+        session_id,
+        SESSION_CLOSE,
+        ContentType.WORKFLOW,
+        told,
+        source=source,
+        folder=folder,
+        own=own,
+    )
 
 
 class CaptureSession:
@@ -82,14 +98,15 @@ class CaptureSession:
         clock: Clock | None = None,
         encoder: EncoderTag = DEFAULT_ENCODER,
     ) -> None:
+        self.intake = TrainingDataIntake(
+            consent_manager, corpus, scrubber, tagger, clock=clock or SystemClock()
+        )
         self._user_id = user_id
         self._session_id = session_id
         self._clock = clock or SystemClock()
         self._encoder = encoder
-        self._intake = TrainingDataIntake(
-            consent_manager, corpus, scrubber, tagger, clock=self._clock
-        )
         self._active = False
+        self._edited = False
         self._started_s = 0.0
         self._first_ask = ""
         self._records = 0
@@ -98,20 +115,32 @@ class CaptureSession:
 
     def start(self) -> None:
         """Begin. Raises PermissionError if the user has not opted in."""
-        if not self._intake.allowed(self._user_id):
+        if not self.allowed():
             raise PermissionError("capture is not consented to: nothing is recorded")
+        self.begin()
+
+    def begin(self) -> None:
+        """`start` without asking, for a caller that has just asked for many sessions at once."""
         self._active = True
         self._started_s = self._clock.now_s()
 
+    def allowed(self) -> bool:
+        """True if the user may be captured now, whether or not this session is active."""
+        return self.intake.allowed(self._user_id)
+
     def is_active(self) -> bool:
         """True if started, not ended, and consent is in force now. Once false, it stays false."""
-        self._active = self._active and self._intake.allowed(self._user_id)
+        self._active = self._active and self.allowed()
         return self._active
+
+    def consented(self) -> str | None:
+        """The version of the terms in force if the session is active, else None."""
+        return self.intake.version(self._user_id) if self.is_active() else None
 
     @property
     def refused(self) -> Counter[Any]:
         """What was not kept, by reason."""
-        return self._intake.refused
+        return self.intake.refused
 
     def record_prompt(self, text: str, metadata: dict[str, Any] | None = None) -> None:
         self.record(text, ContentType.PROMPT, metadata)
@@ -124,36 +153,61 @@ class CaptureSession:
     ) -> None:
         self.record(json.dumps(messages), ContentType.CONVERSATION, metadata)
 
+    def record_workflow(self, text: str, metadata: dict[str, Any] | None = None) -> None:
+        """Record what the user is doing; `workflow_type` in the metadata is kept as it is."""
+        self.record(text, ContentType.WORKFLOW, metadata)
+
+    def record_edit(self, text: str, metadata: dict[str, Any] | None = None) -> None:
+        """Record what the owner made of the last completion: an accepted edit."""
+        self.record(text, ContentType.WORKFLOW, {**(metadata or {}), "event": EDIT})
+
     def record(
         self, text: str, kind: ContentType, metadata: dict[str, Any] | None = None
     ) -> TrainingRecord | None:
         """Record a text of any kind; None if it was not kept."""
-        if not self.is_active():
+        version = self.consented()
+        record = self.prepare(text, kind, metadata, version) if version else None
+        if record is None or not self.intake.write([record]):
             return None
-        draft = Draft(self._user_id, self._session_id, text, kind.value, metadata or {})
-        record = self._intake.keep(draft)
-        if record is not None:
-            self._records += 1
-            self._bytes += len(record.content.encode())
-            self._domains[record.domain] += 1
-            if kind is ContentType.PROMPT and not self._first_ask:
-                self._first_ask = record.content
+        self.count(record)
         return record
 
-    def end(self, outcome: str = "", routing: Mapping[str, Any] | None = None) -> dict[str, Any]:
-        """Write the closing record if consent still stands, and say what was captured."""
+    def prepare(
+        self, text: str, kind: ContentType, metadata: Mapping[str, Any] | None, version: str
+    ) -> TrainingRecord | None:
+        """The record of a text, not written: for a caller that asks and writes for many at once."""
+        about = dict(metadata or {})
+        draft = Draft(self._user_id, self._session_id, text, kind.value, about)
+        return self.intake.prepare(draft, kind, version)
+
+    def count(self, record: TrainingRecord) -> None:
+        """Take note of a record that was written."""
+        self._records += 1
+        self._bytes += len(record.content.encode())
+        self._domains[record.domain] += 1
+        if record.content_type == ContentType.PROMPT and not self._first_ask:
+            self._first_ask = record.content
+        self._edited = self._edited or record.edits
+
+    def end(
+        self,
+        outcome: str = "",
+        routing: Mapping[str, Any] | None = None,
+        *,
+        corrections: int = 0,
+        errors: int = 0,
+    ) -> dict[str, Any]:
+        """Write the closing record if consent still stands, and say what was captured.
+
+        outcome: a `node.capture.quality.Outcome`; without one, an edit says "modified".
+        """
         duration_s = max(0.0, self._clock.now_s() - self._started_s) if self._started_s else 0.0
-        if self.is_active() and self._records:
-            self._intake.keep(
-                close_draft(
-                    self._user_id,
-                    self._session_id,
-                    self._first_ask,
-                    outcome=outcome,
-                    routing=routing,
-                    encoder=self._encoder,
-                )
+        if version := self.consented():
+            closing = self.closing(
+                version, outcome, routing, corrections=corrections, errors=errors
             )
+            if closing is not None:
+                self.intake.write([closing])
         self._active = False
         return {
             "session_id": self._session_id,
@@ -162,3 +216,27 @@ class CaptureSession:
             "domains": dict(self._domains),
             "duration_seconds": duration_s,
         }
+
+    def closing(
+        self,
+        version: str,
+        outcome: str = "",
+        routing: Mapping[str, Any] | None = None,
+        *,
+        corrections: int = 0,
+        errors: int = 0,
+    ) -> TrainingRecord | None:
+        """The closing record, not written; None if nothing was captured."""
+        if not self._records:
+            return None
+        draft = close_draft(
+            self._user_id,
+            self._session_id,
+            self._first_ask,
+            outcome=outcome or (Outcome.MODIFIED if self._edited else ""),
+            corrections=corrections,
+            errors=errors,
+            routing=routing,
+            encoder=self._encoder,
+        )
+        return self.intake.prepare(draft, ContentType.WORKFLOW, version)

@@ -16,6 +16,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from . import quality as scores
 from .record import LINE_BYTES_MAX, ContentType, TrainingRecord, decode_line, read_lines
 from .tagger import GENERAL
 from .terms import Terms
@@ -23,6 +24,7 @@ from .terms import Terms
 IDLE_S = 86_400.0  # a session without a closing record counts as over after so long
 PENDING_MAX = 10_000  # unfinished sessions that a position remembers
 LIVE = "live"
+_ROLES = {ContentType.PROMPT.value: "user", ContentType.COMPLETION.value: "assistant"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +43,15 @@ class Session:
     terms_class: str  # of the completion
     closed: bool
     outcome: str
-    quality: int | None  # 0 to 100
+    quality: int | None  # 0 to 100; None if nothing is known of how it went
+    tier: str = ""  # A, B or C; empty without a quality
+    workflow_type: str = ""  # what the caller said it was about, where it said so
+    corrections: int = 0  # asks that corrected the answer before
+    errors: int = 0  # answers and calls of tools that failed
+    edited: str = field(default="", repr=False)  # what the owner made of the last answer
+    edited_from: str = field(default="", repr=False)  # that answer
+    edited_ask: str = field(default="", repr=False)  # the ask before it
+    edited_terms: str = ""  # and its terms class
 
 
 class Place(Struct, frozen=True, array_like=True):
@@ -86,6 +96,14 @@ def sessions(files: Sequence[Path], only: Collection[str] | None = None) -> Iter
     only: ids of the sessions wanted; all by default. Two passes over the files; memory holds the
     ids, and the texts of sessions whose records are not all met yet.
     """
+    for records in grouped(files, only):
+        yield session_of(records)
+
+
+def grouped(
+    files: Sequence[Path], only: Collection[str] | None = None
+) -> Iterator[list[TrainingRecord]]:
+    """Yield the records of each session together, as `sessions` does; at least one of each."""
     remaining = _counts(files, frozenset(only) if only is not None else None)
     waiting: defaultdict[str, list[TrainingRecord]] = defaultdict(list)
     for path in files:
@@ -97,9 +115,8 @@ def sessions(files: Sequence[Path], only: Collection[str] | None = None) -> Iter
             if record := decode_line(line):
                 waiting[session_id].append(record)
             if remaining[session_id] == 0 and (records := waiting.pop(session_id, [])):
-                yield session_of(records)
-    for records in waiting.values():  # a writer or a deletion was at work meanwhile
-        yield session_of(records)
+                yield records
+    yield from waiting.values()  # a writer or a deletion was at work meanwhile
 
 
 def read_sessions(
@@ -184,11 +201,12 @@ def session_of(records: Iterable[TrainingRecord]) -> Session:
     answer = _first(unique, ContentType.COMPLETION)
     talk = _first(unique, ContentType.CONVERSATION)
     close = next((record for record in reversed(unique) if record.closes), None)
-    prompt, completion = _turns(talk.content) if talk and not (ask and answer) else ("", "")
+    prompt, completion = first_turns(talk.content) if talk and not (ask and answer) else ("", "")
     opening = ask or talk or unique[0]
     answered = answer or talk
     about: dict[str, Any] = {**opening.metadata, **(close.metadata if close else {})}
-    quality = about.get("quality")
+    quality = quality_of(about)
+    edit = _edit(unique)
     return Session(
         session_id=opening.session_id,
         user_id=opening.user_id,
@@ -202,27 +220,103 @@ def session_of(records: Iterable[TrainingRecord]) -> Session:
         terms_class=answered.terms_class if answered else Terms.UNKNOWN,
         closed=close is not None,
         outcome=str(about.get("outcome", "")),
-        quality=quality if isinstance(quality, int) else None,
+        quality=quality,
+        tier=scores.tier(quality),
+        workflow_type=str(about.get("workflow_type") or ""),
+        corrections=_count(about, "corrections"),
+        errors=_count(about, "errors"),
+        edited=edit.edited,
+        edited_from=edit.answer,
+        edited_ask=edit.ask,
+        edited_terms=edit.terms,
     )
+
+
+def quality_of(about: Mapping[str, Any]) -> int | None:
+    """The quality that a closing record states, or else what its outcome is worth."""
+    stated = about.get("quality")
+    if isinstance(stated, int) and not isinstance(stated, bool):
+        return min(100, max(0, stated))
+    return scores.score(
+        str(about.get("outcome", "")),
+        corrections=_count(about, "corrections"),
+        errors=_count(about, "errors"),
+    )
+
+
+def _count(about: Mapping[str, Any], name: str) -> int:
+    value = about.get(name)
+    return value if isinstance(value, int) and value > 0 else 0
+
+
+@dataclass(frozen=True, slots=True)
+class _Edit:
+    """What the owner made of an answer; all empty if no answer was edited."""
+
+    edited: str = field(default="", repr=False)
+    answer: str = field(default="", repr=False)
+    ask: str = field(default="", repr=False)
+    terms: str = ""
+
+
+def _edit(records: Iterable[TrainingRecord]) -> _Edit:
+    """The last edit of an answer to an ask."""
+    ask = ""
+    answer: TrainingRecord | None = None
+    found = _Edit()
+    for record in records:
+        if record.content_type == ContentType.PROMPT:
+            ask, answer = record.content, None
+        elif record.content_type == ContentType.COMPLETION:
+            answer = record
+        elif record.edits and ask and answer is not None:
+            found = _Edit(record.content, answer.content, ask, answer.terms_class)
+    return found
+
+
+def turns_of(records: Iterable[TrainingRecord]) -> list[dict[str, str]]:
+    """A session's messages: of its asks and answers, or else of its conversation."""
+    unique = list({record.record_id: record for record in records}.values())
+    said = [
+        {"role": _ROLES[record.content_type], "content": record.content}
+        for record in unique
+        if record.content_type in _ROLES
+    ]
+    talk = _first(unique, ContentType.CONVERSATION)
+    if talk and {message["role"] for message in said} != {"user", "assistant"}:
+        return [
+            {"role": str(message["role"]), "content": message["content"]}
+            for message in _messages(talk.content)
+            if message.get("role") in ("system", "user", "assistant")
+        ]
+    return said
 
 
 def _first(records: list[TrainingRecord], kind: ContentType) -> TrainingRecord | None:
     return next((record for record in records if record.content_type == kind), None)
 
 
-def _turns(content: str) -> tuple[str, str]:
+def first_turns(content: str) -> tuple[str, str]:
     """The first ask and the first answer of a conversation's messages."""
+    said: dict[str, str] = {}
+    for message in _messages(content):
+        said.setdefault(str(message.get("role")), message["content"])
+    return said.get("user", ""), said.get("assistant", "")
+
+
+def _messages(content: str) -> list[dict[str, Any]]:
+    """Those messages of a conversation that have a text."""
     try:
         messages = json.loads(content)
     except ValueError:
-        return "", ""
+        return []
     if not isinstance(messages, list):
-        return "", ""
-    said: dict[str, str] = {}
-    for message in messages:
-        if isinstance(message, dict) and isinstance(message.get("content"), str):
-            said.setdefault(str(message.get("role")), message["content"])
-    return said.get("user", ""), said.get("assistant", "")
+        return []
+    return [
+        message
+        for message in messages
+        if isinstance(message, dict) and isinstance(message.get("content"), str)
+    ]
 
 
 def _counts(files: Sequence[Path], only: frozenset[str] | None) -> Counter[str]:

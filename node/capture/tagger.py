@@ -70,6 +70,7 @@ def _weights() -> dict[str, tuple[str, int]]:
 
 
 _WEIGHTS = _weights()
+_BEFORE_HYPHEN = frozenset(word.partition("-")[0] for word in _WEIGHTS if "-" in word)
 
 
 class DomainTagger:
@@ -84,7 +85,7 @@ class DomainTagger:
         """
         head = text[:TAGGED_CHARS]
         words = _WORD.findall(head.lower())
-        pairs = {f"{a}-{b}" for a, b in pairwise(words)}
+        pairs = {f"{a}-{b}" for a, b in pairwise(words) if a in _BEFORE_HYPHEN}
         scores: Counter[str] = Counter()
         for word in (set(words) | pairs) & _WEIGHTS.keys():
             domain, weight = _WEIGHTS[word]

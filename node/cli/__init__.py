@@ -12,10 +12,20 @@ import cyclopts
 from node.errors import MisuseError, OwnerError
 from node.terminal import Terminal
 
-from . import consent, data, leaves, mesh, process, sources
+from . import consent, data, leaves, mesh, process, scrub, sources
 from .base import command
 
-__all__ = ["command", "consent", "data", "leaves", "main", "mesh", "process", "sources"]
+__all__ = [
+    "command",
+    "consent",
+    "data",
+    "leaves",
+    "main",
+    "mesh",
+    "process",
+    "scrub",
+    "sources",
+]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,50 +2,150 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
-from typing import Literal
+from pathlib import Path
+from typing import Annotated, Literal
 
-from node import consenting, show
+from cyclopts import Parameter
+
+from node import consenting, disclosure
 from node.app import App
+from node.errors import MisuseError
+from node.folders import project_folder
+from node.show import counted
 from node.terminal import Terminal
 
 from .base import AsJson, Yes, consent
 
 ScopeName = Literal["capture", "train", "publish", "fetch"]
+SourceName = Literal["claude-code", "codex", "llm"]
+
+Sources = Annotated[
+    tuple[SourceName, ...],
+    Parameter(name="--source", negative="", help="History of another tool; may be given again."),
+]
+Folders = Annotated[
+    tuple[Path, ...],
+    Parameter(name="--folder", negative="", help="Project folder; may be given again."),
+]
 
 
 @consent.command(name="show")
 def consent_show(*, json: AsJson = False) -> None:
-    """The scopes in force."""
+    """What is in force and since when: scopes, sources, project folders."""
     out = Terminal(json)
-    app = App.open()
-    scopes = app.consent.scopes(app.user_id)
-    out.table(("SCOPE", "", "MEANING"), show.scope_rows(scopes))
-    out.done({"scopes": sorted(scopes)})
+    stands = consenting.standing(App.open())
+    since = stands["since"]
+    if stands["standing"] not in ("in force", "never asked"):
+        out.line(f"Allowed: {disclosure.standing_line(stands)}.")
+    out.table(("SCOPE", "", "SINCE", "MEANING"), disclosure.scope_rows(stands["scopes"], since))
+    if "capture" in stands["scopes"]:
+        lists = [("source", name, since[name]) for name in stands["sources"]]
+        lists += [("folder", name, since[name]) for name in stands["folders"]]
+        out.line(" ")
+        out.table(("CAPTURED FROM", "", "SINCE"), lists or [("no assistant's history", "", "")])
+    out.done(stands)
 
 
 @consent.command(name="grant")
 def consent_grant(
-    scopes: Sequence[ScopeName], /, *, yes: Yes = False, json: AsJson = False
+    scopes: Sequence[ScopeName] = (),
+    /,
+    *,
+    source: Sources = (),
+    folder: Folders = (),
+    yes: Yes = False,
+    json: AsJson = False,
 ) -> None:
-    """Allow one or more of capture, train, publish, fetch, after showing what each means."""
+    """Allow scopes; and for capture, histories of assistants (--source) in projects (--folder).
+
+    Shows what each scope means before it asks, and for capture what would be kept of your latest
+    asks. `claude-code` and `codex` are captured only in folders that you name.
+    """
     out = Terminal(json)
     app = App.open()
+    _check(app, scopes, source, folder)
+    told = out.note if json else out.line
+    told(disclosure.TEXT)
     if not yes:
-        out.line(show.DISCLOSURE)
-        if not out.ask(f"Allow {', '.join(scopes)}?"):
+        if not sys.stdin.isatty():
+            words = [
+                *scopes,
+                *(f"--source {x}" for x in source),
+                *(f"--folder {x}" for x in folder),
+            ]
+            raise MisuseError(
+                "nobody is at a terminal to answer, and consent is never assumed",
+                unchanged="Nothing was changed.",
+                next_step="Having read what it means, type "
+                f"`groove-node consent grant {' '.join(words)} --yes`.",
+            )
+        if "capture" in scopes and consenting.is_new(app, "capture"):
+            _preview(out, app, source)
+        if not out.ask(f"Allow {', '.join([*scopes, *source, *map(str, folder)])}?"):
             out.done({"granted": False}, "Nothing was changed.")
             return
-    allowed = consenting.grant(app, scopes)
-    out.done({"scopes": allowed}, f"allowed: {', '.join(allowed)}")
+    allowed = consenting.grant(app, scopes, source, folder)
+    out.done(allowed, f"allowed: {', '.join(word for words in allowed.values() for word in words)}")
+    if allowed["sources"] not in ([], ["llm"]) and not allowed["folders"]:
+        out.note("no project folder is allowed yet: `groove-node consent grant --folder DIR`")
+
+
+def _check(app: App, scopes: Sequence[str], source: Sequence[str], folder: Sequence[Path]) -> None:
+    """Refuse what cannot be granted before anybody is asked."""
+    if not (scopes or source or folder):
+        raise MisuseError(
+            "nothing was named",
+            unchanged="Nothing was changed.",
+            next_step="`groove-node consent grant capture` asks for capture; others are train, "
+            "publish, fetch.",
+        )
+    if (source or folder) and "capture" not in scopes and consenting.is_new(app, "capture"):
+        raise MisuseError(
+            "sources and folders are allowed for capture, and capture is not granted",
+            unchanged="Nothing was changed.",
+            next_step="`groove-node consent grant capture --source NAME --folder DIR` grants both.",
+        )
+    for each in folder:
+        if not project_folder(each).is_dir():
+            raise MisuseError(
+                f"{each}: no such folder",
+                unchanged="Nothing was changed.",
+                next_step="Name the folder of a project; what lies inside is allowed with it.",
+            )
+
+
+def _preview(out: Terminal, app: App, source: Sequence[str]) -> None:
+    """To a terminal alone: what is not scrubbed may not land in a file."""
+    if not out.interactive:
+        out.note("The preview of your latest asks is shown on a terminal only.")
+        return
+    own, shown = consenting.preview(app, source)
+    out.line("")
+    if own:
+        out.line("Your latest asks, before and after scrubbing. Nothing of this is stored:")
+    else:
+        out.line("No history of an assistant was found here, so this is an example:")
+    for line in disclosure.preview_lines(shown):
+        out.line(line or " ")
+    out.line(" ")
 
 
 @consent.command(name="revoke")
-def consent_revoke(scopes: Sequence[ScopeName] = (), /, *, json: AsJson = False) -> None:
-    """Withdraw scopes, or all of them. Nothing is deleted: that is `data --delete`."""
+def consent_revoke(
+    scopes: Sequence[ScopeName] = (),
+    /,
+    *,
+    source: Sources = (),
+    folder: Folders = (),
+    json: AsJson = False,
+) -> None:
+    """Withdraw what is named, or everything. Nothing is deleted: that is `data --delete`."""
     out = Terminal(json)
-    left = consenting.revoke(App.open(), scopes)
-    out.done({"scopes": left}, f"still allowed: {', '.join(left) or 'nothing'}")
+    left = consenting.revoke(App.open(), scopes, source, folder)
+    still = ", ".join(word for words in left.values() for word in words)
+    out.done(left, f"still allowed: {still or 'nothing'}")
 
 
 @consent.command(name="log")
@@ -53,5 +153,63 @@ def consent_log(*, json: AsJson = False) -> None:
     """Every decision, with its date and the version of the terms."""
     out = Terminal(json)
     records = consenting.consent_log(App.open())
-    out.table(("WHEN", "TERMS", "ALLOWED"), [(r["at"], r["version"], r["scopes"]) for r in records])
+    out.table(
+        ("WHEN", "BY", "TERMS", "ALLOWED", "SOURCES", "FOLDERS"),
+        [
+            (r["at"], r["by"], r["version"], r["scopes"], r["sources"], r["folders"])
+            for r in records
+        ],
+    )
     out.done({"records": records})
+
+
+@consent.command(name="receipts")
+def consent_receipts(
+    *,
+    verify: Annotated[
+        bool, Parameter(negative="", help="Check signatures, and that none is missing or altered.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """The signed proof of each decision, kept on this machine."""
+    out = Terminal(json)
+    app = App.open()
+    listed = consenting.receipts(app)
+    out.table(
+        ("NO", "WHEN", "ALLOWED", "SHOWN TEXT", "SIGNED", "RECEIPT"),
+        [
+            (
+                str(each["number"] or "?"),
+                each["at"],
+                ", ".join([*each["scopes"], *each["sources"], *each["folders"]]) or "nothing",
+                each["disclosure"][:12] or "-",
+                _signed(each),
+                each["hash"][:12],
+            )
+            for each in listed
+        ],
+    )
+    data: dict[str, object] = {"receipts": listed}
+    if not verify:
+        out.done(data)
+        return
+    problems = consenting.verify(app)
+    for problem in problems:
+        out.line(f"wrong: {problem}")
+    out.done({**data, "problems": problems}, "" if problems else _sound(listed))
+    if problems:
+        sys.exit(1)
+
+
+def _signed(receipt: dict[str, object]) -> str:
+    if not receipt["signed"]:
+        return "not yet"
+    return "later" if receipt["signed_late"] else "at once"
+
+
+def _sound(listed: Sequence[dict[str, object]]) -> str:
+    late = sum(bool(each["signed_late"]) for each in listed)
+    unsigned = sum(not each["signed"] for each in listed)
+    text = f"{counted(len(listed), 'receipt')}: none is missing or altered, signatures are right"
+    text += f"; {late} were recorded by a program without the key and signed later" if late else ""
+    return text + (f"; {unsigned} not signed yet" if unsigned else "")

@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import Parameter
 
-from node import overview, show
+from node import consenting, disclosure, overview, show
 from node.app import App, prepare_models
 from node.errors import MisuseError
 from node.terminal import Terminal
@@ -56,6 +56,10 @@ def run(
 
     def tell(told: Told) -> None:
         out.stream(told)
+        if told.event in ("listening", "suspended"):
+            stands = consenting.standing(app)
+            if stands["standing"] in ("terms changed", "restored"):
+                out.note(f"allowed: {disclosure.standing_line(stands)}")
         off = [scope for scope in ("publish", "fetch") if not app.allows(scope)]
         if told.event == "listening" and off:
             out.note(f"off until you grant it: {', '.join(off)}; peers' records are passed on")

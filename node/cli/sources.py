@@ -16,12 +16,19 @@ from .base import AsJson, command
 
 @command.command(name="import")
 def import_(
-    source: Literal["pydoc", "jsonl"],
+    source: Literal["claude-code", "codex", "llm", "jsonl", "pydoc"],
     what: Annotated[
-        Sequence[str], Parameter(help="pydoc: package names; jsonl: files (.jsonl, .jsonl.gz).")
-    ],
+        Sequence[str],
+        Parameter(
+            help="claude-code, codex, llm: files or folders; all that the tool keeps if none is "
+            "named. jsonl: files (.jsonl, .jsonl.gz). pydoc: package names."
+        ),
+    ] = (),
     /,
     *,
+    since: Annotated[
+        str, Parameter(help="Only what was said since: 30d, 12h, 2w, or a date like 2026-11-01.")
+    ] = "",
     share: Annotated[
         str, Parameter(help="Only this part of the groups (modules), by their hash: 0.0:0.5.")
     ] = "0:1",
@@ -31,12 +38,17 @@ def import_(
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """Import sessions: `pydoc` (docstrings of installed packages) or `jsonl` (prompt, completion).
+    """Import sessions that other tools, files or installed packages hold.
 
-    A second import of the same adds nothing.
+    A second import of the same adds nothing. `groove-node run` takes in what is said from then on.
     """
     out = Terminal(json)
     app = App.open()
-    result = importing.import_sessions(app, source, what, share, part, dry_run, out.progress)
-    out.facts([(key.replace("_", " "), f"{value:,}") for key, value in result.items()])
-    out.done(result)
+    wanted = importing.Wanted(source, what, share, part, since, dry_run)
+    done = importing.import_sessions(app, wanted, out.progress)
+    out.facts(done.facts())
+    if rows := done.folder_rows():
+        out.table(("FOLDER NOT ALLOWED", "SESSIONS"), rows)
+    for note in () if json else done.notes():
+        out.note(note)
+    out.done(done.as_json(), "Nothing was written: a dry run." if dry_run else "")

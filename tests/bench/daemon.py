@@ -5,6 +5,8 @@
 start_s           from starting the process to listening, consent for `capture` given; median of N
 idle_rss_mb       resident memory after that, no model loaded; largest of the runs
 idle_cpu_pct      of one core, over the idle time; median of N
+watching_rss_mb   the same two with a source allowed, and 300 transcripts of it here
+watching_cpu_pct
 capture_us_p50    one `CaptureQueue.offer` with capture on, from one thread
 capture_us_p99
 off_us            the caller's check with capture off, mean of a million
@@ -37,7 +39,13 @@ def groove(home: Path, *arguments: str) -> None:
 
 
 def environment(home: Path) -> dict[str, str]:
-    return {**os.environ, "GROOVE_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    return {
+        **os.environ,
+        "GROOVE_HOME": str(home),
+        "GROOVE_STATE": str(home.parent / "state"),
+        "CLAUDE_CONFIG_DIR": str(home.parent / "claude"),
+        "HF_HUB_OFFLINE": "1",
+    }
 
 
 def one_run(home: Path, idle_s: float) -> tuple[float, float, float]:
@@ -69,7 +77,7 @@ def one_run(home: Path, idle_s: float) -> tuple[float, float, float]:
 
 def capture_calls(home: Path, calls: int = 20_000) -> tuple[float, float, float]:
     """(p50, p99) of an offer with capture on, and the mean cost of the check with it off; in µs."""
-    os.environ["GROOVE_HOME"] = str(home)
+    os.environ.update(environment(home))
     from node import gate
 
     assert gate.queue is None
@@ -100,6 +108,19 @@ def capture_calls(home: Path, calls: int = 20_000) -> tuple[float, float, float]
     return taken[len(taken) // 2], taken[int(len(taken) * 0.99)], off_us
 
 
+def watching(home: Path, idle_s: float, runs: int) -> list[tuple[float, float, float]]:
+    """`one_run` with Claude Code allowed, and its transcripts here."""
+    for number in range(300):
+        folder = home.parent / "claude" / "projects" / f"-work-{number % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        row = {"type": "user", "uuid": f"u{number}", "sessionId": f"s{number}", "cwd": "/work"}
+        message = {"role": "user", "content": "Write a decorator that caches."}
+        (folder / f"s{number}.jsonl").write_text(json.dumps({**row, "message": message}) + "\n")
+    sources = ("--source", "claude-code", "--folder", str(home.parent))
+    groove(home, "consent", "grant", "capture", *sources, "--yes")
+    return [one_run(home, idle_s) for _ in range(runs)]
+
+
 def bare_start() -> float:
     began = time.perf_counter()
     subprocess.run([sys.executable, "-c", "pass"], check=True)
@@ -112,10 +133,13 @@ def measure(idle_s: float, runs: int) -> dict[str, Any]:
         groove(home, "init")
         p50, p99, off = capture_calls(home)
         results = [one_run(home, idle_s) for _ in range(runs)]
+        watched = watching(home, idle_s, runs)
     return {
         "start_s": round(statistics.median(r[0] for r in results), 3),
         "idle_rss_mb": round(max(r[1] for r in results), 1),
         "idle_cpu_pct": round(statistics.median(r[2] for r in results), 2),
+        "watching_rss_mb": round(max(r[1] for r in watched), 1),
+        "watching_cpu_pct": round(statistics.median(r[2] for r in watched), 2),
         "capture_us_p50": round(p50, 2),
         "capture_us_p99": round(p99, 2),
         "off_us": round(off, 4),

@@ -1,36 +1,49 @@
-"""Sessions of a source into the corpus: each once, whole, and again only what was missed.
+"""Sessions of a source into the corpus: each record once, however and however often it is read.
 
-A session's id and the ids of its records are hashes of the user, the source and the session's key.
-A session counts as captured once its closing record is on disk. One that a kill left half-written
-gets its missing records at the next import, so nothing is lost and nothing is there twice.
+The id of a session is a hash of the user, the source and the session's key; that of a record adds
+the turn's key. A record is missing or it is there, so an import that was killed, a session that
+went on and a watcher that reads a file in pieces all come to the same corpus. A session ends with
+a closing record; one that goes on after that gets another when it ends again, and the last counts.
 """
 
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import math
 import os
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 from leaves.ports import Progress, Report, silent
 from node.capture.intake import Draft, Refusal, TrainingDataIntake
-from node.capture.record import SESSION_CLOSE, ContentType, TrainingRecord
+from node.capture.record import SESSION_CLOSE, ContentType, TrainingRecord, day_of
 from node.capture.session import close_draft
 from node.consent import Scope
 from node.errors import OwnerError
 
-CHUNK = 256  # sessions written and synced together
-OUTCOME = "accepted"  # an answer that somebody keeps in a file is one that was good enough
+from .held import HeldRecords
+from .source import SourceError, SourceSession, Turn
 
+__all__ = [
+    "ImportRefusedError",
+    "ImportResult",
+    "Selection",
+    "SourceError",
+    "SourceSession",
+    "Taker",
+    "import_sessions",
+    "parse_share",
+]
 
-class SourceError(OwnerError):
-    """A source cannot be read."""
+CHUNK_SESSIONS = 256  # written and synced together, unless CHUNK_TURNS are reached before
+CHUNK_TURNS = 1_024
+AHEAD_S = 86_400.0  # a turn dated later than that after now has a wrong date
+_ASKS = frozenset({ContentType.PROMPT, ContentType.CONVERSATION})
 
 
 class ImportRefusedError(OwnerError):
@@ -38,28 +51,18 @@ class ImportRefusedError(OwnerError):
 
 
 @dataclass(frozen=True, slots=True)
-class SourceSession:
-    """One session as a source tells it, not yet scrubbed."""
-
-    key: str  # unique in the source, and the same at every reading
-    prompt: str = field(repr=False)
-    completion: str = field(repr=False)
-    group: str  # near-copies share it; empty if each session stands alone
-    source_provider: str
-    source_model: str
-    terms_class: str
-    timestamp: float | None = None  # None: the time of import
-
-
-@dataclass(frozen=True, slots=True)
 class ImportResult:
     """What became of a source's sessions. `scrubbed` counts replaced values, not sessions."""
 
-    added: int = 0
+    added: int = 0  # sessions of which nothing was known
+    grown: int = 0  # known ones that had gone on
+    records: int = 0  # written for both, closing records apart
     skipped_known: int = 0
-    refused: int = 0  # consent ended meanwhile
-    dropped: dict[str, int] = field(default_factory=dict)  # by reason
+    not_allowed: int = 0  # sessions of folders that are not marked
+    refused: int = 0  # sessions: consent ended meanwhile
+    dropped: dict[str, int] = field(default_factory=dict)  # turns, by reason
     scrubbed: int = 0
+    folders: dict[str, int] = field(default_factory=dict, repr=False)  # not allowed, sessions each
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +78,8 @@ class Selection:
     limit: int | None = None
 
     def __contains__(self, session: SourceSession) -> bool:
+        if self.share == self.part == (0.0, 1.0):
+            return True
         group = _fraction(session.group or session.key)
         return (
             self.share[0] <= group < self.share[1]
@@ -104,154 +109,315 @@ def import_sessions(
     source: str,
     *,
     select: Selection = ALL,
+    since: float | None = None,
     report: Report = silent,
     dry_run: bool = False,
 ) -> ImportResult:
     """Bring sessions in; returns once all of them are durable.
 
-    source: the importer's name, part of every id. dry_run: all but the writing.
+    source: the importer's name, part of every id. since: Unix seconds; turns dated earlier are left
+    out, those without a date are not. dry_run: all but the writing.
     Raises ImportRefusedError without consent or while another import runs.
     """
-    if not intake.allowed(user_id):
+    if intake.version(user_id) is None:
         raise ImportRefusedError(
             f"scope {Scope.CAPTURE.value!r} is not granted",
             unchanged="Nothing was imported.",
             next_step="groove-node consent grant capture",
         )
     with _alone(intake.corpus.root):
-        importer = _Importer(intake, user_id, source, dry_run=dry_run)
+        taker = Taker(
+            intake, user_id, source, HeldRecords(intake.corpus), since=since, dry_run=dry_run
+        )
         chunk: list[SourceSession] = []
-        taken = 0
+        taken = turns = 0
         for session in sessions:
             if session not in select:
                 continue
             if select.limit is not None and taken >= select.limit:
                 break
             chunk.append(session)
-            taken += 1
-            if len(chunk) == CHUNK:
-                importer.take(chunk)
+            taken, turns = taken + 1, turns + len(session.turns)
+            if len(chunk) == CHUNK_SESSIONS or turns >= CHUNK_TURNS:
+                taker.take(chunk)
                 report(Progress(f"import {source}", taken, 0))
-                chunk = []
-        importer.take(chunk)
+                chunk, turns = [], 0
+        taker.take(chunk)
         report(Progress(f"import {source}", taken, taken))
-        return importer.result()
+        return taker.result()
 
 
-class _Importer:
-    """One import: what the corpus holds already, and what became of each session."""
+@dataclass(slots=True)
+class _Plan:
+    """What is to be written of one session. `started`: something of it was there before."""
+
+    folder: str | None
+    started: bool
+    records: list[TrainingRecord]
+
+
+class Taker:
+    """Takes sessions of one source into the corpus, and counts what became of them."""
 
     def __init__(
-        self, intake: TrainingDataIntake, user_id: str, source: str, *, dry_run: bool
+        self,
+        intake: TrainingDataIntake,
+        user_id: str,
+        source: str,
+        held: HeldRecords,
+        *,
+        since: float | None = None,
+        dry_run: bool = False,
+        stopping: Callable[[], bool] = lambda: False,
     ) -> None:
+        """stopping: asked between two turns; once it is true nothing more is written."""
         self._intake = intake
         self._user_id = user_id
         self._source = source
+        self._held = held
+        self._since = since
         self._dry_run = dry_run
+        self._stopping = stopping
         self._replaced_before = intake.replaced
-        self._added = self._known = self._refused = 0
+        self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
-        self._closed: set[str] = set()
-        self._halves: defaultdict[str, set[str]] = defaultdict(set)
-        for record in intake.corpus.records():
-            if record.closes:
-                self._closed.add(record.session_id)
-                self._halves.pop(record.session_id, None)
-            elif record.session_id not in self._closed:
-                self._halves[record.session_id].add(record.record_id)
+        self._folders: Counter[str] = Counter()
 
-    def take(self, chunk: list[SourceSession]) -> None:
-        """Write one chunk of sessions and wait until it is durable."""
-        records: list[TrainingRecord] = []
-        for session in chunk:
-            session_id = _id(self._user_id, self._source, session.key)
-            if session_id in self._closed:
-                self._known += 1
-                continue
-            whole = self._records(session, session_id)
-            if whole:
-                records += whole
-                self._closed.add(session_id)
-                self._added += 1
-        if self._dry_run or not records:
-            return
-        allowed = partial(self._intake.allowed, self._user_id)
-        if not self._intake.corpus.add_records(records, allowed=allowed):
-            self._added -= len(_sessions_of(records))
-            self._refused += len(_sessions_of(records))  # consent ended while they were scrubbed
+    def take(self, sessions: Sequence[SourceSession], *, only_close: bool = False) -> bool:
+        """Write what the corpus lacks of some sessions and wait until it is durable.
+
+        only_close: of turns nothing, only the closing record where one is due. Returns False if it
+        was stopped: then nothing of these sessions was written. Raises CorpusError.
+        """
+        if not sessions:
+            return True
+        self._held.catch_up()
+        version = self._intake.version(self._user_id)
+        allowed: dict[str | None, bool] = {}
+        plans: dict[str, _Plan] = {}
+        for session in sessions:
+            if session.folder not in allowed:
+                allowed[session.folder] = version is not None and self._allows(session.folder)
+            if version is None:
+                self._counts["refused"] += 1
+            elif not allowed[session.folder]:
+                self._leave_out(session)
+            elif not self._plan(session, version, plans, only_close):
+                return False
+        self._write(plans)
+        return True
 
     def result(self) -> ImportResult:
+        counts = self._counts
         return ImportResult(
-            self._added,
-            self._known,
-            self._refused,
-            dict(self._dropped),
-            self._intake.replaced - self._replaced_before,
+            added=counts["added"],
+            grown=counts["grown"],
+            records=counts["records"],
+            skipped_known=counts["known"],
+            not_allowed=counts["not allowed"],
+            refused=counts["refused"],
+            dropped=dict(self._dropped),
+            scrubbed=self._intake.replaced - self._replaced_before,
+            folders=dict(self._folders),
         )
 
-    def _records(self, session: SourceSession, session_id: str) -> list[TrainingRecord]:
-        """The records that the corpus lacks of a session, the closing one last; [] if refused."""
-        if not session.prompt.strip() or not session.completion.strip():
-            self._dropped["empty"] += 1
-            return []
-        about: dict[str, Any] = {"source": self._source, "group": session.group}
-        draft = Draft(
+    def _allows(self, folder: str | None) -> bool:
+        return self._intake.allowed(self._user_id, self._source, folder)
+
+    def _leave_out(self, session: SourceSession) -> None:
+        self._counts["not allowed"] += 1
+        if session.folder is not None:
+            self._folders[session.folder] += 1
+
+    # ---- what is missing -------------------------------------------------------------------------
+
+    def _plan(
+        self, session: SourceSession, version: str, plans: dict[str, _Plan], only_close: bool
+    ) -> bool:
+        """Prepare the missing records of a session; False if it was stopped.
+
+        An ask that is dropped takes its answers with it, for they answer what nobody will see; so
+        a session begins with the first ask that can be kept. Answers that a reading begins with
+        belong to the ask that an earlier reading ended with.
+        """
+        session_id = record_id(self._user_id, self._source, session.key)
+        if self._intake.corpus.was_deleted(session_id):
+            self._dropped["deleted by the owner"] += len(session.turns)
+            return True
+        plan = plans.get(session_id)  # a source may tell a session in pieces
+        if plan is None:
+            plan = _Plan(session.folder, session_id in self._held, [])
+        planned = {record.record_id for record in plan.records}
+        answering, at = plan.started or bool(planned), None
+        first: Turn | None = None  # the ask that the session begins with
+        turns = self._wanted(session)
+        for turn in turns:
+            if self._stopping():
+                return False
+            id_ = record_id(session_id, turn.key)
+            at = self._date(turn, at)
+            known = id_ in planned or id_ in self._held
+            if known or only_close:
+                if turn.kind in _ASKS:
+                    answering, first = True, first or (turn if known else None)
+                continue
+            if turn.kind not in _ASKS and not answering:
+                self._dropped["without its ask"] += 1
+                continue
+            record = self._admit(self._draft(session, session_id, turn, id_, at), version)
+            if turn.kind in _ASKS:
+                answering, first = record is not None, first or (turn if record else None)
+            if record is not None:
+                plan.records.append(record)
+                planned.add(id_)
+        begun = plan.started or bool(plan.records)
+        if begun and session.closed and turns:
+            self._close(session, session_id, turns[-1], first, at, version, plan)
+        if begun or turns:
+            plans[session_id] = plan
+        return True
+
+    def _wanted(self, session: SourceSession) -> list[Turn]:
+        since = self._since
+        wanted = []
+        for turn in session.turns:
+            if since is not None and turn.timestamp is not None and turn.timestamp < since:
+                continue
+            if not turn.text.strip():
+                self._dropped["empty"] += 1
+                continue
+            wanted.append(turn)
+        return wanted
+
+    def _date(self, turn: Turn, before: float | None) -> float | None:
+        """A turn's own date if it can be true, else that of the turn before it."""
+        if turn.timestamp is None or not math.isfinite(turn.timestamp):
+            return before
+        return turn.timestamp if 0 < turn.timestamp < self._intake.now_s() + AHEAD_S else before
+
+    def _draft(
+        self, session: SourceSession, session_id: str, turn: Turn, id_: str, at: float | None
+    ) -> Draft:
+        return Draft(
             self._user_id,
             session_id,
-            session.prompt,
-            ContentType.PROMPT,
-            about,
-            session.timestamp,
-            _id(session_id, ContentType.PROMPT),
-            session.source_provider,
-            session.source_model,
-            session.terms_class,
+            turn.text,
+            turn.kind,
+            dict(turn.metadata),
+            at,
+            id_,
+            turn.source_provider,
+            turn.source_model,
+            turn.terms_class,
+            source=self._source,
+            own=self._about(session),
         )
-        ask = self._admit(draft)
-        answer = ask and self._admit(
-            replace(
-                draft,
-                content=session.completion,
-                content_type=ContentType.COMPLETION,
-                record_id=_id(session_id, ContentType.COMPLETION),
-                timestamp=ask.timestamp,
-            )
-        )
-        if ask is None or answer is None:
-            return []
-        closing = close_draft(self._user_id, session_id, ask.content, outcome=OUTCOME, **about)
-        close = self._admit(
-            replace(
-                closing,
-                timestamp=ask.timestamp,
-                record_id=_id(session_id, SESSION_CLOSE),
-                terms_class=session.terms_class,
-            )
-        )
-        known = self._halves.get(session_id, set())
-        missed = [record for record in (ask, answer) if record.record_id not in known]
-        return [*missed, close] if close else []
 
-    def _admit(self, draft: Draft) -> TrainingRecord | None:
-        before = self._intake.refused.copy()
-        record = self._intake.admit(draft)
+    def _about(self, session: SourceSession) -> dict[str, Any]:
+        if not session.group:
+            return {"source": self._source}
+        return {"source": self._source, "group": record_id("group", session.group)[:16]}
+
+    def _close(
+        self,
+        session: SourceSession,
+        session_id: str,
+        last: Turn,
+        first: Turn | None,
+        at: float | None,
+        version: str,
+        plan: _Plan,
+    ) -> None:
+        """Plan the closing record. Its id holds the last turn: one that went on closes anew."""
+        id_ = record_id(session_id, SESSION_CLOSE, last.key)
+        if id_ in self._held or any(record.record_id == id_ for record in plan.records):
+            return
+        draft = close_draft(
+            self._user_id,
+            session_id,
+            self._ask_of(first, plan),
+            outcome=session.outcome,
+            corrections=session.corrections,
+            errors=session.errors,
+            source=self._source,
+            group=self._about(session).get("group", ""),
+            metadata=session.metadata,
+        )
+        record = self._admit(
+            replace(draft, timestamp=at, record_id=id_, terms_class=last.terms_class), version
+        )
+        if record is not None:
+            plan.records.append(record)
+
+    def _ask_of(self, first: Turn | None, plan: _Plan) -> str:
+        """The scrubbed text of the first ask."""
+        prepared = next((r.content for r in plan.records if r.content_type in _ASKS), None)
+        if not plan.started and prepared is not None:
+            return prepared
+        return (first and self._intake.clean(first.text)) or ""
+
+    def _admit(self, draft: Draft, version: str) -> TrainingRecord | None:
+        record = self._intake.prepare(draft, ContentType(draft.content_type), version)
         if record is None:
-            reason = next(iter(self._intake.refused - before))
-            if reason is Refusal.NO_CONSENT:
-                self._refused += 1
-            else:
-                self._dropped[reason.value] += 1
+            self._dropped[self._intake.last_refusal or Refusal.SCRUB] += 1
         return record
 
+    # ---- writing ---------------------------------------------------------------------------------
 
-def _sessions_of(records: list[TrainingRecord]) -> set[str]:
-    """The sessions that are closed by one of these records."""
-    return {record.session_id for record in records if record.closes}
+    def _write(self, plans: dict[str, _Plan]) -> None:
+        if not any(plan.records for plan in plans.values()):
+            self._count(plans, frozenset())
+            return
+        if self._dry_run:
+            every = [record for plan in plans.values() for record in plan.records]
+            self._held.note(id_ for r in every for id_ in (r.record_id, r.session_id))
+            self._count(plans, {record.record_id for record in every})
+            return
+        with self._held.turn():
+            written = self._written(plans)
+        self._count(plans, written)
+
+    def _written(self, plans: dict[str, _Plan]) -> set[str]:
+        """Write all plans whose folders are still allowed; the ids of what was written."""
+        while plans:
+            records = [
+                record
+                for plan in plans.values()
+                for record in plan.records
+                if record.record_id not in self._held  # another process may have been first
+            ]
+            folders = {plan.folder for plan in plans.values()}
+            # Each day has a file of its own: going to and fro between them would cost a sync each.
+            records.sort(key=lambda record: day_of(record.timestamp))
+            allowed = self._intake.corpus.add_records(
+                records,
+                allowed=lambda: all(map(self._allows, folders)),  # noqa: B023
+            )
+            if allowed or not records:
+                return {record.record_id for record in records}
+            ended = {folder for folder in folders if not self._allows(folder)} or folders
+            for session_id in [id_ for id_, plan in plans.items() if plan.folder in ended]:
+                self._counts["refused"] += bool(plans.pop(session_id).records)
+        return set()
+
+    def _count(self, plans: dict[str, _Plan], written: frozenset[str] | set[str]) -> None:
+        for plan in plans.values():
+            done = [record for record in plan.records if record.record_id in written]
+            turns = sum(not record.closes for record in done)
+            self._counts["records"] += turns
+            if not plan.records and not plan.started:
+                continue  # nothing of it could be kept: its turns are counted
+            if not done:
+                self._counts["known"] += 1
+            elif not plan.started:
+                self._counts["added"] += 1
+            else:
+                self._counts["grown"] += 1
 
 
 @contextmanager
 def _alone(root: Path) -> Iterator[None]:
-    """Two imports at once would each miss what the other adds."""
+    """Two imports at once would each do the other's work; a watcher beside one is no matter."""
     fd = os.open(root / ".import.lock", os.O_RDWR | os.O_CREAT, 0o600)
     try:
         try:
@@ -267,10 +433,11 @@ def _alone(root: Path) -> Iterator[None]:
         os.close(fd)
 
 
-def _id(*parts: str) -> str:
+def record_id(*parts: str) -> str:
     """A record or session id: 32 hex digits over the parts, which cannot run into each other."""
     framed = "".join(f"{len(part)}:{part}" for part in parts)
-    return hashlib.sha256(f"groove/capture/1 {framed}".encode()).hexdigest()[:32]
+    data = f"groove/capture/1 {framed}".encode("utf-8", "surrogatepass")
+    return hashlib.sha256(data).hexdigest()[:32]
 
 
 def _fraction(text: str) -> float:

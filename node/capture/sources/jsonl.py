@@ -1,4 +1,8 @@
-"""Sessions from a JSON Lines file, plain or gzipped: `prompt` and `completion`, or `messages`."""
+"""Sessions from a JSON Lines file, plain or gzipped: `prompt` and `completion`, or `messages`.
+
+A row is a session. Its key is the row's own id if it has one, so that a conversation that is longer
+in the next file goes on where it was; else it is a hash of its texts.
+"""
 
 from __future__ import annotations
 
@@ -12,15 +16,25 @@ from typing import IO, Any, cast
 
 import msgspec
 
+from node.capture.quality import Outcome
+from node.capture.record import ContentType, is_date
 from node.capture.terms import Terms, terms_of
 
-from .importing import SourceError, SourceSession
+from .source import SourceError, SourceSession, Turn
 
 log = logging.getLogger(__name__)
 
 SOURCE = "jsonl"
 LINE_BYTES_MAX = 16 * 2**20
 _KNOWN_TERMS = frozenset(terms.value for terms in Terms)
+_OUTCOMES = frozenset(outcome.value for outcome in Outcome)
+_IDS = ("session_id", "conversation_id")  # a plain `id` often only numbers the rows of a file
+_KINDS = {
+    "user": ContentType.PROMPT,
+    "human": ContentType.PROMPT,
+    "assistant": ContentType.COMPLETION,
+    "gpt": ContentType.COMPLETION,
+}
 
 
 class JsonlSource:
@@ -72,32 +86,55 @@ def _session(line: bytes) -> SourceSession | None:
         return None
     if not isinstance(row, dict):
         return None
-    prompt, completion = _texts(row)
-    if not prompt.strip() or not completion.strip():
+    texts = _texts(row)
+    if {kind for kind, _ in texts} != {ContentType.PROMPT, ContentType.COMPLETION}:
         return None
     provider, model = str(row.get("source_provider", "")), str(row.get("source_model", ""))
+    terms, timestamp = _terms(row, provider, model), _timestamp(row.get("timestamp"))
+    first = next(text for kind, text in texts if kind is ContentType.PROMPT)
+    outcome = row.get("outcome")
     return SourceSession(
-        key=_digest(f"{len(prompt)}:{prompt}{completion}"),
-        prompt=prompt,
-        completion=completion,
-        group=str(row.get("group") or _digest(" ".join(prompt.lower().split()))[:16]),
-        source_provider=provider,
-        source_model=model,
-        terms_class=_terms(row, provider, model),
-        timestamp=_timestamp(row.get("timestamp")),
+        key=_key(row, texts),
+        turns=tuple(
+            Turn(f"{number}:{_digest(text)[:16]}", kind, text, timestamp, provider, model, terms)
+            for number, (kind, text) in enumerate(texts)
+        ),
+        group=str(row.get("group") or _digest(" ".join(first.lower().split()))[:16]),
+        # An answer that somebody keeps in a file is one that was good enough.
+        outcome=outcome if outcome in _OUTCOMES else Outcome.ACCEPTED,
     )
 
 
-def _texts(row: dict[str, Any]) -> tuple[str, str]:
+def _texts(row: dict[str, Any]) -> list[tuple[ContentType, str]]:
+    """All asks and answers with a text, in order; system messages and tools' are left out."""
     prompt, completion = row.get("prompt"), row.get("completion")
     if isinstance(prompt, str) and isinstance(completion, str):
-        return prompt, completion
-    messages = row.get("messages")
-    said: dict[str, str] = {}
-    for message in messages if isinstance(messages, list) else []:
-        if isinstance(message, dict) and isinstance(message.get("content"), str):
-            said.setdefault(str(message.get("role")), message["content"])
-    return said.get("user", ""), said.get("assistant", "")
+        said = [(ContentType.PROMPT, prompt), (ContentType.COMPLETION, completion)]
+    else:
+        messages = row.get("messages")
+        said = [
+            (_KINDS[message["role"]], _text(message.get("content")))
+            for message in (messages if isinstance(messages, list) else [])
+            if isinstance(message, dict) and message.get("role") in tuple(_KINDS)
+        ]
+    return [(kind, text) for kind, text in said if text.strip()]
+
+
+def _text(content: object) -> str:
+    """A message's text: a string, or the texts of its parts."""
+    if isinstance(content, str):
+        return content
+    parts = content if isinstance(content, list) else []
+    texts = [part.get("text") for part in parts if isinstance(part, dict)]
+    return "\n".join(text for text in texts if isinstance(text, str))
+
+
+def _key(row: dict[str, Any], texts: list[tuple[ContentType, str]]) -> str:
+    for name in _IDS:
+        value = row.get(name)
+        if isinstance(value, str) and value:
+            return f"{name}:{value}"
+    return _digest("".join(f"{len(text)}:{text}" for _, text in texts))
 
 
 def _terms(row: dict[str, Any], provider: str, model: str) -> str:
@@ -109,9 +146,9 @@ def _terms(row: dict[str, Any], provider: str, model: str) -> str:
 
 
 def _timestamp(value: object) -> float | None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
+    if isinstance(value, bool) or not isinstance(value, int | float) or not is_date(value):
         return None
-    return float(value) if 0 <= value < 2**32 else None  # false of what is no number, too
+    return float(value)
 
 
 def _digest(text: str) -> str:

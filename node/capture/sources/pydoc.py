@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from leaves.ports import Progress, Report, silent
+from node.capture.quality import Outcome
+from node.capture.record import ContentType
 from node.capture.terms import Terms
 
-from .importing import SourceError, SourceSession
+from .source import SourceError, SourceSession, Turn
 
 SOURCE = "pydoc"
 PARAGRAPH_CHARS_MIN = 40
@@ -65,14 +67,15 @@ class PydocSource:
                     continue
                 seen |= traits
                 place = f"{key}({entry.arguments})"
+                answer = f"{place}\n{entry.paragraph}"
                 yield SourceSession(
                     key=key,
-                    prompt=ask,
-                    completion=f"{place}\n{entry.paragraph}",
+                    turns=(
+                        _turn("ask", ContentType.PROMPT, ask, made_by),
+                        _turn("answer", ContentType.COMPLETION, answer, made_by),
+                    ),
                     group=entry.module,
-                    source_provider=SOURCE,
-                    source_model=made_by,
-                    terms_class=Terms.OPEN.value,
+                    outcome=Outcome.ACCEPTED,  # somebody keeps it as the answer to this
                 )
 
     def _entries(self, package: str, root: Path) -> Iterator[_Entry]:
@@ -105,6 +108,10 @@ class PydocSource:
                         if isinstance(member, ast.FunctionDef | ast.AsyncFunctionDef):
                             name = f"{node.name}.{member.name}"
                             yield from _entry(module, name, member, method=True)
+
+
+def _turn(key: str, kind: ContentType, text: str, made_by: str) -> Turn:
+    return Turn(key, kind, text, None, SOURCE, made_by, Terms.OPEN.value)
 
 
 def _entry(

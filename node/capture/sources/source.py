@@ -90,11 +90,22 @@ class TranscriptFormat(Protocol):
         """The transcripts under a root, oldest change first; sub-runs of others are left out."""
         ...
 
-    def read(self, path: Path, start: int = 0) -> Reading:
+    def read(self, path: Path, start: int = 0, *, growing: bool = False) -> Reading:
         """Read from a position on; 0 is the whole file. Raises SourceError if it cannot be read.
 
-        From a later position the sessions hold only the turns that came after it.
+        From a later position the sessions hold only the turns that came after it, and what they
+        tell of outcome, corrections and errors is of those turns: when a session closes, a
+        reading of the whole file says how all of it went, and brings no turn twice.
+
+        growing: the tool may be writing still. An answer that nothing proves finished is held
+        back, with all that follows it, and the position stays before it; a key that was once
+        given stands for a whole text. Parsers have no clock: they call every session closed, and
+        whoever knows the file's age says otherwise with `dataclasses.replace`.
         """
+        ...
+
+    def recent(self, path: Path, budget: int) -> int:
+        """Return a position from which a reading of about `budget` bytes gives the newest turns."""
         ...
 
     def expiry_days(self) -> int | None:

@@ -1,0 +1,206 @@
+r"""The text as it reads once its disguises are off, and the way back to where each byte stood.
+
+Taken off: characters without width, combining marks, look-alikes of other scripts, fullwidth and
+other compatibility forms, digits of other scripts, `%40`, `\u0040`, `\x40`, `&#64;`, string
+literals in pieces (`"AKIA" + "IOSF…"`), continued lines, letters set apart by spaces. Only the
+surroundings of what was changed are read again: a text with one `%20` does not cost two scans.
+"""
+
+from __future__ import annotations
+
+import re
+from bisect import bisect_right
+from collections.abc import Iterator
+from functools import cache
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote_to_bytes
+
+import re2
+
+from .disguises import CONFUSABLE, ENTITIES, INVISIBLE, MARKS, compatible, compatible_bytes
+
+DEPTH_MAX: Final = 3  # `%2540` is folded twice
+_REACH: Final = 192  # bytes around a change that are read again
+_GAP: Final = b"\n\0\n"  # between two surroundings, so that nothing spans them
+
+_HEXADECIMAL = r"[0-9A-Fa-f]"
+_PLUS = r"\s*(?:\+|\.{1,2}|&|<>|\|\||\\)\s*"
+# The last letter of a piece; not that of an escaped line end, with which pieces of prose close.
+_LAST = r"(?:[A-Za-mo-z0-9+/=_.@:-]|[^\\]n)"
+_ASCII_SIGNS = (
+    rf"(?:%{_HEXADECIMAL}{{2}})+"
+    rf"|\\{{1,4}}(?:u{_HEXADECIMAL}{{4}}|u\{{{_HEXADECIMAL}{{1,6}}\}}"
+    rf"|U{_HEXADECIMAL}{{8}}|x{_HEXADECIMAL}{{2}})"
+    rf"|&#\d{{1,7}};|&#[xX]{_HEXADECIMAL}{{1,6}};|&[A-Za-z]{{2,14}};"
+    rf"|{_LAST}(?:\"(?:{_PLUS}|\s+)[rbfuRBFU]?\"|'(?:{_PLUS}|\s+)[rbfuRBFU]?')|\\\r?\n[ \t]{{0,40}}"
+    r"|(?:^|[^A-Za-z0-9@._+-])(?:[A-Za-z0-9@._+-] ){7,}[A-Za-z0-9@._+-]"
+)
+_APART = (b"", b" ", b"\t", b"\n", b"'", b'"', b",", b"(", b")")
+_ESCAPE = re.compile(rb"\\+[uUx]\{?([0-9A-Fa-f]+)")
+
+
+def _class(characters: str) -> str:
+    return "[" + "".join(rf"\x{{{ord(character):X}}}" for character in characters) + "]"
+
+
+class _Patterns(NamedTuple):
+    ascii: Any
+    unicode: Any
+    mixed: Any
+
+
+@cache
+def _patterns() -> _Patterns:
+    removed = "[" + INVISIBLE + MARKS + "]+"
+    likes = _class("".join(CONFUSABLE))
+    word = f"[!-~{likes[1:-1]}]"
+    return _Patterns(
+        re2.compile(_ASCII_SIGNS.encode()),
+        re2.compile(f"{removed}|{_class(''.join(compatible()))}+".encode()),
+        re2.compile(f"{word}*(?:[A-Za-z0-9@]{likes}|{likes}[A-Za-z0-9@]){word}*".encode()),
+    )
+
+
+_Change = tuple[
+    int, int, bytes
+]  # from, to, and what stands there once folded; plain, for there are many
+
+
+class View:
+    """A folded text. `original` maps a span of it back, to whole characters of what was folded."""
+
+    def __init__(self, text: bytes, segments: list[tuple[int, int, int, int]]) -> None:
+        self.text = text
+        self._segments = segments
+        self._starts = [segment[0] for segment in segments]
+
+    def original(self, start: int, end: int) -> tuple[int, int]:
+        """Where the bytes from `start` to `end` of the view stood."""
+        return self._at(start)[0], max(self._at(max(start, end - 1))[1], self._at(start)[1])
+
+    def _at(self, offset: int) -> tuple[int, int]:
+        """Where one byte of the view stood, from and to."""
+        at, length, stood, width = self._segments[max(0, bisect_right(self._starts, offset) - 1)]
+        inside = min(offset - at, length - 1)
+        if width % length == 0:  # as it stands, or so many bytes for each
+            step = width // length
+            return stood + inside * step, stood + (inside + 1) * step
+        return stood, stood + width
+
+
+def folded(text: bytes) -> View | None:
+    """The view of a text, or None if nothing in it may be disguised."""
+    changes = _changes(text)
+    return _view(text, changes) if changes else None
+
+
+def _changes(text: bytes) -> list[_Change]:
+    patterns = _patterns()
+    changes = [
+        change
+        for match in patterns.ascii.finditer(text)
+        if (change := _unescaped(text, *match.span())) is not None
+    ]
+    if not text.isascii():
+        changes += _unicode_changes(text, patterns)
+        changes.sort()
+    return changes
+
+
+def _unescaped(text: bytes, start: int, end: int) -> _Change | None:
+    found = text[start:end]
+    match found[:1]:
+        case b"%":
+            return (start, end, unquote_to_bytes(found))
+        case b"&":
+            return _entity(start, end, found)
+        case b"\\" if code := _ESCAPE.match(found):
+            return (start, end, _character(int(code[1], 16)))
+        case b"\\":
+            return (start, end, b"")
+    if found[-1] in b"\"'":
+        if text[end : end + 1] in _APART:
+            return None  # the pieces of prose, which no token spans
+        return (start + found.index(found[-1:]), end, b"")
+    if not found[0:1].isalnum() and found[0] not in b"@._+-":
+        start, found = start + 1, found[1:]
+    # The only change that keeps some of its bytes: told as one, so that it maps back evenly.
+    return (start, end, found.replace(b" ", b"")) if found else None
+
+
+def _entity(start: int, end: int, found: bytes) -> _Change | None:
+    if found[1:2] != b"#":
+        by = ENTITIES.get(found[1:-1].decode("ascii"))
+        return None if by is None else (start, end, by.encode())
+    code = found[2:-1]
+    number = int(code[1:], 16) if code[:1] in b"xX" else int(code)
+    return (start, end, _character(number))
+
+
+def _character(code: int) -> bytes:
+    if code > 0x10FFFF or 0xD800 <= code <= 0xDFFF:
+        return b"?"
+    return chr(code).encode()
+
+
+def _unicode_changes(text: bytes, patterns: _Patterns) -> Iterator[_Change]:
+    table = compatible_bytes()
+    for match in patterns.unicode.finditer(text):
+        at, end = match.span()
+        found = text[at:end]
+        plain = table.get(found)
+        if plain is not None:  # one character
+            yield (at, end, plain)
+            continue
+        for character in found.decode():
+            width = len(character.encode())
+            yield (at, at + width, table.get(character.encode(), b""))
+            at += width
+    for match in patterns.mixed.finditer(text):
+        at = match.start()
+        for character in match.group().decode():
+            width = len(character.encode())
+            if character in CONFUSABLE:
+                yield (at, at + width, CONFUSABLE[character].encode())
+            at += width
+
+
+def _view(text: bytes, changes: list[_Change]) -> View:
+    pieces: list[bytes] = []
+    segments: list[tuple[int, int, int, int]] = []
+    size = done = 0
+
+    def add(piece: bytes, start: int, width: int) -> None:
+        nonlocal size
+        pieces.append(piece)
+        segments.append((size, len(piece), start, width))
+        size += len(piece)
+
+    for start, end, by in changes:
+        if start < done:
+            continue  # two disguises in one place: the next round takes the other off
+        if start - done > 2 * _REACH + 64:
+            last = _after_word(text, done + _REACH)
+            add(text[done:last], done, last - done)
+            add(_GAP, start, 0)
+            done = _before_word(text, start - _REACH)
+        if start > done:
+            add(text[done:start], done, start - done)
+        if by:
+            add(by, start, end - start)
+        done = end
+    last = min(len(text), _after_word(text, done + _REACH))
+    if last > done:
+        add(text[done:last], done, last - done)
+    return View(b"".join(pieces), segments)
+
+
+def _after_word(text: bytes, at: int) -> int:
+    """`at`, or a little later, where no word is cut."""
+    space = text.find(b" ", at, at + 32)
+    return space if space >= 0 else min(at, len(text))
+
+
+def _before_word(text: bytes, at: int) -> int:
+    space = text.rfind(b" ", max(0, at - 32), at)
+    return space if space >= 0 else max(0, at)

@@ -1,0 +1,446 @@
+"""Deletion of what was captured, and of all that was made of it: one order, carried out whole.
+
+The order is a file in the home. Until it is there, nothing has changed; once it is, whoever opens
+the home next finishes what a crash left, and every step may be repeated:
+
+    1  consent ends, if everything of a user goes, so that nothing more comes in
+    2  the order names what it is about: the sessions, and the leaves whose trainings used them
+    3  retractions of leaves that peers know are left in the mailbox, the outbox of the running node
+    4  records go, then vectors, adapters, lineage, journals and what a killed round left
+    5  every database is written anew, so that no free page keeps what it held
+    6  a receipt is kept, without content, and the order is removed: only then success is said
+
+Deleting by a filter deletes whole sessions, and does nothing to consent.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import sqlite3
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+from msgspec import Struct
+
+from leaves.model import Forest, Leaf, LeafId, Stage
+from leaves.ports import Report, silent
+from leaves.store import Role
+
+from .errors import OwnerError
+from .home import sync_dir, write_atomic
+from .mailbox import Retract
+from .told import Told
+
+if TYPE_CHECKING:
+    from .app import App
+    from .capture import TrainingRecord
+
+MARKER = "deletion.pending"
+RECEIPTS = "deletions.jsonl"
+RECEIPTS_MAX = 1_000
+_JOURNALS = ("rounds", "training")  # texts of sessions, for as long as a round is open
+_MADE_OF_ALL = (*_JOURNALS, "router", "embeddings")
+_TOLD = ("events.jsonl", "events.jsonl.1")  # names of leaves, made of words that were asked
+_FILES = ("shown.json", "second_scan.json", "capture_counts.json", "rescan.pending", *_TOLD)
+_LOCKED_S = 10.0  # waited for a database that another process holds
+_WORD = re.compile(r"[a-z0-9+#]+")
+
+
+class DeletionError(OwnerError):
+    """A deletion is not finished. Its order stands, and the next command goes on with it."""
+
+
+class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What is to be deleted: every session with a record that fits all of these; all if none."""
+
+    user_id: str | None = None
+    domain: str | None = None
+    after: float | None = None  # exclusive, Unix seconds
+    sessions: tuple[str, ...] = ()
+
+    @property
+    def everything(self) -> bool:
+        return self == EVERYTHING
+
+    @property
+    def ends_consent(self) -> bool:
+        """True if nothing of a user is to stay."""
+        return self == Selection(user_id=self.user_id)
+
+    def fits(self, record: TrainingRecord) -> bool:
+        return (
+            self.user_id in (None, record.user_id)
+            and self.domain in (None, record.domain)
+            and (self.after is None or record.timestamp > self.after)
+            and (not self.sessions or record.session_id in self.sessions)
+        )
+
+
+EVERYTHING = Selection()
+
+
+class Plan(Struct, frozen=True):
+    """What the selection came to when the order was given. Ids alone."""
+
+    users: tuple[str, ...]  # whose consent has ended
+    sessions: tuple[str, ...]  # not listed if everything goes
+    session_count: int
+    records: int
+    retract: tuple[LeafId, ...]  # leaves that peers know of
+    retrain: tuple[LeafId, ...]  # leaves that never left this machine
+    unnamed: tuple[LeafId, ...]  # leaves whose names were made of words that nobody else said
+
+
+class Order(Struct, frozen=True):
+    """The marker's content."""
+
+    asked: float = 0.0
+    selection: Selection = EVERYTHING
+    plan: Plan | None = None
+
+
+def delete(app: App, selection: Selection = EVERYTHING, report: Report = silent) -> dict[str, Any]:
+    """Delete what is selected, with all that was made of it; returns the receipt when it is done.
+
+    Raises DeletionError if it must be finished later, BusyError while a round runs.
+    """
+    with alone(app):  # first: an order that is refused must not be carried out later
+        if selection == Selection(user_id=app.user_id) and _is_only_user(app):
+            selection = EVERYTHING
+        return _carry_out(app, _write(app, Order(app.clock.now_s(), selection)), report)
+
+
+def finish(app: App) -> dict[str, Any]:
+    """Carry a begun deletion through."""
+    with alone(app):
+        return _carry_out(app, _read(app), silent)
+
+
+def _is_only_user(app: App) -> bool:
+    return all(record.user_id == app.user_id for record in app.corpus.records())
+
+
+def alone(app: App) -> AbstractContextManager[None]:
+    """The turn to change what rounds work with."""
+    return app.lock("round", "a round is running, and it works on what is to be changed")
+
+
+def receipts(app: App) -> list[dict[str, Any]]:
+    """The receipts of earlier deletions, oldest first."""
+    path = app.home / RECEIPTS
+    if not path.exists():
+        return []
+    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines() if line]
+
+
+def _carry_out(app: App, order: Order, report: Report) -> dict[str, Any]:
+    try:
+        if order.plan is None:
+            order = _write(app, msgspec.structs.replace(order, plan=_plan(app, order, report)))
+        plan = order.plan
+        assert plan is not None
+        if not (plan.session_count or order.selection.ends_consent):
+            (app.home / MARKER).unlink(missing_ok=True)
+            return _receipt(order, plan)  # nothing fits: nothing to do, and nothing to keep
+        _post(app, plan.retract)
+        _delete_records(app, order.selection, plan)
+        if order.selection.everything:
+            _erase_all(app)
+        else:
+            withdraw(app, plan.sessions, gone=plan.retract, reset=plan.retrain)
+            _rename(app, plan.unnamed)
+        _remove(app.home.glob(".*.tmp"))
+        compact(app.home)
+        receipt = _receipt(order, plan)
+        _keep(app, receipt)
+    except (OSError, sqlite3.Error) as problem:
+        raise DeletionError(
+            f"the deletion is not finished: {problem}",
+            unchanged="What was deleted so far stays deleted, and nothing more is captured of it.",
+            next_step="Mend it; the next command, whichever it is, goes on with the deletion.",
+        ) from None
+    (app.home / MARKER).unlink(missing_ok=True)
+    sync_dir(app.home)
+    app.events.tell(Told("deleted", f"deleted {plan.records:,} records", receipt))
+    return receipt
+
+
+# ---- the order -----------------------------------------------------------------------------------
+
+
+def _write(app: App, order: Order) -> Order:
+    write_atomic(app.home / MARKER, msgspec.json.encode(order))
+    return order
+
+
+def _read(app: App) -> Order:
+    path = app.home / MARKER
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Order)
+    except (msgspec.DecodeError, UnicodeDecodeError) as problem:
+        raise DeletionError(
+            f"{path} cannot be read: {problem}",
+            unchanged="A deletion was ordered, and what it was about is not known.",
+            next_step=f"Remove {path.name}, then run `groove-node data --delete` again.",
+        ) from None
+
+
+def _plan(app: App, order: Order, report: Report) -> Plan:
+    """End the consent that the selection ends; then say what it is about."""
+    from .capture.stats import reading
+
+    selection = order.selection
+    users: set[str] = set()
+    if selection.ends_consent:
+        # First those known by name: nothing of theirs may come in after the corpus was read.
+        users = {selection.user_id or app.user_id}
+        if selection.everything:
+            users |= {record.user_id for record in app.corpus.records()}
+        for user_id in sorted(users):
+            app.consent.revoke_consent(user_id)
+    with app.lock("publish", wait=True):  # what is being published is on record after this
+        shown = _shown(app)
+    sessions: set[str] = set()
+    for record in app.corpus.records(read=reading(app.corpus, "delete", report)):
+        if selection.fits(record):
+            sessions.add(record.session_id)
+    records, words = _count(app, sessions)
+    ended = tuple(sorted(users))
+    if selection.everything:
+        return Plan(ended, (), len(sessions), records, tuple(sorted(shown)), (), ())
+    unnamed = [leaf for leaf in app.forests.forest() if _tells(leaf, words)]
+    made = set(affected(app, sessions))
+    made |= {leaf.id for leaf in unnamed if leaf.adapter}  # the label of its bundle has the name
+    return Plan(
+        ended,
+        tuple(sorted(sessions)),
+        len(sessions),
+        records,
+        tuple(sorted(made & shown)),
+        tuple(sorted(made - shown)),
+        tuple(leaf.id for leaf in unnamed),
+    )
+
+
+def _count(app: App, sessions: Collection[str]) -> tuple[int, set[str]]:
+    """How many records these sessions have, and the words that no other session says."""
+    records = 0
+    theirs: set[str] = set()
+    others: set[str] = set()
+    for record in app.corpus.records():
+        gone = record.session_id in sessions
+        records += gone and not record.closes
+        (theirs if gone else others).update(_WORD.findall(record.content.lower()))
+    return records, theirs - others
+
+
+def _shown(app: App) -> set[LeafId]:
+    """All leaves that peers may have heard of."""
+    try:
+        return set(app.shown())
+    except msgspec.DecodeError:  # damaged: rather retract too much
+        return {leaf.id for leaf in app.forests.forest()}
+
+
+def _tells(leaf: Leaf, words: set[str]) -> bool:
+    """True if a leaf's name has a word that nothing else said."""
+    return not words.isdisjoint(_WORD.findall(leaf.name.lower()))
+
+
+def affected(app: App, sessions: Iterable[str]) -> list[LeafId]:
+    """Leaves whose adapter, or its style control, was trained on any of these sessions, by id.
+
+    With those that were split or merged from such a leaf: their first adapter was made of its.
+    """
+    found = set(app.forests.made_of(sessions, Role.TRAIN, Role.CONTROL))
+    forest = app.forests.forest()
+    while heirs := {leaf.id for leaf in forest if found & set(leaf.lineage)} - found:
+        found |= heirs
+    return sorted(found & forest.leaves.keys())
+
+
+# ---- carrying it out -----------------------------------------------------------------------------
+
+
+def _post(app: App, leaves: Iterable[LeafId]) -> None:
+    waiting = {
+        letter.order.leaf for letter in app.mailbox.waiting() if isinstance(letter.order, Retract)
+    }
+    for leaf in leaves:
+        if leaf not in waiting:
+            app.mailbox.post(Retract(leaf), app.clock.now_s())
+
+
+def _delete_records(app: App, selection: Selection, plan: Plan) -> None:
+    if selection.everything:
+        app.corpus.delete_where(lambda record: True)
+        app.corpus.deleted.clear()
+    elif selection.ends_consent:
+        app.corpus.delete_user(str(selection.user_id))
+    else:
+        app.corpus.delete_sessions(plan.sessions)
+
+
+def withdraw(
+    app: App, sessions: Collection[str], *, gone: Collection[LeafId], reset: Collection[LeafId]
+) -> None:
+    """Take sessions out of all that was made of them; may be repeated.
+
+    gone: leaves to end; what is left of their domain grows a new leaf, under an id that was not
+    retracted. reset: leaves that keep their id and lose their adapter; the next round trains them.
+    """
+    _change_leaves(app, gone, reset)
+    for leaf in (*gone, *reset):  # after all are changed: by what they used, they are found again
+        app.forests.unuse(leaf)
+    app.forests.forget(sessions)
+    app.embeddings.delete(list(sessions))
+    if gone or reset:
+        _delete_bundles(app, app.forests.forest())
+        _renew_tables(app)
+    row = app.forests.open_round()
+    if row is not None:  # what it had read holds the sessions: it begins anew
+        app.forests.advance_round(row.id, "embed", {"due": [], "done": {}})
+    for name in _JOURNALS:
+        _remove_folder(app.home / name)
+    for path in app.home.glob("adapters-*"):  # of a command that was killed
+        _remove_folder(path)
+
+
+def _change_leaves(app: App, gone: Collection[LeafId], reset: Collection[LeafId]) -> None:
+    now = app.now()
+    forest = app.forests.forest()
+    for leaf in forest:
+        stage = leaf.stage
+        if leaf.id in gone and stage is not Stage.DISSOLVED:
+            stage = Stage.DISSOLVED
+        elif leaf.id in reset and leaf.adapter is not None:
+            stage = Stage.SPROUT if leaf.stage is Stage.MATURE else leaf.stage
+        else:
+            continue
+        since = now if stage is not leaf.stage else leaf.stage_since
+        bare = replace(
+            leaf,
+            stage=stage,
+            stage_since=since,
+            version=leaf.version + 1,
+            trainings=0,
+            trained_at=None,
+            first_trained=None,
+            sessions_at_training=0,
+            wins=0,
+            regressions=0,
+            matured_at=None,
+            method="",
+            note="",
+            adapter=None,
+            evaluation=None,
+        )
+        app.forests.change(bare, "withdrawn", "sessions that it was trained on are gone", now)
+
+
+def _delete_bundles(app: App, forest: Forest) -> None:
+    """Remove every own bundle that is not in force: also replaced versions, and rejected ones."""
+    kept = set(app.foreign.expected())
+    for leaf in forest:
+        if leaf.adapter is not None:
+            kept |= {leaf.adapter.bundle, leaf.adapter.control}
+    folder = app.home / "bundles"
+    paths = [*folder.glob("*.bundle"), *folder.glob("*.part")]
+    _remove(path for path in paths if path.stem not in kept)
+
+
+def _renew_tables(app: App) -> None:
+    """Route by the leaves of now, and keep no table of before."""
+    app.deploy_if_routed()
+    folder = app.home / "router"
+    current = folder / "current"
+    kept = {current.name, current.read_text().strip()} if current.exists() else set()
+    if folder.exists():
+        _remove(path for path in folder.iterdir() if path.name not in kept)
+
+
+def _rename(app: App, unnamed: Collection[LeafId]) -> None:
+    for leaf in unnamed:
+        app.forests.rename_throughout(leaf, f"leaf-{leaf[:8]}")
+    if unnamed:
+        _renew_tables(app)
+        _remove(app.home / name for name in _TOLD)
+
+
+def _erase_all(app: App) -> None:
+    app.forests.erase()
+    _delete_bundles(app, app.forests.forest())
+    for name in _MADE_OF_ALL:
+        _remove_folder(app.home / name)
+    for path in app.home.glob("adapters-*"):
+        _remove_folder(path)
+    _remove(app.home / name for name in _FILES)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    folders = set()
+    for path in paths:
+        path.unlink(missing_ok=True)
+        folders.add(path.parent)
+    for folder in folders:
+        sync_dir(folder)
+
+
+def _remove_folder(folder: Path) -> None:
+    """Unlike `rmtree(ignore_errors=True)`, this does not call gone what is still there."""
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
+    sync_dir(folder.parent)
+
+
+def compact(home: Path) -> None:
+    """Write every database anew, so that neither a free page nor a log keeps what was deleted."""
+    for path in [*sorted(home.glob("*.db")), home / "embeddings" / "index.sqlite"]:
+        if not path.exists():
+            continue
+        with contextlib.closing(
+            sqlite3.connect(path, timeout=_LOCKED_S, isolation_level=None)
+        ) as db:
+            db.execute("PRAGMA temp_store=MEMORY")  # VACUUM's copy must not lie about in /tmp
+            db.execute("PRAGMA secure_delete=ON")
+            db.execute("VACUUM")
+            busy = db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+            if busy:
+                raise sqlite3.OperationalError(f"{path.name} is held by another process")
+
+
+# ---- what is said --------------------------------------------------------------------------------
+
+
+def _receipt(order: Order, plan: Plan) -> dict[str, Any]:
+    selection = order.selection
+    return {
+        "at": round(order.asked, 3),
+        "selected": {
+            "everything": selection.everything,
+            "user": selection.user_id is not None,
+            "domain": selection.domain,
+            "after": selection.after,
+            "sessions": len(selection.sessions),
+        },
+        "consent_revoked": bool(plan.users),
+        "records_deleted": plan.records,
+        "sessions_deleted": plan.session_count,
+        "leaves_retracted": len(plan.retract),
+        "leaves_to_retrain": len(plan.retrain),
+        "retracted": list(plan.retract),
+        "to_retrain": list(plan.retrain),
+    }
+
+
+def _keep(app: App, receipt: dict[str, Any]) -> None:
+    """Keep a receipt; one of the same order, of before a crash, is replaced."""
+    kept = [each for each in receipts(app) if each["at"] != receipt["at"]][-RECEIPTS_MAX:]
+    lines = [msgspec.json.encode(each) + b"\n" for each in (*kept, receipt)]
+    write_atomic(app.home / RECEIPTS, b"".join(lines))

@@ -1,0 +1,117 @@
+"""What the owner reads before saying yes, and how their consent stands. Values in, lines out.
+
+The text's hash is part of each receipt: a change of meaning needs a new CURRENT_CONSENT_VERSION.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import unicodedata
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+TEXT = """What each scope allows, and what it does not:
+
+  capture  What is kept: your prompts, the answers to them, and about each session its tool, model,
+           times and outcome. From where: what your own programs hand over (api, jsonl, pydoc), and
+           of coding assistants only the sources and project folders that you name. Where: on this
+           machine, under GROOVE_HOME; sessions are embedded and clustered here.
+           E-mail addresses, phone numbers, API keys, card numbers, file paths and more are
+           replaced by placeholders before anything is written. This lowers the risk; it does not
+           find everything. Names of people and street addresses are not found at all, nor is what
+           is secret only by its meaning.
+  train    What it is used for: adapters (expert models) are trained with it on this machine, so
+           that answers in your domains improve. Only with records whose terms allow it.
+  publish  Signed leaf states (int8 centroids of at least 200 sessions, coarse counts) and the
+           adapters of mature leaves are given to peers. Prompts, answers and their embeddings
+           never are. An adapter can retain traces of what it was trained on.
+  fetch    Peers' adapters are fetched, checked, judged on your sessions, used, and served on.
+
+Everything is off until you allow it. You can withdraw at any time: `groove-node consent revoke`
+stops capture at once, also in a session that is running. `groove-node data --delete` deletes all
+that was captured, and asks peers to drop what was trained on it: honest ones do within 7 days."""
+
+SHA256 = hashlib.sha256(TEXT.encode()).hexdigest()
+
+EXAMPLE = (
+    "Why does /home/ann/shop/pay.py fail for ann@example.com from 203.0.113.7? "
+    "The test card is 4111 1111 1111 1111, and Ann Miller of 12 Hill Road called about it."
+)
+SHOWN_CHARS = 400  # of each text of the preview
+LEAD_CHARS = 80  # shown before the first thing that is replaced
+
+_SCOPES = {
+    "capture": "record, embed and cluster sessions on this machine",
+    "train": "train own adapters on them",
+    "publish": "offer leaf states and mature adapters to peers",
+    "fetch": "get, judge, use and serve on peers' adapters",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One text as the preview shows it. after: None if it would be dropped whole."""
+
+    source: str
+    folder: str | None
+    before: str = field(repr=False)
+    after: str | None
+    reasons: tuple[str, ...]  # "EMAIL: name@domain", each once
+
+
+def scope_rows(scopes: Iterable[str], since: dict[str, str] | None = None) -> list[Sequence[str]]:
+    """SCOPE, allowed or off, SINCE, MEANING."""
+    allowed, when = set(scopes), since or {}
+    return [
+        (s, "allowed" if s in allowed else "off", when.get(s, "-"), text)
+        for s, text in _SCOPES.items()
+    ]
+
+
+def standing_line(standing: dict[str, Any]) -> str:
+    """How consent stands, in one line that says what to do; for `status`, `run`, `consent show`."""
+    match standing["standing"]:
+        case "never asked":
+            return "nothing yet: `groove-node consent grant capture`"
+        case "revoked":
+            return "nothing, you withdrew it: `groove-node consent grant capture`"
+        case "terms changed":
+            return (
+                f"NOTHING until you answer again: {standing['reason']}. "
+                f"`{standing['again']}` shows the new terms"
+            )
+        case "restored":
+            return (
+                f"NOTHING until you say yes again: {standing['reason']}. You may have withdrawn "
+                f"consent since. `{standing['again']}` asks again"
+            )
+    return ", ".join(standing["scopes"]) or "nothing"
+
+
+def preview_lines(shown: Sequence[Shown]) -> list[str]:
+    """The preview: each text before and after scrubbing, and why."""
+    lines = []
+    for one in shown:
+        where = f"{one.source}, {one.folder}" if one.folder else one.source
+        lines += ["", f"  from {printable(where)}", f"    before  {printable(one.before)}"]
+        if one.after is None:
+            lines.append("    after   nothing: it cannot be made clean, so it would be dropped")
+            continue
+        lines.append(f"    after   {printable(one.after)}")
+        lines.append(f"    why     {'; '.join(one.reasons) or 'nothing was found in it'}")
+    return lines
+
+
+def printable(text: str) -> str:
+    """A text on one line, without what a terminal would obey."""
+    words = " ".join(text.split())
+    return "".join(
+        c if unicodedata.category(c)[0] != "C" else "\N{REPLACEMENT CHARACTER}" for c in words
+    )
+
+
+def cut(text: str, start: int) -> str:
+    """The part of a text that is shown."""
+    end = start + SHOWN_CHARS
+    return f"{'… ' if start else ''}{text[start:end]}{' …' if end < len(text) else ''}"
