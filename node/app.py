@@ -92,7 +92,7 @@ _MENDS = {
     "foreign.db": "Move it aside: peers' leaves are judged again.",
     "mailbox.db": "Move it aside: orders that the node had not carried out are lost, so retract "
     "again what was being retracted.",
-    "mesh.db": "Move it aside: what is needed comes again from peers.",
+    "mesh.db": "Move it aside: what is needed comes again from peers, and consent is asked again.",
     "embeddings": "Move it aside: the next round embeds all sessions anew.",
 }
 
@@ -488,6 +488,7 @@ class App:
             Schedule(steps=training.steps, learning_rate=training.learning_rate),
             training.style_margin,
             frozenset(screening.read(self.home).hits),
+            training.restricted_outputs,
         )
 
     # Routing

@@ -38,7 +38,7 @@ from leaves.training.preprocess import Prepared, preprocess, style_control
 from .bundles import BundleStore
 from .capture.scrubber import SCRUB_RULES_VERSION
 from .capture.sessions import Session
-from .capture.terms import TRAINABLE
+from .capture.terms import TRAINABLE, LeftOut, Terms, why_left_out
 
 WARM_RATE = 0.5  # of the learning rate, once a leaf has an adapter
 NO_PAIRS = "preference step skipped: no A/C pairs"
@@ -71,8 +71,12 @@ class Classroom:
         schedule: Schedule,
         style_margin: float,
         left_out: frozenset[str] = frozenset(),
+        restricted_outputs: bool = False,
     ) -> None:
-        """left_out: sessions that nothing may be made of any more, whatever was made before."""
+        """left_out: sessions that nothing may be made of any more, whatever was made before.
+
+        restricted_outputs: learn also from answers whose provider forbids it; the label says so.
+        """
         self._folder = folder
         self._store = store
         self._bundles = bundles
@@ -83,6 +87,7 @@ class Classroom:
         self._schedule = schedule
         self._style_margin = style_margin
         self._left_out = left_out
+        self._restricted_outputs = restricted_outputs
 
     def teach(
         self,
@@ -126,7 +131,7 @@ class Classroom:
         except BundleError as problem:  # our own adapter passes a peer's checks or is not used
             return Lesson(leaf.id, None, f"training went astray: {problem}", {}, folder)
         packed = self._pack(leaf, evaluation, control, adapter, len(prepared.train))
-        note = NO_PAIRS + (f"; {left_out} sessions left out by their terms" if left_out else "")
+        note = NO_PAIRS + (f"; {left_out} sessions left out" if left_out else "")
         used = {
             Role.TRAIN: frozenset(example.session for example in prepared.train),
             Role.HELD_OUT: frozenset(example.session for example in prepared.held_out),
@@ -154,14 +159,14 @@ class Classroom:
     def _prepare(
         self, leaf: Leaf, forest: Forest, sessions: Mapping[str, Session], round_id: int
     ) -> tuple[Prepared, tuple[Example, ...], int]:
-        """The leaf's two sides, the control's sessions, and how many the terms left out."""
+        """The leaf's two sides, the control's sessions, and how many members are left out."""
         assigned = self._store.assignment()
         branch = _branch(forest, leaf)
         inside, outside, left_out = [], [], 0
         for id_ in sorted(assigned.keys() & sessions.keys()):
             session = sessions[id_]
             member = assigned[id_] == leaf.id
-            if session.terms_class not in TRAINABLE:
+            if self._why_left_out(session):
                 left_out += member
             elif member:
                 inside.append(_example(session))
@@ -176,6 +181,16 @@ class Classroom:
         )
         sources = {id_: session.source for id_, session in sessions.items()}
         return prepared, style_control(prepared.train, outside, sources), left_out
+
+    def _why_left_out(self, session: Session) -> LeftOut | None:
+        return why_left_out(
+            session, restricted_outputs=self._restricted_outputs, flagged=self._left_out
+        )
+
+    def _terms(self) -> str:
+        """The classes of the texts that an adapter may have learned from, for its label."""
+        also = {Terms.RESTRICTED} if self._restricted_outputs else set[Terms]()
+        return ", ".join(sorted(TRAINABLE | also))
 
     def _earlier(self, leaf: Leaf, folder: Path, *, control: bool = False) -> Path | None:
         """The adapter to start from: of the version in force, or of its control."""
@@ -264,7 +279,7 @@ class Classroom:
             dtype=control.dtype,
             tokens=control.tokens,
             privacy=Privacy(1, sessions, None, SCRUB_RULES_VERSION),
-            terms=", ".join(sorted(TRAINABLE)),
+            terms=self._terms(),
         )
         blob = package(control.adapter.read_bytes(), self._chassis, origin, None)
         control_root = self._bundles.put(blob)
@@ -299,7 +314,10 @@ def _as(phase: str, report: Report) -> Report:
 
 
 def _example(session: Session) -> Example:
-    return Example(session.session_id, session.prompt, session.completion, session.group)
+    """What is learned from a session: its ask, and its answer as the owner left it."""
+    revised = session.edited and session.edited_from == session.completion
+    answer = session.edited if revised else session.completion
+    return Example(session.session_id, session.prompt, answer, session.group)
 
 
 def _branch(forest: Forest, leaf: Leaf) -> set[LeafId]:
@@ -316,7 +334,7 @@ def _branch(forest: Forest, leaf: Leaf) -> set[LeafId]:
 
 
 def _too_few(prepared: Prepared, controls: tuple[Example, ...], left_out: int) -> str:
-    by_terms = f"; {left_out} more are left out by their terms" if left_out else ""
+    more = f"; {left_out} more are left out, `data --stats` says why" if left_out else ""
     if not controls:
-        return "no sessions outside its branch to train a style control on" + by_terms
-    return f"{len(prepared.held_out)} sessions to judge it by, 20 wanted" + by_terms
+        return "no sessions outside its branch to train a style control on" + more
+    return f"{len(prepared.held_out)} sessions to judge it by, 20 wanted" + more

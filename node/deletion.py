@@ -47,7 +47,11 @@ RECEIPTS_MAX = 1_000
 _JOURNALS = ("rounds", "training")  # texts of sessions, for as long as a round is open
 _MADE_OF_ALL = (*_JOURNALS, "router", "embeddings")
 _TOLD = ("events.jsonl", "events.jsonl.1")  # names of leaves, made of words that were asked
-_FILES = ("shown.json", "second_scan.json", "capture_counts.json", "rescan.pending", *_TOLD)
+_FILES = (
+    *("shown.json", "second_scan.json", "capture_counts.json", "watch.json", "rescan.pending"),
+    *("known_values.json", "keys/known_values.key"),
+    *_TOLD,
+)
 _LOCKED_S = 10.0  # waited for a database that another process holds
 _WORD = re.compile(r"[a-z0-9+#]+")
 

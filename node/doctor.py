@@ -15,7 +15,8 @@ from .app import App
 from .errors import OwnerError
 from .history import SOON_DAYS, histories
 from .home import groove_cache, home_path
-from .show import counted
+from .rights import rescan_due
+from .show import counted, size
 from .tally import Tally
 
 DISK_BYTES_WANTED = 2_000_000_000  # models 0.65 GB, then bundles and sessions
@@ -45,6 +46,7 @@ def examine() -> list[Finding]:
     checks: list[tuple[str, Callable[[App], Finding]]] = [
         ("keys", _keys),
         ("consent", _consent),
+        ("corpus", _corpus),
         ("stores", _stores),
         ("node", _node),
     ]
@@ -125,6 +127,16 @@ def _consent(app: App) -> Finding:
         reason = stands["reason"] or "nothing is allowed, so nothing is captured"
         return Finding("consent", "note", reason, stands["again"])
     return Finding("consent", "ok", ", ".join(stands["scopes"]))
+
+
+def _corpus(app: App) -> Finding:
+    if rescan_due(app):
+        text = "the scrubber's rules have improved since this was captured"
+        return Finding("corpus", "note", text, "groove-node data --rescan")
+    if torn := app.corpus.torn_lines():
+        text = f"{counted(torn, 'line')} cut off by a crash, kept beside the corpus"
+        return Finding("corpus", "note", text, "groove-node data --rescan drops them")
+    return Finding("corpus", "ok", size(app.corpus.size_bytes()))
 
 
 def _stores(app: App) -> Finding:

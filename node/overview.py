@@ -17,6 +17,7 @@ from . import consenting, show
 from .errors import MisuseError, OwnerError
 from .foreign import Known, State
 from .history import History, histories
+from .rights import rescan_due
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def status(app: App) -> dict[str, Any]:
         "scopes": sorted(app.consent.scopes(app.user_id)),
         "consent": consenting.standing(app),
         "captured_bytes": app.corpus.size_bytes(),
+        "torn_lines": app.corpus.torn_lines(),
+        "rescan_due": rescan_due(app),
         "queue": counts.queue,
         "sources": [_source(each) for each in histories(app, counts)],
         "embedded": len(app.embeddings),

@@ -154,7 +154,7 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("origin", status["origin"]),
         ("allowed", disclosure.standing_line(status["consent"])),
         ("node", running),
-        ("captured", f"{size(status['captured_bytes'])} of scrubbed records"),
+        ("captured", captured_line(status)),
         *queue_facts(status["queue"]),
         *source_facts(status["sources"], watched=node is not None),
         ("sessions", f"{status['embedded']:,} embedded"),
@@ -168,6 +168,16 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
         )
         facts.append(("open round", f"in {phase!r}, {goes_on}"))
     return facts + [("next", text) for text in status["next"]]
+
+
+def captured_line(status: dict[str, Any]) -> str:
+    """How much there is, and what is amiss with it."""
+    line = f"{size(status['captured_bytes'])} of scrubbed records"
+    if torn := status["torn_lines"]:
+        line += f", {counted(torn, 'line')} cut off by a crash"
+    if status["rescan_due"]:
+        line += "; the rules have improved: `groove-node data --rescan`"
+    return line
 
 
 _DROPS = {

@@ -89,7 +89,7 @@ def test_sessions_whose_terms_forbid_it_train_nothing(tmp_path: Path, chassis: P
     bench = Bench(tmp_path, chassis, held)
     bench.round().run(NOW)
     assert bench.trainer.trained == []
-    assert any("left out by their terms" in told.text for told in bench.told)
+    assert any("100 more are left out" in told.text for told in bench.told)
 
 
 def test_a_plan_says_what_a_round_would_do_and_changes_nothing(

@@ -147,7 +147,8 @@ seeds = st.sampled_from(
         "4111 1111 1111 1111", "AKIAIOSFODNN7EXAMPLE", "-----BEGIN PRIVATE KEY-----",
         "-----END PRIVATE KEY-----", "Bearer abcdef0123456789", "sk-abc123DEF456ghi789",
         SHA1, "/home/ann/x", "https://u:p4ss@h.org/?token=abcdef12", "api_key = ", "password: ",
-        "[EMAIL]", "[API_KEY]", "git ", "a:1:b:c:", '{"a": "', '"}', "&#64;", "\\n", "::", "://", "@", "%40", ".", "-", " ", "\n", "é", "\ud800",
+        "[EMAIL]", "[API_KEY]", "git ",
+        "a:1:b:c:", '{"a": "', '"}', "&#64;", "\\n", "::", "://", "@", "%40", ".", "-", " ", "\n", "é", "\ud800",
     ]
 )  # fmt: skip
 mixtures = st.lists(seeds | st.text(max_size=12), max_size=12).map("".join)

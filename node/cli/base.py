@@ -13,7 +13,8 @@ HELP = """A node that learns from your own AI work and shares what it learned, p
 First steps: `init`, then `consent grant capture train`, `import pydoc libp2p networkx`, `round`,
 `tree`.
 Everything stays on this machine until you grant `publish`. GROOVE_HOME (default ~/.groove) is
-yours; GROOVE_CACHE holds converted models and can be deleted.
+yours; GROOVE_CACHE holds converted models and can be deleted; GROOVE_STATE remembers, outside the
+home, which consent was the last: a home put back from a backup asks again.
 """
 
 command = Command(

@@ -68,7 +68,7 @@ SHAPES: Final = (_INTERNATIONAL, _AMERICAN, _TRUNK)
 _ANY_NAMED = any_of(_NAMED, _AFTER)
 # Names so plain that a short number after them is one too: `phone: 62808`.
 _SHORT = re.compile(
-    rb"(?i)^(?:(?:tele|smart|i)?phone|tel|mob\w*|cell|fax|whats ?app|sms|call (?:me|us|him|her)"
+    rb"(?i)^(?:(?:tele|smart|i)?phone|tel\w*|mob\w*|cell|fax|whats ?app|sms|call (?:me|us|him|her)"
     rb"|contact|handy|rufn\w*|\xd1\x82|[\xe7-\xec])[^\w\n]{0,2}(?:\w{0,3}num\w{0,4}|nummer|no|nr)?"
     rb"\.?[\"']?\s?(?:(?:is|at|was|on)\b|[:=#\s]|\. )*[\s\"']{0,4}$"
 )

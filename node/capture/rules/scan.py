@@ -126,7 +126,7 @@ def any_of(*patterns: Any) -> Any:
 def merged(spans: Iterable[Span]) -> list[Span]:
     """The union of the spans, in order; where several meet, the label that comes first stands."""
     union: list[Span] = []
-    for span in sorted(spans):
+    for span in sorted(spans, key=lambda one: one[:2]):  # of equals, the first found
         if union and span.start < union[-1].end:
             last = union[-1]
             first = min(last, span, key=lambda one: RANK[one.label])
