@@ -53,6 +53,13 @@ scrub = PIIScrubber().scrub
         ("- name: DB_PASSWORD\n  value: Hase7!x", "- name: DB_PASSWORD\n  value: [API_KEY]"),
         ('passwords = ["a1b2c3d4e5f6", "x"]', 'passwords = ["[API_KEY]", "x"]'),
         ("newco_live_Ab3dE5gH7jK9mN1pQ3sT", "[API_KEY]"),
+        ("la contraseña es Gato#4821", "la contraseña es [API_KEY]"),
+        ("密码是 Abc12345!", "密码是 [API_KEY]"),
+        ("the password for the db is tr0ub4dor&3", "the password for the db is [API_KEY]"),
+        (
+            '<add key="ApiSecret" value="aB3dE5gH7jK9mN1pQ3sT"/>',
+            '<add key="ApiSecret" value="[API_KEY]"/>',
+        ),
     ],
 )
 def test_each_category_of_the_specification_gets_its_placeholder(text: str, clean: str) -> None:
@@ -85,6 +92,7 @@ def test_each_category_of_the_specification_gets_its_placeholder(text: str, clea
         "a sale at example.com starts now",
         "Привет, это обычный текст без секретов; η μ π",
         "/home/runner/work/repo and /Users/Shared/x",
+        "_ZNKSt7__cxx1110moneypunctIwLb0EE8groupingEv",
         "-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8A\n-----END PUBLIC KEY-----",
         "[EMAIL] [PHONE] [IP] [SSN] [CREDIT_CARD] [AWS_KEY] [PRIVATE_KEY] [API_KEY] [FILE_PATH]",
     ],
@@ -148,7 +156,8 @@ seeds = st.sampled_from(
         "-----END PRIVATE KEY-----", "Bearer abcdef0123456789", "sk-abc123DEF456ghi789",
         SHA1, "/home/ann/x", "https://u:p4ss@h.org/?token=abcdef12", "api_key = ", "password: ",
         "[EMAIL]", "[API_KEY]", "git ",
-        "a:1:b:c:", '{"a": "', '"}', "&#64;", "\\n", "::", "://", "@", "%40", ".", "-", " ", "\n", "é", "\ud800",
+        "a:1:b:c:", '{"a": "', '"}', "&#64;", "\\n", "::", "://", "@", "%40",
+        ".", "-", " ", "\n", "é", "\ud800",
     ]
 )  # fmt: skip
 mixtures = st.lists(seeds | st.text(max_size=12), max_size=12).map("".join)

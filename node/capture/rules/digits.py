@@ -14,10 +14,9 @@ _VERSION_BEFORE = compiled(
     r"|upgrade[sd]?|firmware|chrome|oid|section|table|figure|chapter|clause|fig\.|sec\.)[ /]"
     r"|[=~<>^]= ?|[\^~]|(?:chrome|safari|firefox|edg|edge|opera|version|webkit)/|@)$"
 )
-_OID = re.compile(rb"(?:\d\.|\.\d)$")
 _CARD = compiled(
     r"\d{4}[ .\n-]\d{4}[ .\n-]\d{4}[ .\n-]\d{1,7}|\d{4}[ .\n-]\d{6}[ .\n-]\d{4,5}"
-    r"|\d{4}  \d{4}  \d{4}  \d{4}|\d{12,19}"
+    r"|\d{4}  \d{4}  \d{4}  \d{4}|\b[2-689]\d{11,18}|\b0\d{11}\b|\b1\d{14}\b"
     r"|\d{4}\r\n\d{4}\r\n\d{4}\r\n\d{4}|\d{8}[ .-]\d{8}|\d{6}[ .-]\d{10,13}"
     r"|\d{4}[ -]\d{5}[ -]\d{6}|\d{4}(?:[ /_-]{3}\d{4}){3}"
 )
@@ -85,11 +84,10 @@ def cards(scan: Scan) -> Iterator[Span]:
     text = scan.text
     for match in scan.matches(_CARD):
         start, end = match.span()
-        if (
-            text[end - 1] == 46
-            or scan.joined_before(start)
-            or (text[start - 1 : start] in (b".", b"-") and text[start - 2 : start - 1].isdigit())
-        ):
+        before = text[start - 1 : start]
+        if text[end - 1] == 46 or before == b"+" or scan.joined_before(start):
+            continue
+        if before in (b".", b"-") and text[start - 2 : start - 1].isdigit():
             continue
         end = _card_end(text, start, end)
         if (

@@ -10,7 +10,6 @@ from itertools import pairwise
 from .scan import ALNUM as _ALNUM
 from .scan import compiled
 
-_LETTER_DIGIT = re.compile(rb"[A-Za-z]+|[0-9]+")
 _STANDS_FOR = re.compile(
     rb"(?i)(?:\$"
     rb"|%[({]|<|\{|\*{3,}|\.{3,}|x{4,}|_{3,}|-{3,}|\?{3,}|\[|your|my[_-]|change[_-]?me|dummy|insert|replace"
@@ -25,11 +24,6 @@ _EXAMPLE = compiled(
     r"|1234567890"
 )
 UUID = re.compile(rb"(?i)^[0-9a-f]{8}-(?:[0-9a-f]{4}-){3}[0-9a-f]{12}$")
-
-
-def turns(value: bytes) -> int:
-    """How often letters and digits follow each other: many in a key, few in a name."""
-    return max(0, len(_LETTER_DIGIT.findall(value)) - 1) if not value.isalpha() else 0
 
 
 def switches(value: bytes) -> int:

@@ -18,7 +18,12 @@ _ALWAYS: Final[tuple[Rule, ...]] = (
 )
 # What ordinary text seldom has: one scan passes over all the rules of a group.
 _SELDOM: Final[tuple[tuple[object, tuple[Rule, ...]], ...]] = (
-    (any_of(*pem.SHAPES, *paths.SHAPES, *ipv6.SHAPES), (pem.find, paths.find, ipv6.find)),
+    (
+        any_of(
+            *pem.SHAPES, *paths.SHAPES, *ipv6.SHAPES, *tokens.SHAPES, *emails.SHAPES, *named.SHAPES
+        ),
+        (pem.find, paths.find, ipv6.find, tokens.seldom, emails.spelled, named.commands),
+    ),
     (
         any_of(*digits.SHAPES, *phones.SHAPES),
         (digits.addresses, digits.cards, digits.security_numbers, phones.find),

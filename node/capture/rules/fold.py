@@ -12,12 +12,11 @@ import re
 from bisect import bisect_right
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
-import re2
-
 from .disguises import CONFUSABLE, ENTITIES, INVISIBLE, MARKS, compatible, compatible_bytes
+from .scan import Pattern
 
 DEPTH_MAX: Final = 3  # `%2540` is folded twice
 _REACH: Final = 192  # bytes around a change that are read again
@@ -32,7 +31,7 @@ _ASCII_SIGNS = (
     rf"|\\{{1,4}}(?:u{_HEXADECIMAL}{{4}}|u\{{{_HEXADECIMAL}{{1,6}}\}}"
     rf"|U{_HEXADECIMAL}{{8}}|x{_HEXADECIMAL}{{2}})"
     rf"|&#\d{{1,7}};|&#[xX]{_HEXADECIMAL}{{1,6}};|&[A-Za-z]{{2,14}};"
-    rf"|{_LAST}(?:\"(?:{_PLUS}|\s+)[rbfuRBFU]?\"|'(?:{_PLUS}|\s+)[rbfuRBFU]?')|\\\r?\n[ \t]{{0,40}}"
+    rf"|{_LAST}(?:\"(?:{_PLUS}|\s+)[rbfuRBFU]?\"|'(?:{_PLUS}|\s+)[rbfuRBFU]?')|(?:\\\r?\n[ \t]*)+"
     r"|(?:^|[^A-Za-z0-9@._+-])(?:[A-Za-z0-9@._+-] ){7,}[A-Za-z0-9@._+-]"
 )
 _APART = (b"", b" ", b"\t", b"\n", b"'", b'"', b",", b"(", b")")
@@ -44,9 +43,9 @@ def _class(characters: str) -> str:
 
 
 class _Patterns(NamedTuple):
-    ascii: Any
-    unicode: Any
-    mixed: Any
+    ascii: Pattern
+    unicode: Pattern
+    mixed: Pattern
 
 
 @cache
@@ -55,9 +54,9 @@ def _patterns() -> _Patterns:
     likes = _class("".join(CONFUSABLE))
     word = f"[!-~{likes[1:-1]}]"
     return _Patterns(
-        re2.compile(_ASCII_SIGNS.encode()),
-        re2.compile(f"{removed}|{_class(''.join(compatible()))}+".encode()),
-        re2.compile(f"{word}*(?:[A-Za-z0-9@]{likes}|{likes}[A-Za-z0-9@]){word}*".encode()),
+        Pattern(_ASCII_SIGNS.encode()),
+        Pattern(f"{removed}|{_class(''.join(compatible()))}+".encode(), utf8=True),
+        Pattern(f"{word}*(?:[A-Za-z0-9@]{likes}|{likes}[A-Za-z0-9@]){word}*".encode(), utf8=True),
     )
 
 
@@ -111,7 +110,8 @@ def _unescaped(text: bytes, start: int, end: int) -> _Change | None:
     found = text[start:end]
     match found[:1]:
         case b"%":
-            return (start, end, unquote_to_bytes(found))
+            by = unquote_to_bytes(found)
+            return (start, end, by) if _is_text(by) else None
         case b"&":
             return _entity(start, end, found)
         case b"\\" if code := _ESCAPE.match(found):
@@ -126,6 +126,14 @@ def _unescaped(text: bytes, start: int, end: int) -> _Change | None:
         start, found = start + 1, found[1:]
     # The only change that keeps some of its bytes: told as one, so that it maps back evenly.
     return (start, end, found.replace(b" ", b"")) if found else None
+
+
+def _is_text(data: bytes) -> bool:
+    try:
+        data.decode()
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _entity(start: int, end: int, found: bytes) -> _Change | None:

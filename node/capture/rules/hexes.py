@@ -25,6 +25,17 @@ _SECRET_BEFORE = compiled(
     r"(?i)secret|passw|token|\bkey\b|_key|key_|apikey|api-key|seed|salt|credential|\bauth"
     r"|hmac|private|cookie|session|bearer"
 )
+# What stands directly before most digests there are.
+_PLAINLY = (
+    b"blob ",
+    b"tree ",
+    b"commit ",
+    b"parent ",
+    b"object ",
+    b"sha256:",
+    b"sha1:",
+    b"Merge: ",
+)
 _PUBLIC = (40, 56, 64, 96, 128)  # digits of SHA-1, SHA-224, SHA-256, SHA-384 and SHA-512
 
 
@@ -34,6 +45,10 @@ def is_secret(text: bytes, start: int, end: int) -> bool:
         return False  # forty equal digits are a filler
     line = text.rfind(b"\n", max(0, start - _BEFORE), start) + 1 or max(0, start - _BEFORE)
     before, after = text[line:start], text[end : end + 32]
-    if end - start not in _PUBLIC or _SECRET_BEFORE.search(before):
+    if end - start not in _PUBLIC:
+        return True
+    if before.endswith(_PLAINLY) and len(before) < 24:
+        return False
+    if _SECRET_BEFORE.search(before):
         return True
     return not _HASH_BEFORE.search(before) and not _HASH_AFTER.match(after)

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 from . import drawn
-from .scan import ALNUM, WORD, Label, Scan, Span, compiled
+from .scan import ALNUM, WORD, Label, Scan, Span, any_of, compiled
 
 VALUE_BYTES_MAX = 8192
 _JUDGED_BYTES = 200  # of a value, enough to tell what it is
@@ -40,7 +41,8 @@ _SUFFIX = r"[A-Za-z0-9_.-]*"  # unbounded, for counting would make the automaton
 _CLOSE = r"\\{0,3}[\"'`]?[\])]{0,2}"
 _OPEN = r"(?:[rbfuRBFU$@]{0,2}\\{0,3}[\"'`])?"
 _SIGN = (
-    r"(?:\s{0,8}(?:=>|:=|\?\?=?|\|\|=?|===?|->|<-|[:=])\s{0,4}|\s?:\s?[A-Za-z_][\w."
+    r"(?:\(\s{0,2}[\"'`]|\s(?:for|to|of|on)\s[A-Za-z0-9 '_-]*\sis\s|\s{0,8}(?:=>|:="
+    r"|\?\?=?|\|\|=?|===?|->|<-|[:=])\s{0,4}|\s?:\s?[A-Za-z_][\w."
     r"|\[\]]{0,20}\s?=\s?"
     r"|[\"']\s{0,2},\s{0,3}[\"']?(?:value|content|default)?[\"']?\s?[:=]?\s{0,3}"
     r"|\s{1,3}(?:value|content|default)\s?=\s?|>(?:<!\[CDATA\[)?\s{0,4}"
@@ -51,10 +53,12 @@ _SIGN = (
 
 # The stems of all these names: a small automaton for the scan, the whole names for the judgement.
 _STEM_PASSWORD = (
-    r"pass|pwd|psw|kennwort|contrase|clave|senha|mdp|wachtwoord|senord|has(?:\xc5\x82|l)o"
+    r"pass|pwd|psw|kennwort|contrase(?:\xc3\xb1|n)a|clave|senha|mdp|wachtwoord|senord"
+    r"|has(?:\xc5\x82|l)o"
     r"|parola|adgangskode|salasana|heslo|\bpin|identified by"
-    r"|\xd0\xbf\xd0\xb0\xd1\x80\xd0\xbe\xd0\xbb\xd1\x8c|\xe5\xaf\x86\xe7"
-    r"|\xe3\x82\xb9\xe3\x83\xaf|\xeb\xb9\x84\xeb\xb0\x80"
+    r"|\xd0\xbf\xd0\xb0\xd1\x80\xd0\xbe\xd0\xbb\xd1\x8c"
+    r"|\xe5\xaf\x86\xe7(?:\xa0\x81|\xa2\xbc)|\xe3\x82\xb9\xe3\x83\xaf\xe3\x83\xbc\xe3\x83\x89"
+    r"|\xeb\xb9\x84\xeb\xb0\x80\xeb\xb2\x88\xed\x98\xb8"
 )
 _STEM_SECRET = (
     r"secret|token|key|auth|cred|client.?id|webhook|mnemonic|phrase|recovery"
@@ -62,42 +66,41 @@ _STEM_SECRET = (
     r"|cookie|sess|\bsig|csrf|xsrf|refresh|_id\b"
 )
 _VALUE = compiled(
-    rf"(?i)(?:{_STEM_PASSWORD}){_SUFFIX}{_CLOSE}{_SIGN}{_OPEN}([^\s\"'`,;<>()\[\]|]{{4}})"
-    rf"|(?:{_STEM_SECRET}){_SUFFIX}{_CLOSE}{_SIGN}{_OPEN}(?:bearer |basic "
-    rf"|token )?([^\s\"'`,;<>(){{}}\[\]|]{{8}})"
+    # `<add key="ApiSecret" value="…"/>`: before the others, whose value would be the name
+    rf"(?i)(?:key|name)=[\"'][\w.-]*(?:pass|secret|token|key"
+    rf"|cred)[\w.-]*[\"']\s+value=[\"']([^\s\"'<>]{{4}})"
+    rf"|(?:{_STEM_PASSWORD}){_SUFFIX}{_CLOSE}{_SIGN}{_OPEN}([^\s\"'`,;<>()\[\]|]{{4}})"
+    rf"|(?:{_STEM_SECRET}){_SUFFIX}{_CLOSE}{_SIGN}{_OPEN}(?:bearer |basic |token )?"
+    r"([^\s\"'`,;<>(){}\[\]|]{8})"
 )
 _PASSWORD_NAME = compiled(rf"(?i){_PASSWORD}")
 _SECRET_NAME = compiled(rf"(?i){_SECRET}")
 _NAME = WORD | frozenset(b".- ")
 _OPTION = compiled(
-    r"(?i)(?:--?(?:[a-z-]*(?:password|passwd|passphrase|secret|token|api-?key|access-?key"
-    r"|auth|pass|pwd|creds?)[a-z-]*)[ =]{1,2}[\"']?"
-    r"|\b(?:password|passwd|identified by|requirepass|passphrase)\s{1,2}[\"'](?:)"
-    r"|\b(?:login|user|account) \S{1,64}\s{1,4}password\s{1,2})([^\s\"'`]{4,})"
+    r"(?i)(?:-[a-z-]*(?:pass|pwd|secret|token|api-?key|access-?key|auth|cred)[a-z-]*[ =]{1,2}[\"']?"
+    r"|(?:password|passwd|identified by|requirepass|passphrase)\s{1,2}[\"']"
+    r"|login \S+\s{1,4}password\s{1,2})([^\s\"'`]{4,})"
 )
 _CURL_USER = compiled(
-    r"(?:curl|wget|http|docker login|http --auth|-a)\b[^\n]{0,200}?\s(?:-u|--user|-U"
-    r"|--proxy-user|--auth|-a)[ =]?[\"']?[^\s:\"']{1,64}:([^\s\"'`]{4,})"
+    r"(?:curl|wget|http|docker login)\b[^\n]*?\s(?:-u|--user|-U|--proxy-user|--auth|-a)[ =]?[\"']?"
+    r"[^\s:\"']{1,64}:([^\s\"'`]{4,})"
 )
 _MYSQL = compiled(
-    r"\b(?:mysql|mysqldump|mysqladmin|mariadb|sshpass|redis-cli|mongo(?:sh)?|7z|psql"
-    r"|ldapsearch)\b[^\n]{0,160}?\s(?:-p|-a|-w)[ ]?[\"']?([^\s\"'`-][^\s\"'`]{3,})"
+    r"\b(?:login|mysql|mysqldump|mysqladmin|mariadb|sshpass|redis-cli|mongo(?:sh)?|7z"
+    r"|psql|ldapsearch)\b"
+    r"[^\n]*?\s(?:-p|-a|-w) ?[\"']?([^\s\"'`-][^\s\"'`]{3,})"
 )
 _COOKIE = compiled(r"(?i)(?:set-)?cookie\d?[\"']?\s{0,2}[:=]\s{0,2}[\"']?([^\n\"']{8,})")
 _PAIR = re.compile(rb"([\w.%-]{1,64})=([^;\s,\"']{12,})")
 _PGPASS = compiled(r"(?:^|\n)[\w.*-]{1,80}:(?:\d{2,5}|\*):[\w*-]{1,40}:[\w*-]{1,40}:([^\s:]{4,})")
-_MARK = compiled(
-    r"(?i)curl|wget|https?ie|docker|mysql|mariadb|sshpass|redis-cli|mongo|psql|7z|ldap|cookie"
-    r"|:(?:\d{4,5}|\*):[\w*-]+:[\w*-]+:"
-)
+_MARK = compiled(r"(?i)cookie\d?[\"']?\s{0,2}[:=]|:(?:\d{4,5}|\*):[\w*-]+:[\w*-]+:")
+SHAPES: Final = (_MARK, _CURL_USER, _MYSQL)
 _SESSION = re.compile(rb"(?i)sess|sid|auth|tok")
-_LISTED = compiled(
-    rf"(?i)(?:{_PASSWORD}|{_SECRET})s?\w{{0,12}}[\"'`]?\s{{0,2}}[:=]\s{{0,2}}\[\s{{0,8}}[\"'`]"
-)
+_LISTED = compiled(r"(?i)(?:pass|pwd|secret|token|key|cred)\w*[\"'`]?\s*[:=]\s*\[\s*[\"'`]")
+_ANY = any_of(_VALUE, _OPTION, _LISTED)
 _ITEMS = re.compile(rb"[\"'`]([^\"'`\n]{6,512})[\"'`]")
 
 _BARE = re.compile(rb"[^\s\"'`,;<>(){}\[\]|]+")
-_LOOSE = re.compile(rb"[^\s\"'`]+")
 _CODE = re.compile(
     rb"^(?:[A-Za-z_$][\w$]*(?:\.[A-Za-z_$][\w$]*)+|[a-z]+(?:[_-][a-z]+)+|[A-Z]+(?:_[A-Z]+)+"
     rb"|[a-z]+(?:[A-Z][a-z]+)+|[A-Z][a-z]+(?:[A-Z][a-z]+)*|[a-z]+|[A-Z]+)\d?$"
@@ -110,6 +113,11 @@ _TYPE = re.compile(
 )
 _AWS_NAME = compiled(r"(?i)aws|secret_?access|amz|session_?token")
 _PROSE_SIGN = compiled(r"(?i)\s(?:is|was|are|set to|ist|lautet|es|est|\xc3\xa9|\xc3\xa8)[ :]{1,2}$")
+_ORDINARY = re.compile(rb"(?i)pass|pwd|input|param|arg|field|value|str|text|key|word")
+_EXPRESSION = re.compile(rb"[.*&=]|->|::|\?$|!$")
+_PHRASE = re.compile(rb"(?i)mnemonic|phrase|seed")
+_DELIMITED = re.compile(rb"[./:]")
+_CODE_OPENINGS = (b"/", b"./", b"~/", b"@", b"&", b"-", b"0x0")
 _FILE_OR_DATE = re.compile(rb"[\w/-]+\.[a-z]{1,4}$|\d{4}-\d\d-\d\d")
 _ABOUT = compiled(
     r"(?i)(?:hash|salt|_file|_path|_url|_field|policy|_len|length|min|max|type|input|label"
@@ -128,34 +136,41 @@ _NOT_SECRET = compiled(
 
 def find(scan: Scan) -> Iterator[Span]:
     """Yield the values, without their names."""
+    if not scan.has(_ANY):
+        return
     done = 0
     for match in scan.matches(_VALUE):
         if match.end() > done and (span := _value(scan, match)):
             done = span.end
             yield span
-    yield from _options(scan)
+    for match in scan.matches(_OPTION):
+        yield from _option(match)
     yield from _lists(scan)
 
 
 def _value(scan: Scan, match: re.Match[bytes]) -> Span | None:
     text = scan.text
-    begun, start = match.start(), match.end() - (4 if match.group(1) else 8)
+    begun, start = match.start(), match.end() - (8 if match.group(3) else 4)
     quote = text[start - 1 : start]
     quoted = quote in (b'"', b"'", b"`")
     end = _end(text, start, quote if quoted else b"", start + _JUDGED_BYTES)
     head = text[scan.back(max(begun, start - 96), _NAME, 24) : start]
     value = text[start:end]
-    if len(value) < 4 or drawn.stands_in(value) or text[end : end + 1] == b"(":
+    if len(value) < 4 or text[end : end + 1] == b"(" or drawn.stands_in(value):
         return None
+    if b"://" in value:
+        return None  # a URL, which has rules of its own
+    if value.count(b"=") > 2 and value.count(b"=") * 10 > len(value):
+        return None  # a chain of names: each is met by itself
     if _PASSWORD_NAME.search(head):
         secret = _opens_a_door(value, head, quoted)
     elif _SECRET_NAME.search(head):
         secret = _is_secret(value, head, quoted)
     else:
         secret = _is_long_secret(value, head)
-    if secret:
+    aws = _AWS_NAME.search(head) is not None and end - start >= 40 and b"$" not in value
+    if secret or (aws and end - start == 40 and drawn.mixed(value)):
         end = _end(text, start, quote if quoted else b"", start + VALUE_BYTES_MAX)
-        aws = _AWS_NAME.search(head) is not None and len(value) >= 40 and b"$" not in value
         label = Label.AWS_KEY if aws else Label.API_KEY
         return Span(start, end, label, "value of a telling name")
     return None
@@ -180,90 +195,62 @@ def _end(text: bytes, start: int, quote: bytes, limit: int) -> int:
 
 def _opens_a_door(value: bytes, head: bytes, quoted: bool) -> bool:
     """A password: not a word of prose, not a type, not a piece of code."""
-    if _TYPE.match(value) or (b" " in value and not re.search(rb"(?i)phrase", head)):
-        return (
-            b" " in value and quoted and _has_digit(value) and len(value) < 40 and _special(value)
-        )
-    if _ABOUT.search(head[8:]) and not (_has_digit(value) and drawn.mixed(value)):
+    digit, special, mixed = _has_digit(value), _special(value), drawn.mixed(value)
+    if b" " in value and not _PHRASE.search(head):
+        return quoted and digit and special and len(value) < 40
+    if _TYPE.match(value):
         return False
-    if value.startswith((b"/", b"./", b"~/", b"\\", b"@", b"&", b"-", b"#{", b"//")) and not (
-        quoted and _has_digit(value) and drawn.mixed(value)
-    ):
+    if _ABOUT.search(head[8:]) and not (digit and mixed):
+        return False
+    if value.startswith((*_CODE_OPENINGS, b"\\", b"#{")) and not (quoted and digit and mixed):
         return False
     prose = _PROSE_SIGN.search(head) is not None
-    digit, special = _has_digit(value), _special(value)
     if value.isdigit():
-        return len(value) >= 4 and (len(value) >= 5 or quoted or prose)
+        return len(value) >= 5 or (len(value) == 4 and (quoted or prose))
     if _CODE.match(value):
-        if not digit:
-            return (
-                quoted
-                and drawn.mixed(value)
-                and len(value) >= 8
-                and drawn.entropy(value) > 3.2
-                and _CODE.match(value.swapcase()) is None
-            )
-        return (
-            len(value) >= 5
-            and not re.search(rb"(?i)pass|pwd|input|param|arg|field|value|str|text|key|word", value)
-            and (quoted or not prose or len(value) >= 6)
-        )
+        if digit:  # `hunter2`, but not `password2` or `arg1`
+            return len(value) >= (6 if prose else 5) and not _ORDINARY.search(value)
+        return quoted and mixed and len(value) >= 8 and drawn.jumbled(value)
     if digit:
         return True
     if special and any(byte in ALNUM for byte in value):
-        return quoted or (len(value) >= 6 and not re.search(rb"[.*&=]|->|::|\?$|!$", value))
-    return drawn.mixed(value) and len(value) >= 8 and drawn.entropy(value) > 2.9
+        return quoted or (len(value) >= 6 and not _EXPRESSION.search(value))
+    return mixed and len(value) >= 8 and drawn.entropy(value) > 2.9
 
 
 def _is_secret(value: bytes, head: bytes, quoted: bool) -> bool:
     """A token: letters and digits in no order, a UUID, or long hexadecimal digits."""
     if b" " in value:
-        return bool(re.search(rb"(?i)mnemonic|phrase|seed", head)) and value.count(b" ") >= 5
-    name = head.rpartition(b"\n")[2]
-    if (
-        len(value) < 8
-        or drawn.dull(value)
-        or drawn.exemplary(value)
-        or (_CODE.match(value) and not _has_digit(value) and len(value) < 20)
-    ):
+        return _PHRASE.search(head) is not None and value.count(b" ") >= 5
+    if len(value) < 8 or drawn.dull(value) or drawn.exemplary(value):
         return False
     if drawn.UUID.match(value):
         return True
-    if b"://" in value or (
-        value.startswith((b"/", b"./", b"~/", b"@", b"&", b"-", b"0x0")) and len(value) != 40
-    ):
-        return b"://" in value and False
     if value.isdigit():
         return len(value) >= 15 and drawn.entropy(value) > 2.5
-    if _NOT_SECRET.search(name[-40:]) and not drawn.is_drawn(value):
+    if value.startswith(_CODE_OPENINGS) and len(value) != 40:  # so long is an AWS secret
         return False
-    switches = drawn.switches(value)
+    if _NOT_SECRET.search(head.rpartition(b"\n")[2][-40:]) and not drawn.is_drawn(value):
+        return False
+    return _looks_drawn(value, quoted=quoted)
+
+
+def _looks_drawn(value: bytes, *, quoted: bool) -> bool:
+    """The shorter a value is, the more often must letters and digits follow each other in it."""
+    switches, digit, mixed = drawn.switches(value), _has_digit(value), drawn.mixed(value)
     if len(value) < 12:
-        return (switches >= 2 and (quoted or drawn.mixed(value))) or (
-            _special(value) and switches >= 2
-        )
+        return switches >= 2 and (quoted or mixed or _special(value))
+    entropy = drawn.entropy(value)
     if len(value) < 20:
-        return (switches >= 2 or (drawn.mixed(value) and _has_digit(value))) and drawn.entropy(
-            value
-        ) > 2.8
+        return entropy > 2.8 and (switches >= 2 or (mixed and digit))
     if switches >= 3:
-        return drawn.entropy(value) > 2.9
-    return (
-        (
-            drawn.mixed(value)
-            and drawn.entropy(value) > 4.0
-            and (_has_digit(value) or _CODE.match(value) is None)
-        )
-        or (
-            drawn.entropy(value) > 3.5
-            and _has_digit(value)
-            and _CODE.match(value) is None
-            and not re.search(rb"[./:]", value)
-        )
-        or (
-            len(value) >= 24 and value.isalnum() and drawn.entropy(value) > 3.6 and _unspoken(value)
-        )
-    )
+        return entropy > 2.9
+    code = _CODE.match(value) is not None
+    if mixed and entropy > 4.0 and (digit or not code):
+        return True
+    if digit and entropy > 3.5 and not code and not _DELIMITED.search(value):
+        return True
+    return len(value) >= 24 and value.isalnum() and entropy > 3.6 and _unspoken(value)
 
 
 def _is_long_secret(value: bytes, head: bytes) -> bool:
@@ -277,11 +264,8 @@ def _is_long_secret(value: bytes, head: bytes) -> bool:
     return not _FILE_OR_DATE.match(value)
 
 
-def _options(scan: Scan) -> Iterator[Span]:
-    for match in scan.matches(_OPTION):
-        yield from _option(match)
-    if not scan.has(_MARK):
-        return
+def commands(scan: Scan) -> Iterator[Span]:
+    """Yield what is given to commands and kept in cookies and password files."""
     for pattern in (_CURL_USER, _MYSQL):
         for match in scan.matches(pattern):
             yield from _option(match)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator
 from typing import Final
 
-from .scan import Label, Scan, Span, compiled
+from .scan import ALNUM, Label, Scan, Span, compiled
 
 _HOME = compiled(
     r"(?:\\?/)(?:Users|home|usr/home|var/home|export/home)\\?/"
@@ -46,6 +46,9 @@ def find(scan: Scan) -> Iterator[Span]:
         start, end = match.span()
         if start < done or start < 0:
             continue
+        inside = start > 1 and text[start - 1] in ALNUM and text[start - 2] in ALNUM
+        if inside and text[start] == 47 and not text.endswith(_ROOT_ENDS, 0, start):
+            continue  # `src/home/x`: a folder inside another
         if text[start] not in b"/\\~" and not text[start : start + 1].isalpha():
             start += 1  # the sign before a tilde
         tail = end - 1 if text[end - 1 : end].isalpha() and text[end - 2 : end - 1] == b"/" else end

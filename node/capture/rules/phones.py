@@ -13,8 +13,8 @@ _EXACT_MAX = 100  # numbers of one text that the library judges; it is slow, and
 
 _EXTENSION = r"(?:[ ,;]{0,2}(?:x|ext\.?|extension|#|;ext=|Durchwahl)[ .:]{0,2}\d{1,6})?"
 _INTERNATIONAL = compiled(
-    r"(?:\+|\(\+|\b00|\b011[ -])[ (]{0,2}[1-9]\d{0,3}\)?(?:[ \xa0\xc2./-]{0,3}\(?\d{1,12}\)?){1,7}"
-    + _EXTENSION
+    r"(?:(?:\+|\(\+|\b011[ -])[ (]{0,2}[1-9]\d{0,3}\)?|\b00 ?[1-9]\d{0,2}[ ./-]{1,2})"
+    r"(?:[ \xa0\xc2./-]{0,3}\(?\d{1,12}\)?){1,7}" + _EXTENSION
 )
 _AMERICAN = compiled(
     r"(?:\+?1[ .-]?)?(?:\([2-9]\d\d\)[ .-]{0,2}[2-9]\d\d[ .-]\d{4}"
@@ -23,7 +23,7 @@ _AMERICAN = compiled(
     r"|[2-9]\d\d - [2-9]\d\d - \d{4})" + _EXTENSION
 )
 # A trunk zero and three or more groups: how most of the world writes a number at home.
-_TRUNK = compiled(r"\(?0[1-9]\d{0,3}\)?[ /-]{1,2}\d{2,4}(?:[ -]\d{2,4}){1,3}")
+_TRUNK = compiled(r"(?:\(0|\b0)[1-9]\d{0,3}\)?[ /-]{1,2}\d{2,4}(?:[ -]\d{2,4}){1,3}")
 _NOUNS = (
     r"(?:(?:tele|smart|i)?phone\w{0,10}|ph|tel\w{0,12}"
     r"|t[\xc3\xa9e]{1,2}l[\xc3\xa9e]{1,2}ph\w{0,6}|tel[\xc3\xa9e]{1,2}fono|mob(?:ile"
@@ -44,7 +44,6 @@ _VERBS = (
 # What stands between a word and its number: how much is judged afterwards, for counting it here
 # would make the automaton large.
 _BETWEEN = r"[^\d\n+(]*(?:\n[ \t]*)?"
-_BETWEEN_MAX = 26
 _NAMED = compiled(
     r"(?i)(?:"
     + _NOUNS

@@ -17,6 +17,8 @@ from .scan import RANK, WORD, Label, Scan, Span, compiled
 
 DEPTH_MAX: Final = 3  # of base64 in base64
 _PRINTABLE: Final = bytes(range(32, 127)) + b"\t\n\r"
+# The first digit of four stands for the first six bits of three bytes: those that text begins with.
+_FIRST: Final = b"CDIJKLMNOPQRSTUVWXYZabcdefwxyz0123456789"
 _RUN = compiled(r"[A-Za-z0-9+/]{20,}")
 _WRAPPED = re.compile(
     rb"(?:[A-Za-z0-9+/]{40,80}(?:\r?\n|\\n))+[A-Za-z0-9+/]{1,80}(?![A-Za-z0-9+/])"
@@ -66,6 +68,10 @@ def find(
         start, end = match.span()
         run = match.group()
         if end - start >= 40:
+            if _HEXADECIMAL.fullmatch(run):
+                if hexes.is_secret(text, start, end):
+                    yield Span(start, end, Label.API_KEY, "long run of hexadecimal digits")
+                continue
             for found in _HEXADECIMAL.finditer(run):
                 first, last = start + found.start(), start + found.end()
                 if hexes.is_secret(text, first, last):
@@ -106,6 +112,9 @@ def _prefixed(scan: Scan, start: int, end: int) -> Span | None:
     first = scan.back(start - 1, _PREFIX, 24)
     if first == start - 1 or _NO_KEY.match(text[first:start]) or exemplary(body):
         return None
+    word = scan.back(start, WORD, 200)
+    if text[word : word + 2] == b"_Z":
+        return None  # a mangled name of C++
     if text[first - 1 : first] in (b"/", b".", b"=", b"+") or text[end : end + 1] in (b"/", b"."):
         return None
     return Span(first, end, Label.API_KEY, "form of a key with a prefix")
@@ -131,6 +140,8 @@ def _encoded(
 
 def _decoded(run: bytes) -> bytes | None:
     """The text in a run, or None if it is none."""
+    if run[:24:4].translate(None, _FIRST):
+        return None  # the common case: a hash or a name
     if b"\n" in run or b"\\" in run:
         run = run.replace(b"\\n", b"").replace(b"\r", b"").replace(b"\n", b"")
     if len(run) % 4 == 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from enum import StrEnum
+from operator import itemgetter
 from typing import Any, Final, NamedTuple
 
 import re2
@@ -33,8 +34,6 @@ RANK: Final = {label: rank for rank, label in enumerate(Label)}
 
 WORD: Final = frozenset(b"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_")
 ALNUM: Final = WORD - {ord("_")}
-DIGIT: Final = frozenset(b"0123456789")
-HEX: Final = frozenset(b"0123456789abcdefABCDEF")
 
 
 class Span(NamedTuple):
@@ -103,30 +102,100 @@ class Scan:
 Rule = Callable[[Scan], Iterable[Span]]
 
 
-def compiled(pattern: str) -> Any:
-    """An RE2 pattern over single bytes: a smaller automaton than one over UTF-8."""
-    options = re2.Options()
-    options.max_mem = 64 << 20
-    options.encoding = re2.Options.Encoding.LATIN1
-    return re2.compile(pattern.encode("latin-1"), options)
+class Found:
+    """One match: what the rules ask of it, and no more."""
+
+    __slots__ = ("_spans", "_text")
+
+    def __init__(self, text: bytes, spans: list[tuple[int, int]]) -> None:
+        self._text = text
+        self._spans = spans
+
+    def span(self, group: int = 0) -> tuple[int, int]:
+        """(-1, -1) for a group that took no part."""
+        return self._spans[group]
+
+    def start(self, group: int = 0) -> int:
+        return self._spans[group][0]
+
+    def end(self, group: int = 0) -> int:
+        return self._spans[group][1]
+
+    def group(self, group: int = 0) -> bytes:
+        start, end = self._spans[group]
+        return self._text[start:end] if start >= 0 else b""
+
+    __getitem__ = group
 
 
-def any_of(*patterns: Any) -> Any:
+class Pattern:
+    """An RE2 pattern over bytes.
+
+    It calls the engine directly: what the module `re2` puts around each call, for offsets in
+    characters, costs as much as the search of a short text.
+    """
+
+    def __init__(self, pattern: bytes, *, capture: bool = True, utf8: bool = False) -> None:
+        """utf8: characters are matched; otherwise single bytes, by a smaller automaton."""
+        options = re2.Options()
+        options.max_mem = 64 << 20
+        if not utf8:
+            options.encoding = re2.Options.Encoding.LATIN1
+        options.never_capture = not capture
+        self.pattern = pattern
+        self._match = re2.compile(pattern, options)._regexp.Match
+
+    def search(self, text: bytes, start: int = 0, end: int | None = None) -> Found | None:
+        return self._first(_UNANCHORED, text, start, end)
+
+    def match(self, text: bytes, start: int = 0, end: int | None = None) -> Found | None:
+        return self._first(_ANCHOR_START, text, start, end)
+
+    def fullmatch(self, text: bytes, start: int = 0, end: int | None = None) -> Found | None:
+        return self._first(_ANCHOR_BOTH, text, start, end)
+
+    def finditer(self, text: bytes) -> Iterator[Found]:
+        """The matches from left to right; after an empty one it goes on at the next byte."""
+        match, at, end = self._match, 0, len(text)
+        while at <= end:
+            spans = match(_UNANCHORED, text, at, end)
+            start, stop = spans[0]
+            if start < 0:
+                return
+            yield Found(text, spans)
+            at = stop if stop > start else stop + 1
+
+    def _first(self, anchor: Any, text: bytes, start: int, end: int | None) -> Found | None:
+        size = len(text)
+        last = size if end is None or end > size else end
+        if start > last:
+            return None
+        spans = self._match(anchor, text, start, last)
+        return Found(text, spans) if spans[0][0] >= 0 else None
+
+
+_UNANCHORED: Final = re2._re2.RE2.Anchor.UNANCHORED
+_ANCHOR_START: Final = re2._re2.RE2.Anchor.ANCHOR_START
+_ANCHOR_BOTH: Final = re2._re2.RE2.Anchor.ANCHOR_BOTH
+
+
+def compiled(pattern: str) -> Pattern:
+    """A pattern over single bytes."""
+    return Pattern(pattern.encode("latin-1"))
+
+
+def any_of(*patterns: Pattern) -> Pattern:
     """One pattern for what any of them matches, to pass over all of them in a single scan.
 
     Only for those whose union stays a small automaton: measure before adding one.
     """
-    options = re2.Options()
-    options.max_mem = 64 << 20
-    options.encoding = re2.Options.Encoding.LATIN1
-    options.never_capture = True
-    return re2.compile(b"|".join(pattern.pattern for pattern in patterns), options)
+    return Pattern(b"|".join(pattern.pattern for pattern in patterns), capture=False)
 
 
 def merged(spans: Iterable[Span]) -> list[Span]:
     """The union of the spans, in order; where several meet, the label that comes first stands."""
     union: list[Span] = []
-    for span in sorted(spans, key=lambda one: one[:2]):  # of equals, the first found
+    for span in sorted(spans, key=itemgetter(0)):  # of equals, the first found
         if union and span.start < union[-1].end:
             last = union[-1]
             first = min(last, span, key=lambda one: RANK[one.label])

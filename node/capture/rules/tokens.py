@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Final
 
 from .drawn import dull, entropy, exemplary, jumbled, mixed, switches
-from .scan import ALNUM, WORD, Label, Scan, Span, any_of, compiled
+from .scan import ALNUM, WORD, Label, Scan, Span, compiled
 
 # The opening of a key, a space, and what must follow at least. The openings are those that their
 # issuers document; what follows is long enough that no word of prose matches.
@@ -22,7 +23,6 @@ shp(?:at|ss|ca|pa|ua|rt|tka)_ [0-9A-Za-z]{30}
 shippo_(?:live|test)_ [0-9a-f]{30}
 FLW(?:SECK|PUBK)(?:_TEST)?- [A-Za-z0-9-]{12}
 access_token\$(?:production|sandbox)\$ [0-9a-z]{16}\$[0-9a-f]{16}
-(?:live|test)_ [A-Za-z0-9]{30}
 rzp_(?:live|test)_ [A-Za-z0-9]{14}
 duffel_(?:live|test)_ [A-Za-z0-9=_-]{30}
 EZ[AT]K [A-Za-z0-9]{50}
@@ -81,12 +81,10 @@ nvapi- [A-Za-z0-9_-]{30}
 ABSK [A-Za-z0-9+/=]{60}
 bedrock-api-key- [A-Za-z0-9+/=]{20}
 hv[sbr]\. [A-Za-z0-9_-]{20}
-s\. [A-Za-z0-9]{24}
 (?:AGE-SECRET-KEY-|age-secret-key-)1 [0-9A-Za-z]{40}
 dp\.(?:pt|st|ct|sa|scim|audit)\. [A-Za-z0-9_.-]{30}
 ops_eyJ [A-Za-z0-9+/=]{40}
 A3- [A-Z0-9]{6}-[A-Z0-9]{5,11}-[A-Z0-9]{5}
-st\. [0-9a-f]{24}\.[0-9a-f]{20}
 akp_ [A-Za-z0-9]{24}
 tskey-[a-z]{1,20}- [A-Za-z0-9-]{10}
 xox[a-z]- [A-Za-z0-9-]{10}
@@ -95,7 +93,6 @@ xoxe\.xox[bp]-\d- [A-Za-z0-9-]{20}
 SG\. [A-Za-z0-9_-]{16}
 (?:pub)?key- [0-9a-f]{32}
 x(?:keys|smtps)ib- [0-9a-f]{40}
-re_ [A-Za-z0-9]{8}_[A-Za-z0-9]{16}
 (?:S[KA]|AC) [0-9a-f]{32}
 mfa\. [A-Za-z0-9_-]{80}
 PMA[KT]- [A-Za-z0-9-]{20}
@@ -128,7 +125,6 @@ sbp_ [0-9a-f]{40}
 sb_(?:secret|publishable)_ [A-Za-z0-9_-]{20}
 napi_ [a-z0-9]{40}
 CFPAT- [A-Za-z0-9_-]{40}
-pat [A-Za-z0-9]{14}\.[0-9a-f]{64}
 pat-(?:na|eu)\d- [0-9a-f-]{30}
 pnu_ [A-Za-z0-9]{36}
 p8e- [A-Za-z0-9]{32}
@@ -147,16 +143,20 @@ v[234]\.(?:local|public)\. [A-Za-z0-9_-]{40}
 """
 # Forms that begin with anything and have their mark inside; the mark is looked for first.
 _INNER = (
-    compiled(r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{50,80}"),
-    compiled(r"\d{8,14}-[a-z0-9]{32}\.apps\.googleusercontent\.com"),
-    compiled(r"\d{8,10}:AA[A-Za-z0-9_-]{33}"),
-    compiled(r"[0-9a-f]{32}-us\d{1,2}"),
-    compiled(r"[0-9a-f]{36}NRAL"),
-    compiled(r"[A-Za-z0-9_~.-]{3}\dQ~[A-Za-z0-9_~.-]{31,34}"),
+    (b".atlasv1.", compiled(r"[A-Za-z0-9]{14}\.atlasv1\.[A-Za-z0-9_=-]{50,80}")),
+    (b".apps.googleu", compiled(r"\d{8,14}-[a-z0-9]{32}\.apps\.googleusercontent\.com")),
+    (b":AA", compiled(r"\d{8,10}:AA[A-Za-z0-9_-]{33}")),
+    (b"NRAL", compiled(r"[0-9a-f]{36}NRAL")),
+    (b"Q~", compiled(r"[A-Za-z0-9_~.-]{3}\dQ~[A-Za-z0-9_~.-]{31,34}")),
+    (b"pat", compiled(r"pat[A-Za-z0-9]{14}\.[0-9a-f]{64}")),
+    (b"re_", compiled(r"re_[A-Za-z0-9]{8}_[A-Za-z0-9]{16,32}")),
+    (b".", compiled(r"st?\.[0-9A-Za-z]{24}(?:\.[0-9a-f]{20,64})?")),
 )
+_CENTRE = compiled(r"-us\d{1,2}")  # after 32 hexadecimal digits; to count those first is slow
+_HEXADECIMAL = re.compile(rb"[0-9a-f]{32}")
 _MARK = compiled(
-    r"\.atlasv1\.|\.apps\.googleusercontent\.com|:AA[A-Za-z0-9_-]{20}|[0-9a-f]-us\d"
-    r"|[0-9a-f]NRAL|\dQ~|\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}"
+    r"\.atlasv1\.|\.apps\.googleusercontent\.com|:AA[A-Za-z0-9_-]{20}|[0-9a-f]-us\d|[0-9a-f]NRAL"
+    r"|\dQ~|\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}|pat[A-Za-z0-9]{14}\.|re_[A-Za-z0-9]{8}_|st?\.[0-9A-Za-z]{24}"
 )
 _DOTTED = compiled(r"\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}")
 _PREFIX = WORD | {45}
@@ -165,6 +165,7 @@ _PAIRS = [form.split(" ") for form in _FORMS.split("\n") if form]
 _OPENING = compiled(r"(" + "|".join(opening for opening, _ in _PAIRS) + r")[A-Za-z0-9_.=+/|$-]{10}")
 _KNOWN = compiled("|".join(opening + rest for opening, rest in _PAIRS))
 _FORM_BYTES_MAX = 256
+_JUDGED_BYTES = 160
 _WEAK = re.compile(
     rb"(?i)(?:live|test|secret|ak|uk|fw|key|org|pat|ph[cxs]|re_|st\.|s\.|1//|YC|cio|v1\.|EAA|AC|oy2"
     rb"|openai|anthropic|mistral|cohere|together|groq|deepseek|replicate)"
@@ -177,17 +178,21 @@ _HEADER = compiled(
     r"(?i)(?:bearer|basic|token|apikey|negotiate|ntlm"
     r"|hmac)[ \t:]{1,3}[\"']?([A-Za-z0-9._~+/-]{12})"
 )
-_ANY = any_of(_AWS, _HEADER)
 _HEADER_REST = re.compile(rb"[A-Za-z0-9._~+/-]*=*")
 _REST = re.compile(rb"[A-Za-z0-9_+/=-]*(?:[.|$~][A-Za-z0-9_=-]+)*")
 
+SHAPES: Final = (_AWS, _HEADER, _MARK)
+
 
 def find(scan: Scan) -> Iterator[Span]:
-    """Yield every key with a known opening or form, and what an authorization header carries."""
-    if scan.has(_ANY):
-        yield from _aws(scan)
-        yield from _headers(scan)
+    """Yield every key with a known opening."""
     yield from _known(scan)
+
+
+def seldom(scan: Scan) -> Iterator[Span]:
+    """Yield every key of a form that is not told by its opening, and authorization headers."""
+    yield from _aws(scan)
+    yield from _headers(scan)
     yield from _marked(scan)
 
 
@@ -221,10 +226,13 @@ def _known(scan: Scan) -> Iterator[Span]:
         form = _KNOWN.match(text, start, start + _FORM_BYTES_MAX)
         if form is None or dull(form.group()[4:24]):
             continue
-        rest = _REST.match(text, form.end())
+        rest = _REST.match(text, form.end(), start + _JUDGED_BYTES)
         end = _unmarked(text, form.end(), rest.end() if rest else form.end())
-        if not _is_key(text[start : min(end, start + 128)], match.group(1)):
+        if not _is_key(text[start : min(end, start + 72)], match.group(1)):
+            done = form.end()
             continue
+        if end - start >= _JUDGED_BYTES and (rest := _REST.match(text, end)):
+            end = _unmarked(text, end, rest.end())
         done = end
         prefix = text[start : start + 3].decode("latin-1")
         yield Span(start, done, Label.API_KEY, f"known prefix {prefix}…")
@@ -232,13 +240,18 @@ def _known(scan: Scan) -> Iterator[Span]:
 
 def _marked(scan: Scan) -> Iterator[Span]:
     text = scan.text
-    if not scan.has(_MARK):
-        return
-    for pattern in _INNER:
-        for match in scan.matches(pattern):
-            start, end = match.span()
-            if not scan.joined(start, end, ALNUM) and switches(match.group()) >= 3:
-                yield Span(start, end, Label.API_KEY, "known form of a key")
+    spans = [
+        match.span() for mark, pattern in _INNER if mark in text for match in scan.matches(pattern)
+    ]
+    if b"-us" in text:
+        spans += [
+            (match.start() - 32, match.end())
+            for match in scan.matches(_CENTRE)
+            if _HEXADECIMAL.fullmatch(text, max(0, match.start() - 32), match.start())
+        ]
+    for start, end in spans:
+        if not scan.joined(start, end, ALNUM) and switches(text[start:end]) >= 3:
+            yield Span(start, end, Label.API_KEY, "known form of a key")
     for match in scan.matches(_DOTTED):
         start = scan.back(match.start(), _PREFIX, 28)
         if (
@@ -276,7 +289,7 @@ def _is_key(value: bytes, opening: bytes) -> bool:
     if _WEAK.match(value):
         return switches(body) >= 3 and entropy(body) > 3.0
     longest = max(re.split(rb"[_-]", body), key=len)
-    return switches(body) >= 1 or jumbled(body) or len(longest) >= 24
+    return switches(body) >= 1 or jumbled(body[:40]) or len(longest) >= 24
 
 
 def _authorises(text: bytes, start: int, first: int, last: int) -> bool:
