@@ -25,7 +25,7 @@ from . import libp2p_fence as fence
 from .framing import FrameError, FrameReader, framed
 from .outbox import Budget, Outbox
 from .ports import Arrived, Channel, Connected, Disconnected, PeerId, TransportEvent
-from .transport_config import DialError, ListenError, TransportConfig
+from .transport_config import DialError, ListenError, PortInUseError, TransportConfig
 
 if TYPE_CHECKING:
     from trio_typing import TaskStatus
@@ -435,7 +435,9 @@ def _refuse_port_in_use(listen: str) -> None:
     """
     parts = _TCP_ADDRESS.match(listen)
     if parts is None:
-        raise ListenError(f"cannot listen on {listen!r}: expected /ip4/ADDRESS/tcp/PORT")
+        raise ListenError(
+            f"cannot listen on {listen!r}: it is no TCP multiaddr; expected /ip4/ADDRESS/tcp/PORT"
+        )
     host, port = parts["host"], int(parts["port"])
     family = socket.AF_INET if parts["version"] == "4" else socket.AF_INET6
     with socket.socket(family, socket.SOCK_STREAM) as probe:
@@ -444,7 +446,8 @@ def _refuse_port_in_use(listen: str) -> None:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
             in_use = isinstance(error, OSError) and error.errno == errno.EADDRINUSE
-            why = "another process listens there" if in_use else str(error)
-            raise ListenError(
-                f"cannot listen on {listen}: {why}; stop it or choose another address"
-            ) from error
+            if in_use:
+                raise PortInUseError(
+                    f"cannot listen on {listen}: another process listens there"
+                ) from error
+            raise ListenError(f"cannot listen on {listen}: {error}") from error

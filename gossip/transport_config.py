@@ -32,5 +32,9 @@ class ListenError(OSError):
     """The address cannot be listened on. The owner's to mend: says what to do."""
 
 
+class PortInUseError(ListenError):
+    """Another process listens on the address."""
+
+
 class DialError(Exception):
     """A peer could not be reached at an address."""

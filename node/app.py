@@ -52,6 +52,7 @@ if TYPE_CHECKING:
     from router.ports import Encoder
 
     from .capture import PIIScrubber, TrainingCorpus
+    from .capture.known import KnownHere
     from .capture.sessions import Session
     from .classroom import Classroom
     from .consent import ConsentManager
@@ -121,6 +122,7 @@ class App:
         self.home = home
         self.clock = clock or SystemClock()
         self.config = config_file.load(home)
+        self._known: KnownHere | None = None  # the scrubber's
         self._withheld: tuple[tuple[int, int], dict[LeafId, str]] | None = None
 
     @classmethod
@@ -172,13 +174,19 @@ class App:
 
     @cached_property
     def scrubber(self) -> PIIScrubber:
-        """Knows the secrets of this machine too: of the environment and of allowed projects."""
+        """Knows the secrets of this machine too: of the environment and of its projects."""
         from .capture.known import open_known
-        from .capture.known_sources import here
+        from .capture.known_folders import looked_into
         from .capture.scrubber import PIIScrubber
 
-        folders = [*here(), *self.consent.allowed_folders(self.user_id)]
-        return PIIScrubber(open_known(self.home, self.config.capture, os.environ, folders))
+        folders = looked_into(self.consent, self.user_id)
+        self._known = open_known(self.home, self.config.capture, os.environ, folders)
+        return PIIScrubber(self._known)
+
+    def look_into(self, folder: str | None) -> None:
+        """Have the scrubber know the secrets of the project that a session is about."""
+        if self._known is not None:
+            self._known.look_into(folder)
 
     @cached_property
     def forests(self) -> ForestStore:
@@ -257,8 +265,10 @@ class App:
         """Tell both the event file and somebody else."""
 
         def tell(told: Told) -> None:
-            self.events.tell(told)
-            also(told)
+            try:
+                self.events.tell(told)
+            finally:
+                also(told)  # a full disk, too, is told to whoever looks
 
         return tell
 

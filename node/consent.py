@@ -3,7 +3,8 @@
 Consent is append-only: the latest row of a user is in force, whole, the earlier ones are the proof
 of what was agreed before. Capture is also per source and, for the transcripts of coding assistants,
 per project folder: what is not on the list is not captured. A store that is not the one that was
-written last counts as off until the owner is asked again (`node.witness`).
+written last counts as off until the owner is asked again (`node.witness`); one in a home that is
+from before its last full deletion, until everything is deleted again (`node.deleted`).
 
 The flag file beside the database is what `node.gate` looks at. It may be missing while capture is
 allowed (the next opening mends that), never present while it is not: it is removed before a
@@ -25,6 +26,7 @@ from typing import Any, Final
 
 import msgspec
 
+from . import deleted
 from .clock import Clock, SystemClock
 from .consent_store import ConsentLockedError, ConsentUnreadableError, Row
 from .errors import OwnerError
@@ -58,6 +60,9 @@ CURRENT_CONSENT_VERSION = "1.0"  # a new version of the terms asks everybody aga
 FREE_SOURCES: Final = frozenset({"api", "jsonl", "pydoc"})
 # What is read from another tool's history of everything: only of the projects that were named.
 FOLDER_SOURCES: Final = frozenset({"claude-code", "codex"})
+
+# Why consent is off in a home that brings deleted data back.
+BEFORE_DELETION: Final = "this home is from before the last deletion of everything"
 
 Folder = str | PathLike[str]
 
@@ -101,6 +106,24 @@ class Allowed:
             and all(inside(folder, other.folders) for folder in self.folders)
         )
 
+    def captures(self, source: str, folder: str | None) -> bool:
+        """True if a text of this source, about this project folder, may be kept."""
+        if Scope.CAPTURE not in self.scopes:
+            return False
+        if source in FREE_SOURCES:
+            return True
+        if source not in self.sources:
+            return False
+        if source not in FOLDER_SOURCES:
+            return True
+        place = resolved(folder) if folder else None
+        return place is not None and inside(place, self.folders)
+
+    def __or__(self, more: Allowed) -> Allowed:
+        return Allowed(
+            self.scopes | more.scopes, self.sources | more.sources, self.folders | more.folders
+        )
+
 
 NOTHING: Final = Allowed()
 
@@ -118,6 +141,8 @@ class ConsentRecord:
     sources: frozenset[str] = frozenset()
     folders: frozenset[Path] = frozenset()
     suspended: bool = False  # the node's doing, not the owner's
+    number: int = 0  # of its receipt
+    broken: str = ""  # why nothing was in force when this was decided, whatever stands before it
 
     @property
     def allowed(self) -> Allowed:
@@ -149,10 +174,13 @@ class ConsentManager:
         self._clock = clock or SystemClock()
         self._flag = path.with_name(FLAG_FILE)
         self._ledger = Ledger(path, self._clock, signer)
+        self._home = path.parent
         try:
             self._ledger.mend()
             self._mend_flag()
             self._ledger.sign_later()
+            if deleted.undone(self._home) is not None:
+                self.suspend(BEFORE_DELETION)
         except OwnerError as problem:  # what only mends must not keep the owner from looking
             log.warning("consent not mended reason=%s", type(problem).__name__)
 
@@ -186,15 +214,12 @@ class ConsentManager:
     ) -> None:
         """Record a decision. It replaces the one before: what is not named is off.
 
-        Raises FolderError for a folder that is no project.
+        Raises FolderError for a folder that is no project, UndoneDeletionError in a home that is
+        from before its last full deletion.
         """
         agreed = NOTHING
         if opted_in:
-            agreed = Allowed(
-                frozenset(Scope(scope) for scope in scopes),
-                frozenset(sources),
-                frozenset(map(project_folder, folders)),
-            )
+            agreed = named_by(scopes, sources, folders)
         self._decide(
             user_id,
             lambda before: agreed,
@@ -214,22 +239,11 @@ class ConsentManager:
     ) -> None:
         """Add to what is in force, as one decision. disclosure: SHA-256 of the text shown, in hex.
 
-        Raises NotGrantedError for sources or folders without the scope capture.
+        Raises NotGrantedError for sources or folders without the scope capture, and what
+        `record_consent` raises.
         """
-        more = Allowed(
-            frozenset(Scope(scope) for scope in scopes),
-            frozenset(sources),
-            frozenset(map(project_folder, folders)),
-        )
-        self._decide(
-            user_id,
-            lambda before: Allowed(
-                before.scopes | more.scopes,
-                before.sources | more.sources,
-                before.folders | more.folders,
-            ),
-            disclosure=disclosure,
-        )
+        more = named_by(scopes, sources, folders)
+        self._decide(user_id, lambda before: before | more, disclosure=disclosure)
 
     def withdraw(
         self,
@@ -310,17 +324,7 @@ class ConsentManager:
 
     def may_capture(self, user_id: str, source: str = "api", folder: str | None = None) -> bool:
         """True if a text of this source, about this project folder, may be kept now."""
-        allowed = self.allowed(user_id)
-        if Scope.CAPTURE not in allowed.scopes:
-            return False
-        if source in FREE_SOURCES:
-            return True
-        if source not in allowed.sources:
-            return False
-        if source not in FOLDER_SOURCES:
-            return True
-        place = resolved(folder) if folder else None
-        return place is not None and inside(place, allowed.folders)
+        return self.allowed(user_id).captures(source, folder)
 
     def allowed(self, user_id: str) -> Allowed:
         """All that is in force now."""
@@ -426,10 +430,13 @@ class ConsentManager:
                 disclosure=disclosure,
             )
             after = _record(decision).allowed
+            grants = not after.within(before)
+            if grants:
+                deleted.refuse_if_undone(self._home)
             ledger.append(
                 [decision],
                 stands=before.within(after),
-                grants=not after.within(before),
+                grants=grants,
                 # A crash in the middle of what takes something away leaves nothing in force.
                 before=self._lower_flag_if_off if before.within(after) else self._lower_flag,
             )
@@ -457,6 +464,15 @@ class ConsentManager:
         if self._flag.exists():
             self._flag.unlink(missing_ok=True)
             sync_dir(self._flag.parent)
+
+
+def named_by(scopes: Iterable[str], sources: Iterable[str], folders: Iterable[Folder]) -> Allowed:
+    """What a grant names. Raises FolderError for a folder that is no project."""
+    return Allowed(
+        frozenset(Scope(scope) for scope in scopes),
+        frozenset(sources),
+        frozenset(map(project_folder, folders)),
+    )
 
 
 def _whole(agreed: Allowed, before: Allowed) -> Allowed:
@@ -488,4 +504,6 @@ def _record(said: Decision) -> ConsentRecord:
         frozenset(said.sources),
         frozenset(map(Path, said.folders)),
         said.event == SUSPENSION,
+        said.number,
+        said.broken,
     )

@@ -10,8 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from leaves.model import Instant
 
-from . import disclosure
+from . import deleted, disclosure
 from .disclosure import Shown
+from .errors import OwnerError
+from .folders import inside, named
+from .receipts import missing, read
 from .show import moment
 
 if TYPE_CHECKING:
@@ -27,7 +30,7 @@ def grant(
 ) -> dict[str, list[str]]:
     """Allow scopes, sources and folders as one decision; return all that is in force.
 
-    To be called once the owner has seen `disclosure.TEXT`: the receipt says so.
+    To be called once the owner has seen `disclosure.text`: the receipt says so.
     """
     from .consent import Scope
 
@@ -36,9 +39,31 @@ def grant(
         [Scope(scope) for scope in scopes],
         sources=sources,
         folders=folders,
-        disclosure=disclosure.SHA256,
+        disclosure=disclosure.sha256(disclosure.text(scopes, sources)),
     )
     return in_force(app)
+
+
+def not_in_force(
+    app: App, scopes: Sequence[str], sources: Sequence[str], folders: Sequence[Path]
+) -> list[str]:
+    """What of these is not allowed anyway: to withdraw it changes nothing."""
+    allowed = app.consent.allowed(app.user_id)
+    idle = [scope for scope in scopes if scope not in allowed.scopes]
+    idle += [source for source in sources if source not in allowed.sources]
+    return idle + [
+        str(folder)
+        for folder in folders
+        if not any(inside(each, [named(folder)]) for each in allowed.folders)
+    ]
+
+
+def stored(app: App) -> int:
+    """How many records there are; 0 if that cannot be read: it must stop no withdrawal."""
+    try:
+        return sum(not record.closes for record in app.corpus.records())
+    except OwnerError:
+        return 0
 
 
 def revoke(
@@ -67,42 +92,75 @@ def in_force(app: App) -> dict[str, list[str]]:
 
 
 def standing(app: App) -> dict[str, Any]:
-    """How consent stands: in force or why not, what is allowed and since when, how to say yes."""
+    """How consent stands: in force or why not, what is allowed and since when, how to say yes.
+
+    undone: the last full deletion, if this home is from before it; else None.
+    """
     consent, user = app.consent, app.user_id
     history = consent.get_consent_history(user)
     allowed = in_force(app)
+    last = deleted.undone(app.home)
     return {
         "standing": consent.standing(user).value,
         "reason": consent.why_off(user),
         **allowed,
         "since": _since(history, allowed),
-        "again": _again(history),
+        "undone": last and {"at": moment(Instant(int(last.at))), "records": last.records},
+        "again": "groove-node data --delete" if last else _again(history),
     }
 
 
 def is_new(app: App, scope: str) -> bool:
     """True if a scope is not in force. Makes no store where there is none yet."""
-    return not (app.home / "consent.db").exists() or not app.allows(scope)
+    return not _has_store(app) or not app.allows(scope)
 
 
-def preview(app: App, sources: Sequence[str]) -> tuple[bool, list[Shown]]:
-    """The owner's latest asks before and after scrubbing, and whether they are the owner's own.
+def _has_store(app: App) -> bool:
+    return (app.home / "consent.db").exists()
 
-    sources: only of these; empty means any. Reads the histories of other tools and stores nothing:
-    what comes back is for the terminal alone. Without a history, an example.
+
+def preview(
+    app: App, scopes: Sequence[str], sources: Sequence[str], folders: Sequence[Path]
+) -> tuple[str, list[Shown]] | None:
+    """The latest asks that a grant would newly capture, before and after scrubbing.
+
+    None if it captures nothing more. Where it captures no history that is here, the first of the
+    pair says so, and the second is an example. Reads the histories of other tools and stores
+    nothing: what comes back is for the terminal alone.
     """
     from .capture import PIIScrubber
     from .capture.known import Known
     from .capture.known_sources import gather
     from .capture.sources.latest import latest_asks
     from .capture.sources.source import formats
+    from .consent import FOLDER_SOURCES, NOTHING, Allowed, Scope, named_by
 
+    asked = named_by(map(Scope, scopes), sources, folders)
+    before = app.consent.allowed(app.user_id) if _has_store(app) else NOTHING
+    after = before | asked
+    lists = Allowed(frozenset(), after.sources, after.folders)
+    is_new = Scope.CAPTURE not in before.scopes
+    if Scope.CAPTURE not in after.scopes or not (is_new or not lists.within(before)):
+        return None
     # Not `app.scrubber`: that one remembers what it gathered, and nobody has said yes so far.
     scrubber = PIIScrubber(Known(gather(os.environ, [Path.cwd()]), None))
-    chosen = [each for each in formats() if not sources or each.name in sources]
-    samples = latest_asks(chosen, SAMPLES)
-    shown = [_shown(scrubber, each.source, each.folder, each.text) for each in samples]
-    return bool(shown), shown or [_shown(scrubber, "an example", None, disclosure.EXAMPLE)]
+    samples = latest_asks(
+        [each for each in formats() if each.name in after.sources],
+        SAMPLES,
+        lambda source, folder: (
+            after.captures(source, folder) and not before.captures(source, folder)
+        ),
+    )
+    shown = []
+    for each in samples:
+        shown.append(_shown(scrubber, each.source, each.folder, each.text))
+        if each.answer:
+            shown.append(_shown(scrubber, "", None, each.answer))
+    if shown:
+        return "", shown
+    reached = bool(after.folders or after.sources - FOLDER_SOURCES)
+    why = disclosure.nothing_previewed(bool(after.sources), reached)
+    return why, [_shown(scrubber, "an example", None, disclosure.EXAMPLE)] if is_new else []
 
 
 def _shown(scrubber: PIIScrubber, source: str, folder: str | None, text: str) -> Shown:
@@ -122,24 +180,43 @@ def _shown(scrubber: PIIScrubber, source: str, folder: str | None, text: str) ->
 
 
 def consent_log(app: App) -> list[dict[str, str]]:
-    """Every decision, oldest first."""
-    return [
-        {
-            "at": moment(Instant(int(record.timestamp))),
-            "version": record.consent_version,
-            "scopes": ", ".join(sorted(record.scopes)) if record.opted_in else "nothing",
-            "sources": ", ".join(sorted(record.sources)),
-            "folders": ", ".join(sorted(map(str, record.folders))),
-            "by": f"the node: {record.metadata.get('reason', '')}" if record.suspended else "you",
-        }
-        for record in app.consent.get_consent_history(app.user_id)
-    ]
+    """Every decision, oldest first, and where others are lost."""
+    lost = missing(app.consent.receipts())
+    log: list[dict[str, str]] = []
+    for record in app.consent.get_consent_history(app.user_id):
+        at = moment(Instant(int(record.timestamp)))
+        if record.broken:
+            told = lost.get(record.number, record.broken)
+            log.append(_entry(at, f"the node: {told}; nothing was in force"))
+        by = f"the node: {record.metadata.get('reason', '')}" if record.suspended else "you"
+        log.append(
+            _entry(
+                at,
+                by,
+                version=record.consent_version,
+                scopes=", ".join(sorted(record.scopes)) if record.opted_in else "nothing",
+                sources=", ".join(sorted(record.sources)),
+                folders=", ".join(sorted(map(str, record.folders))),
+            )
+        )
+    return log
+
+
+def _entry(
+    at: str, by: str, *, version: str = "", scopes: str = "", sources: str = "", folders: str = ""
+) -> dict[str, str]:
+    return {
+        "at": at,
+        "version": version,
+        "scopes": scopes,
+        "sources": sources,
+        "folders": folders,
+        "by": by,
+    }
 
 
 def receipts(app: App) -> list[dict[str, Any]]:
     """Every receipt as it is stored, oldest first."""
-    from .receipts import read
-
     listed = []
     for receipt in app.consent.receipts():
         said = read(receipt.body, receipt.hash)
@@ -162,8 +239,13 @@ def receipts(app: App) -> list[dict[str, Any]]:
     return listed
 
 
+def lost(app: App) -> list[str]:
+    """Which receipts are not here, by the word of those that came after them."""
+    return list(missing(app.consent.receipts()).values())
+
+
 def verify(app: App) -> list[str]:
-    """What is wrong with the receipts; nothing if each proves itself and none is missing."""
+    """What is wrong with the receipts; nothing if each proves itself and all are accounted for."""
     return app.consent.problems(app.origin)
 
 
@@ -190,6 +272,8 @@ def _start(history: Sequence[ConsentRecord], name: str) -> float:
         if not any(name in names for names in _listed(record.allowed).values()):
             break
         start_s = record.timestamp
+        if record.broken:  # what stands before it was not in force
+            break
     return start_s
 
 

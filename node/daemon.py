@@ -24,12 +24,12 @@ from gossip.addresses import Source
 from gossip.core import Replica
 from gossip.dialer import Dialer, DialLoop
 from gossip.driver import GossipDriver
-from gossip.events import LeafRetracted, OriginChanged, PublishBlocked
+from gossip.events import Effect, Event, LeafRetracted, OriginChanged, PublishBlocked
 from gossip.exchange import Exchange
 from gossip.exchange_events import ExchangeConfig
 from gossip.libp2p_transport import Libp2pTransport
 from gossip.ports import Connected, Disconnected
-from gossip.transport_config import ListenError
+from gossip.transport_config import ListenError, PortInUseError
 from leaves.model import LeafId
 
 from . import mesh
@@ -54,6 +54,22 @@ RETRY_S = 60.0
 WATCHER_STOPS_S = 1.5
 
 
+class _Watched:
+    """A replica with a look at it after each event, before anything that came of it is stored.
+
+    What was stored is no news to the next process, so a kill must not come between.
+    """
+
+    def __init__(self, replica: Replica, look: Callable[[], None]) -> None:
+        self._replica = replica
+        self._look = look
+
+    def handle(self, event: Event) -> list[Effect]:
+        effects = self._replica.handle(event)
+        self._look()
+        return effects
+
+
 class PortError(OwnerError):
     """The listening address cannot be had."""
 
@@ -65,11 +81,14 @@ def serve(app: App, listen: str | None, tell: Tell) -> None:
         try:
             trio.run(daemon.run)
         except* ListenError as group:
+            taken, others = group.split(PortInUseError)
+            problem = (taken or others or group).exceptions[0]
+            first = "End what listens there, or choose another:" if taken else "Give one such as"
             raise PortError(
-                str(group.exceptions[0]),
+                str(problem),
                 unchanged="The node was not started; nothing in the home was changed.",
-                next_step="End what listens there, or choose another: `groove-node run --listen "
-                "/ip4/0.0.0.0/tcp/4131`, or `listen` under [mesh.transport] in groove.toml.",
+                next_step=f"{first} `groove-node run --listen /ip4/0.0.0.0/tcp/4131`, "
+                "or `listen` under [mesh.transport] in groove.toml.",
             ) from None
         finally:
             (app.home / RUN_FILE).unlink(missing_ok=True)
@@ -89,8 +108,9 @@ class Daemon:
         self._tell = tell
         self._transport = Libp2pTransport(app.identity.transport, transport)
         self._replica = Replica(app.identity.keys, config.gossip, rng, app.mesh_store.load())
+        self._core = _Watched(self._replica, self._look_for_rollback)
         self._driver = GossipDriver(
-            self._replica,
+            self._core,
             Exchange(ExchangeConfig(), rng),
             self._transport,
             app.mesh_store,
@@ -217,11 +237,18 @@ class Daemon:
 
     def _suspend_if_rolled_back(self) -> None:
         """What peers hold of this node and it does not may include a withdrawal of consent."""
-        if self._replica.rollbacks == self._rollbacks:
+        seen = self._replica.rollbacks
+        if seen == self._rollbacks:
             return
-        self._rollbacks = self._replica.rollbacks
         if self._app.consent.suspend(ROLLED_BACK):
             self._say("suspended", f"everything is off until you say yes again: {ROLLED_BACK}")
+        self._rollbacks = seen
+
+    def _look_for_rollback(self) -> None:
+        try:
+            self._suspend_if_rolled_back()
+        except OwnerError as problem:  # the next poll tries again
+            log.warning("consent not suspended reason=%s", type(problem).__name__)
 
     async def _publish_forest(self, revision: int) -> None:
         forest = self._app.forests.forest()

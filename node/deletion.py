@@ -5,7 +5,8 @@ the home next finishes what a crash left, and every step may be repeated:
 
     1  consent ends, if everything of a user goes, so that nothing more comes in
     2  the order names what it is about: the sessions, and the leaves whose trainings used them
-    3  retractions of leaves that peers know are left in the mailbox, the outbox of the running node
+    3  if everything goes, that is remembered outside the home: see `node.deleted`;
+       retractions of leaves that peers know are left in the mailbox, the outbox of the running node
     4  records go, then vectors, adapters, lineage, journals and what a killed round left
     5  every database is written anew, so that no free page keeps what it held
     6  a receipt is kept, without content, and the order is removed: only then success is said
@@ -32,7 +33,10 @@ from leaves.model import Forest, Leaf, LeafId, Stage
 from leaves.ports import Report, silent
 from leaves.store import Role
 
+from . import screening
+from .deleted import MARKER, RECEIPTS, Deletion, receipts_in, remember
 from .errors import OwnerError
+from .exporting import Filters, check_something_fits
 from .home import sync_dir, write_atomic
 from .mailbox import Retract
 from .told import Told
@@ -41,8 +45,6 @@ if TYPE_CHECKING:
     from .app import App
     from .capture import TrainingRecord
 
-MARKER = "deletion.pending"
-RECEIPTS = "deletions.jsonl"
 RECEIPTS_MAX = 1_000
 _JOURNALS = ("rounds", "training")  # texts of sessions, for as long as a round is open
 _MADE_OF_ALL = (*_JOURNALS, "router", "embeddings")
@@ -80,7 +82,8 @@ class Selection(Struct, frozen=True, kw_only=True, omit_defaults=True):
     def fits(self, record: TrainingRecord) -> bool:
         return (
             self.user_id in (None, record.user_id)
-            and self.domain in (None, record.domain)
+            # The tag of a closing record is that of its one word, the same in every session.
+            and (self.domain is None or (record.domain == self.domain and not record.closes))
             and (self.after is None or record.timestamp > self.after)
             and (not self.sessions or record.session_id in self.sessions)
         )
@@ -92,13 +95,13 @@ EVERYTHING = Selection()
 class Plan(Struct, frozen=True):
     """What the selection came to when the order was given. Ids alone."""
 
-    users: tuple[str, ...]  # whose consent has ended
     sessions: tuple[str, ...]  # not listed if everything goes
     session_count: int
     records: int
     retract: tuple[LeafId, ...]  # leaves that peers know of
     retrain: tuple[LeafId, ...]  # leaves that never left this machine
     unnamed: tuple[LeafId, ...]  # leaves whose names were made of words that nobody else said
+    fitting: int = 0  # records that the filters fit; the others are of the same sessions
 
 
 class Order(Struct, frozen=True):
@@ -107,6 +110,47 @@ class Order(Struct, frozen=True):
     asked: float = 0.0
     selection: Selection = EVERYTHING
     plan: Plan | None = None
+    ends: bool = False  # a consent was in force that this deletion ends
+
+
+class Preview(Struct, frozen=True):
+    """What a deletion would come to, as it is asked for."""
+
+    everything: bool
+    ends_consent: bool
+    records: int
+    fitting: int  # of these the filters fit; the others are of the same sessions
+    sessions: int
+    leaves: int  # that go, if everything does
+    retracted: int
+    retrained: int
+
+
+def preview(app: App, selection: Selection = EVERYTHING, report: Report = silent) -> Preview:
+    """Count what `delete` would delete; nothing is changed."""
+    selection = _meant(app, selection)
+    found = _find(app, selection, _shown(app), report)
+    return Preview(
+        selection.everything,
+        selection.ends_consent,
+        found.records,
+        found.fitting,
+        found.session_count,
+        len(list(app.forests.forest())) if selection.everything else 0,
+        len(found.retract),
+        len(found.retrain),
+    )
+
+
+def check(app: App, selection: Selection) -> None:
+    """Raise NothingFitsError if there is nothing to delete because a filter is mistaken."""
+    if selection.everything:
+        return
+    user = selection.user_id
+    if selection.ends_consent and user and app.consent.get_consent_history(user):
+        return  # whoever once consented, and has no records
+    filters = Filters(user, selection.domain, selection.after)
+    check_something_fits(app, selection.fits, filters, selection.sessions)
 
 
 def delete(app: App, selection: Selection = EVERYTHING, report: Report = silent) -> dict[str, Any]:
@@ -115,9 +159,12 @@ def delete(app: App, selection: Selection = EVERYTHING, report: Report = silent)
     Raises DeletionError if it must be finished later, BusyError while a round runs.
     """
     with alone(app):  # first: an order that is refused must not be carried out later
-        if selection == Selection(user_id=app.user_id) and _is_only_user(app):
-            selection = EVERYTHING
-        return _carry_out(app, _write(app, Order(app.clock.now_s(), selection)), report)
+        selection = _meant(app, selection)
+        ends = selection.ends_consent and any(
+            app.consent.allowed(user_id).scopes for user_id in _users(app, selection)
+        )
+        order = Order(app.clock.now_s(), selection, ends=ends)
+        return _carry_out(app, _write(app, order), report)
 
 
 def finish(app: App) -> dict[str, Any]:
@@ -126,8 +173,20 @@ def finish(app: App) -> dict[str, Any]:
         return _carry_out(app, _read(app), silent)
 
 
-def _is_only_user(app: App) -> bool:
-    return all(record.user_id == app.user_id for record in app.corpus.records())
+def _meant(app: App, selection: Selection) -> Selection:
+    """The owner, where there is nobody else, means everything."""
+    if selection != Selection(user_id=app.user_id):
+        return selection
+    alone_here = all(record.user_id == app.user_id for record in app.corpus.records())
+    return EVERYTHING if alone_here else selection
+
+
+def _users(app: App, selection: Selection) -> set[str]:
+    """Whose consent a deletion ends."""
+    users = {selection.user_id or app.user_id}
+    if selection.everything:
+        users |= {record.user_id for record in app.corpus.records()}
+    return users
 
 
 def alone(app: App) -> AbstractContextManager[None]:
@@ -137,10 +196,7 @@ def alone(app: App) -> AbstractContextManager[None]:
 
 def receipts(app: App) -> list[dict[str, Any]]:
     """The receipts of earlier deletions, oldest first."""
-    path = app.home / RECEIPTS
-    if not path.exists():
-        return []
-    return [msgspec.json.decode(line) for line in path.read_bytes().splitlines() if line]
+    return receipts_in(app.home)
 
 
 def _carry_out(app: App, order: Order, report: Report) -> dict[str, Any]:
@@ -152,12 +208,16 @@ def _carry_out(app: App, order: Order, report: Report) -> dict[str, Any]:
         if not (plan.session_count or order.selection.ends_consent):
             (app.home / MARKER).unlink(missing_ok=True)
             return _receipt(order, plan)  # nothing fits: nothing to do, and nothing to keep
+        if order.selection.everything:
+            at, user = _time(order), app.user_id
+            remember(app.home, Deletion(at=at, user_id=user, records=plan.records))
         _post(app, plan.retract)
         _delete_records(app, order.selection, plan)
         if order.selection.everything:
             _erase_all(app)
         else:
             withdraw(app, plan.sessions, gone=plan.retract, reset=plan.retrain)
+            screening.forget(app.home, plan.sessions)
             _rename(app, plan.unnamed)
         _remove(app.home.glob(".*.tmp"))
         compact(app.home)
@@ -197,38 +257,39 @@ def _read(app: App) -> Order:
 
 def _plan(app: App, order: Order, report: Report) -> Plan:
     """End the consent that the selection ends; then say what it is about."""
-    from .capture.stats import reading
-
     selection = order.selection
-    users: set[str] = set()
     if selection.ends_consent:
-        # First those known by name: nothing of theirs may come in after the corpus was read.
-        users = {selection.user_id or app.user_id}
-        if selection.everything:
-            users |= {record.user_id for record in app.corpus.records()}
-        for user_id in sorted(users):
+        for user_id in sorted(_users(app, selection)):
             app.consent.revoke_consent(user_id)
     with app.lock("publish", wait=True):  # what is being published is on record after this
         shown = _shown(app)
+    return _find(app, selection, shown, report)
+
+
+def _find(app: App, selection: Selection, shown: set[LeafId], report: Report) -> Plan:
+    """What a selection is about. shown: the leaves that peers know of."""
+    from .capture.stats import reading
+
     sessions: set[str] = set()
+    fitting = 0
     for record in app.corpus.records(read=reading(app.corpus, "delete", report)):
         if selection.fits(record):
             sessions.add(record.session_id)
+            fitting += not record.closes
     records, words = _count(app, sessions)
-    ended = tuple(sorted(users))
     if selection.everything:
-        return Plan(ended, (), len(sessions), records, tuple(sorted(shown)), (), ())
+        return Plan((), len(sessions), records, tuple(sorted(shown)), (), (), fitting)
     unnamed = [leaf for leaf in app.forests.forest() if _tells(leaf, words)]
     made = set(affected(app, sessions))
     made |= {leaf.id for leaf in unnamed if leaf.adapter}  # the label of its bundle has the name
     return Plan(
-        ended,
         tuple(sorted(sessions)),
         len(sessions),
         records,
         tuple(sorted(made & shown)),
         tuple(sorted(made - shown)),
         tuple(leaf.id for leaf in unnamed),
+        fitting,
     )
 
 
@@ -422,10 +483,15 @@ def compact(home: Path) -> None:
 # ---- what is said --------------------------------------------------------------------------------
 
 
+def _time(order: Order) -> float:
+    """When a deletion was ordered: what it is known by."""
+    return round(order.asked, 3)
+
+
 def _receipt(order: Order, plan: Plan) -> dict[str, Any]:
     selection = order.selection
     return {
-        "at": round(order.asked, 3),
+        "at": _time(order),
         "selected": {
             "everything": selection.everything,
             "user": selection.user_id is not None,
@@ -433,7 +499,7 @@ def _receipt(order: Order, plan: Plan) -> dict[str, Any]:
             "after": selection.after,
             "sessions": len(selection.sessions),
         },
-        "consent_revoked": bool(plan.users),
+        "consent_revoked": order.ends,
         "records_deleted": plan.records,
         "sessions_deleted": plan.session_count,
         "leaves_retracted": len(plan.retract),

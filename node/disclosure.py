@@ -1,18 +1,19 @@
 """What the owner reads before saying yes, and how their consent stands. Values in, lines out.
 
-The text's hash is part of each receipt: a change of meaning needs a new CURRENT_CONSENT_VERSION.
+The hash of the text that was shown is part of the receipt: a change of meaning needs a new
+CURRENT_CONSENT_VERSION.
 """
 
 from __future__ import annotations
 
 import hashlib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-TEXT = """What each scope allows, and what it does not:
-
+_TEXTS = {
+    "capture": """\
   capture  What is kept: your prompts, the answers to them, and about each session its tool, model,
            times and outcome. From where: what your own programs hand over (api, jsonl, pydoc), and
            of coding assistants only the sources and project folders that you name. Where: on this
@@ -20,19 +21,40 @@ TEXT = """What each scope allows, and what it does not:
            E-mail addresses, phone numbers, API keys, card numbers, file paths and more are
            replaced by placeholders before anything is written. This lowers the risk; it does not
            find everything. Names of people and street addresses are not found at all, nor is what
-           is secret only by its meaning.
+           is secret only by its meaning.""",
+    "train": """\
   train    What it is used for: adapters (expert models) are trained with it on this machine, so
-           that answers in your domains improve. Only with records whose terms allow it.
+           that answers in your domains improve. Only with records whose terms allow it.""",
+    "publish": """\
   publish  Signed leaf states (int8 centroids of at least 200 sessions, coarse counts) and the
            adapters of mature leaves are given to peers. Prompts, answers and their embeddings
-           never are. An adapter can retain traces of what it was trained on.
-  fetch    Peers' adapters are fetched, checked, judged on your sessions, used, and served on.
-
+           never are. An adapter can retain traces of what it was trained on.""",
+    "fetch": """\
+  fetch    Peers' adapters are fetched, checked, judged on your sessions, used, and served on.""",
+}
+_TERMS = """\
+The terms of Anthropic, OpenAI, Google and others forbid training models on what theirs say. So the
+sessions of Claude Code, Codex and the like are used for finding domains and for routing only,
+unless you set `restricted_outputs = true` under `[training]` in groove.toml."""
+_FOOT = """\
 Everything is off until you allow it. You can withdraw at any time: `groove-node consent revoke`
-stops capture at once, also in a session that is running. `groove-node data --delete` deletes all
+ends it at once, also in a session that is running. `groove-node data --delete` deletes all
 that was captured, and asks peers to drop what was trained on it: honest ones do within 7 days."""
 
-SHA256 = hashlib.sha256(TEXT.encode()).hexdigest()
+
+def text(scopes: Collection[str], sources: Collection[str] = ()) -> str:
+    """What concerns these scopes; a grant of sources or folders alone is of capture."""
+    asked = [said for scope, said in _TEXTS.items() if scope in (scopes or {"capture"})]
+    lines = ["What this allows, and what it does not:", "", *asked, ""]
+    if sources or "train" in scopes:
+        lines += [_TERMS, ""]
+    return "\n".join([*lines, _FOOT])
+
+
+def sha256(shown: str) -> str:
+    """The hash of a text that was shown, as the receipt has it."""
+    return hashlib.sha256(shown.encode()).hexdigest()
+
 
 EXAMPLE = (
     "Why does /home/ann/shop/pay.py fail for ann@example.com from 203.0.113.7? "
@@ -53,7 +75,7 @@ _SCOPES = {
 class Shown:
     """One text as the preview shows it. after: None if it would be dropped whole."""
 
-    source: str
+    source: str  # empty for the answer to the ask before
     folder: str | None
     before: str = field(repr=False)
     after: str | None
@@ -71,11 +93,17 @@ def scope_rows(scopes: Iterable[str], since: dict[str, str] | None = None) -> li
 
 def standing_line(standing: dict[str, Any]) -> str:
     """How consent stands, in one line that says what to do; for `status`, `run`, `consent show`."""
+    if undone := standing["undone"]:
+        return (
+            f"NOTHING until you delete again: this home is from before the deletion of everything "
+            f"on {undone['at']}, and holds deleted data again ({undone['records']:,} records had "
+            f"been deleted). It stays unused. `{standing['again']}` deletes it"
+        )
     match standing["standing"]:
         case "never asked":
             return "nothing yet: `groove-node consent grant capture`"
         case "revoked":
-            return "nothing, you withdrew it: `groove-node consent grant capture`"
+            return "nothing: you withdrew it"
         case "terms changed":
             return (
                 f"NOTHING until you answer again: {standing['reason']}. "
@@ -89,12 +117,36 @@ def standing_line(standing: dict[str, Any]) -> str:
     return ", ".join(standing["scopes"]) or "nothing"
 
 
+def stays_line(records: int) -> str:
+    """The offer that goes with a withdrawal; empty if nothing was captured."""
+    if not records:
+        return ""
+    stay = "1 record stays" if records == 1 else f"{records:,} records stay"
+    return f"{stay}; `groove-node data --delete` removes what was captured"
+
+
+def nothing_previewed(tools: bool, folders: bool) -> str:
+    """Why a grant of capture shows no asks. tools: a coding assistant is allowed; folders: any."""
+    if not tools:
+        return (
+            "This grant captures nothing of the histories of coding assistants; "
+            "`groove-node consent grant capture --source claude-code --folder DIR` would."
+        )
+    if not folders:
+        return (
+            "This grant captures nothing of that history yet: of coding assistants only what is "
+            "in project folders that you name, by `--folder DIR`."
+        )
+    return "No ask of these sources and folders is among the newest transcripts here."
+
+
 def preview_lines(shown: Sequence[Shown]) -> list[str]:
     """The preview: each text before and after scrubbing, and why."""
     lines = []
     for one in shown:
         where = f"{one.source}, {one.folder}" if one.folder else one.source
-        lines += ["", f"  from {printable(where)}", f"    before  {printable(one.before)}"]
+        lines += ["", f"  from {printable(where)}"] if where else ["    its answer"]
+        lines.append(f"    before  {printable(one.before)}")
         if one.after is None:
             lines.append("    after   nothing: it cannot be made clean, so it would be dropped")
             continue

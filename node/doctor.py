@@ -16,7 +16,7 @@ from .errors import OwnerError
 from .history import SOON_DAYS, histories
 from .home import groove_cache, home_path
 from .rights import rescan_due
-from .show import counted, size
+from .show import counted, size, within
 from .tally import Tally
 
 DISK_BYTES_WANTED = 2_000_000_000  # models 0.65 GB, then bundles and sessions
@@ -117,12 +117,17 @@ def _keys(app: App) -> Finding:
 
 def _consent(app: App) -> Finding:
     stands = consenting.standing(app)
+    if undone := stands["undone"]:
+        text = f"this home is from before the deletion of everything on {undone['at']}"
+        return Finding("consent", "bad", f"{text}; it is off", stands["again"])
     if stands["standing"] == "restored":
         return Finding("consent", "bad", stands["reason"], stands["again"])
     asked = stands["standing"] != "never asked"  # else a new home may lie in an old one's place
     if asked and (problems := consenting.verify(app)):
         text = f"{problems[0]} ({counted(len(problems), 'finding')})"
         return Finding("consent", "bad", text, "groove-node consent receipts --verify")
+    if stands["standing"] == "revoked":  # the owner's word, and nothing to mend
+        return Finding("consent", "ok", "nothing is allowed: you withdrew it")
     if not stands["scopes"]:
         reason = stands["reason"] or "nothing is allowed, so nothing is captured"
         return Finding("consent", "note", reason, stands["again"])
@@ -162,7 +167,7 @@ def _sources(app: App) -> list[Finding]:
             text = f"its format has changed; unknown kinds are skipped: {', '.join(kinds)}"
             findings.append(Finding(check, "note", text, "look for a newer groove-node"))
         if not each.unsaved and not kinds:
-            findings.append(Finding(check, "ok", f"{kept}, allowed"))
+            findings.append(Finding(check, "ok", f"{kept}{within(each.folders) or ', allowed'}"))
     return findings
 
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from .consent import FOLDER_SOURCES
 from .tally import Counts, SourceCounts
 
 if TYPE_CHECKING:
@@ -30,6 +31,8 @@ class History:
     expiring: int  # deleted by the tool within SOON_DAYS, and neither imported nor watched
     expiry_days: int | None  # None: the tool keeps its transcripts
     counts: SourceCounts
+    growing: int = 0  # written to so lately that their last answers wait
+    folders: int | None = None  # allowed ones; None: the tool's transcripts are of no folder
 
     @property
     def unsaved(self) -> bool:
@@ -42,6 +45,7 @@ def histories(app: App, counts: Counts) -> list[History]:
     from .capture.sources.following import StateFile
     from .capture.sources.source import formats
 
+    folders = len(app.consent.allowed_folders(app.user_id))
     allowed = app.consent.allowed_sources(app.user_id) if app.allows("capture") else frozenset()
     watched = StateFile(app.home)
     found = []
@@ -57,7 +61,20 @@ def histories(app: App, counts: Counts) -> list[History]:
             and expires_soon(changed, days, app)
             and not watched.holds(name, path)
         ]
-        found.append(History(name, name in allowed, len(files), len(going), days, told))
+        of_folders = name in FOLDER_SOURCES
+        fresh = app.clock.now_s() - app.config.capture.idle_close_s
+        found.append(
+            History(
+                name,
+                name in allowed,
+                len(files),
+                len(going),
+                days,
+                told,
+                sum(changed >= fresh for changed, _ in files) if of_folders else 0,
+                folders if of_folders else None,
+            )
+        )
     return found
 
 

@@ -6,6 +6,7 @@ cache holds what can: converted models. Nothing else in the node decides on a pa
 
 from __future__ import annotations
 
+import hashlib
 import os
 import stat
 import uuid
@@ -56,6 +57,12 @@ def state_path() -> Path:
     import platformdirs  # 20 ms that the capture gate must not pay
 
     return Path(platformdirs.user_state_dir("groove-node"))
+
+
+def remembered_path(place: Path, kind: str) -> Path:
+    """The file in GROOVE_STATE that remembers one kind of thing of a home, or of a store in it."""
+    name = hashlib.sha256(os.fsencode(os.path.realpath(place))).hexdigest()[:32]
+    return state_path() / f"{kind}-{name}.json"
 
 
 def owner_path(path: str | Path) -> Path:

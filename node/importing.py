@@ -6,30 +6,28 @@ import datetime
 import logging
 import re
 import shlex
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from leaves.ports import Progress, Report, silent
 
 from .clock import Clock
 from .consent import FOLDER_SOURCES, FREE_SOURCES
 from .errors import MisuseError, OwnerError
-from .history import SOON_DAYS, dated, expires_soon, transcripts
-from .show import counted
+from .history import dated, expires_soon, transcripts
+from .imported import Imported, shown
 from .tally import SourceCounts, Tally
 
 if TYPE_CHECKING:
     from .app import App
     from .capture import TrainingDataIntake
-    from .capture.sources.importing import ImportResult
-    from .capture.sources.source import ParseCounts, SourceSession, TranscriptFormat
+    from .capture.sources.jsonl import JsonlSource
+    from .capture.sources.source import SourceSession, TranscriptFormat
 
 log = logging.getLogger(__name__)
 
-FOLDERS_SHOWN = 10
 _UNITS_S = {"h": 3_600.0, "d": 86_400.0, "w": 7 * 86_400.0}
 
 
@@ -58,105 +56,6 @@ class Wanted:
         return not self.what and not self.since and self.share == self.part == "0:1"
 
 
-@dataclass(slots=True)
-class Imported:
-    """What became of it. `folders` are for the terminal alone: they are written nowhere."""
-
-    source: str
-    added: int = 0
-    grown: int = 0
-    records: int = 0
-    known: int = 0
-    not_allowed: int = 0
-    refused: int = 0
-    scrubbed: int = 0
-    malformed: int = 0
-    unreadable: int = 0
-    expiring: int = 0
-    dropped: Counter[str] = field(default_factory=Counter)
-    left_out: Counter[str] = field(default_factory=Counter)
-    unknown: Counter[str] = field(default_factory=Counter)
-    folders: Counter[str] = field(default_factory=Counter, repr=False)
-
-    def add(self, result: ImportResult) -> None:
-        self.added += result.added
-        self.grown += result.grown
-        self.records += result.records
-        self.known += result.skipped_known
-        self.not_allowed += result.not_allowed
-        self.refused += result.refused
-        self.scrubbed += result.scrubbed
-        self.dropped.update(result.dropped)
-        self.folders.update(result.folders)
-
-    def parsed(self, counts: ParseCounts) -> None:
-        self.malformed += counts.malformed
-        self.left_out.update(counts.left_out)
-        self.unknown.update(counts.unknown)
-
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "added": self.added,
-            "grown": self.grown,
-            "records": self.records,
-            "skipped_known": self.known,
-            "not_allowed": self.not_allowed,
-            "not_allowed_folders": len(self.folders),
-            "refused": self.refused,
-            "scrubbed": self.scrubbed,
-            "dropped": self.dropped.total(),
-            "dropped_by_reason": dict(self.dropped),
-            "left_out": dict(self.left_out),
-            "unknown": dict(self.unknown),
-            "malformed": self.malformed,
-            "unreadable": self.unreadable,
-            "expiring": self.expiring,
-        }
-
-    def facts(self) -> list[tuple[str, str]]:
-        """The closing table: what is always told, and what there is to tell besides."""
-        facts = [
-            ("sessions added", f"{self.added:,}"),
-            ("records", f"{self.records:,}"),
-            ("known already", f"{self.known:,}"),
-        ]
-        more = [
-            ("sessions that went on", self.grown),
-            ("values scrubbed", self.scrubbed),
-            ("left out: folder not allowed", self.not_allowed),
-            ("left out: consent ended", self.refused),
-            *((f"left out: {kind}", count) for kind, count in self.left_out.most_common()),
-            *((f"dropped: {reason}", count) for reason, count in self.dropped.most_common()),
-            *((f"unknown kind: {name}", count) for name, count in self.unknown.most_common(10)),
-            ("malformed lines", self.malformed),
-            ("unreadable files", self.unreadable),
-        ]
-        return facts + [(name, f"{count:,}") for name, count in more if count]
-
-    def folder_rows(self) -> list[tuple[str, str]]:
-        """The folders whose sessions were left out, most sessions first."""
-        top = self.folders.most_common(FOLDERS_SHOWN)
-        return [(_shown(name), f"{count:,}") for name, count in top]
-
-    def notes(self) -> list[str]:
-        """What the owner may want to do about it."""
-        notes = []
-        if self.folders:
-            folder = _shown(shlex.quote(self.folders.most_common(1)[0][0]))
-            notes.append(
-                f"{counted(len(self.folders), 'folder')} not allowed; to allow one: `groove-node "
-                f"consent grant capture --source {self.source} --folder {folder}`"
-            )
-        if self.expiring:
-            notes.append(
-                f"{self.source} deletes {counted(self.expiring, 'transcript')} within "
-                f"{SOON_DAYS} days; what was imported stays"
-            )
-        if self.unknown:
-            notes.append("the format has changed: the unknown kinds were counted and skipped")
-        return notes
-
-
 def import_sessions(app: App, wanted: Wanted, report: Report = silent) -> Imported:
     """Bring what is wanted into the corpus. Raises OwnerError if it may not be or cannot be."""
     from .capture.sources.importing import Selection, parse_share
@@ -167,16 +66,20 @@ def import_sessions(app: App, wanted: Wanted, report: Report = silent) -> Import
     try:
         selection = Selection(parse_share(wanted.share), parse_share(wanted.part))
     except ValueError as problem:
-        raise MisuseError(f"{problem}; nothing was imported") from None
+        raise MisuseError(
+            str(problem),
+            unchanged="Nothing was imported.",
+            next_step="`--share 0:1` or none is the whole source.",
+        ) from None
     since = parse_since(wanted.since, app.clock)
     _check_allowed(app, wanted.source)
     done = Imported(wanted.source)
-    sources: list[Iterable[SourceSession]]
+    sources: Sequence[PydocSource | JsonlSource | _Transcripts]
     match wanted.source:
         case "pydoc":
             sources = [PydocSource(_named(wanted), report)]
         case "jsonl":
-            sources = [JsonlSource(Path(path)) for path in _named(wanted)]
+            sources = [JsonlSource(path) for path in _jsonl_files(_named(wanted))]
         case _:
             sources = [_Transcripts(app, wanted, done, report)]
             report = silent  # the files are counted, not the sessions
@@ -192,16 +95,18 @@ def import_sessions(app: App, wanted: Wanted, report: Report = silent) -> Import
             dry_run=wanted.dry_run,
         )
         done.add(result)
-        done.malformed += getattr(each, "malformed", 0)
-        done.unreadable += getattr(each, "unreadable", 0)
+        match each:
+            case PydocSource():
+                done.unreadable += each.unreadable
+            case JsonlSource():
+                _check_sessions(each)
+                done.malformed += each.malformed
+                done.lines_without_session(each.name, each.places)
+            case _Transcripts():
+                pass  # counted as they were read
     if not wanted.dry_run:
         _remember(app, wanted, done)
     return done
-
-
-def _shown(name: str) -> str:
-    """A folder's name without what a terminal would obey."""
-    return name if name.isprintable() else ascii(name)
 
 
 def intake_of(app: App) -> TrainingDataIntake:
@@ -209,12 +114,20 @@ def intake_of(app: App) -> TrainingDataIntake:
     from .capture import DomainTagger, TrainingDataIntake
 
     return TrainingDataIntake(
-        app.consent, app.corpus, app.scrubber, DomainTagger(), clock=app.clock
+        app.consent,
+        app.corpus,
+        app.scrubber,
+        DomainTagger(),
+        clock=app.clock,
+        look_into=app.look_into,
     )
 
 
 def parse_since(text: str, clock: Clock) -> float | None:
-    """Unix seconds of "30d", "12h", "2w" ago or of "2026-11-01" in UTC; None of an empty text."""
+    """Unix seconds of "30d", "12h", "2w" ago or of "2026-11-01" in UTC; None of an empty text.
+
+    Raises MisuseError of anything else, and of a day that is yet to come.
+    """
     if not text:
         return None
     if found := re.fullmatch(r"(\d{1,5})([hdw])", text):
@@ -226,7 +139,14 @@ def parse_since(text: str, clock: Clock) -> float | None:
             f"{text!r} is no time; expected one like 30d, 12h, 2w or 2026-11-01",
             unchanged="Nothing was imported.",
         ) from None
-    return datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp()
+    since = datetime.datetime.combine(day, datetime.time(), datetime.UTC).timestamp()
+    if since > clock.now_s():
+        raise MisuseError(
+            f"{text} is in the future, in UTC",
+            unchanged="Nothing was imported.",
+            next_step="Give a day that has begun, or a duration back from now such as 30d.",
+        )
+    return since
 
 
 def grant_command(source: str) -> str:
@@ -249,9 +169,69 @@ def _check_allowed(app: App, source: str) -> None:
 
 def _named(wanted: Wanted) -> Sequence[str]:
     if not wanted.what:
-        needs = "package names" if wanted.source == "pydoc" else "files"
-        raise MisuseError(f"`import {wanted.source}` needs {needs}; nothing was imported")
+        needs, such_as = (
+            ("the names of packages", "networkx")
+            if wanted.source == "pydoc"
+            else ("files", "sessions.jsonl")
+        )
+        raise MisuseError(
+            f"`import {wanted.source}` needs {needs}",
+            unchanged="Nothing was imported.",
+            next_step=f"For example `groove-node import {wanted.source} {such_as}`.",
+        )
     return wanted.what
+
+
+def _jsonl_files(names: Sequence[str]) -> list[Path]:
+    from .capture.sources.jsonl import SOURCE, STDIN
+    from .capture.sources.kinds import kind_of
+
+    paths = [Path(name).expanduser() for name in names]
+    for path in paths:
+        if path == STDIN:
+            continue
+        _check_there(path)
+        if path.is_file() and (kind := kind_of(path)) not in ("", SOURCE):
+            raise _wrong_kind(SOURCE, path, kind)
+    return paths
+
+
+def _check_there(path: Path) -> None:
+    try:
+        path.stat()
+    except (OSError, ValueError) as problem:
+        name, why = shown(str(path)), getattr(problem, "strerror", None)
+        gone = isinstance(problem, FileNotFoundError | NotADirectoryError | ValueError)
+        raise SourceRefusedError(
+            f"there is no file or folder {name}" if gone else f"{name} cannot be read: {why}",
+            unchanged="Nothing was imported.",
+            next_step="Check the name, and import again.",
+        ) from None
+
+
+def _check_sessions(source: JsonlSource) -> None:
+    """Refuse a file of which no line holds a session: a wrong name, most likely."""
+    if source.sessions or not source.malformed:
+        return
+    reasons = ", ".join(f"{count:,} {reason}" for reason, count in source.problems.most_common())
+    raise SourceRefusedError(
+        f"no line of {shown(source.name)} holds a session: {reasons}",
+        unchanged="Nothing of it was imported.",
+        next_step="A line is one JSON object with `prompt` and `completion`, or with `messages`; "
+        "`groove-node import --help` has the fields.",
+    )
+
+
+def _wrong_kind(source: str, path: Path, kind: str) -> SourceRefusedError:
+    name = shown(str(path))
+    what = f"{name} is no transcript of {source}" if source != "jsonl" else f"{name} holds no rows"
+    like = f", but looks like one of {kind}" if kind else ""
+    advice = (
+        f"groove-node import {kind} {shlex.quote(name)}"
+        if kind
+        else f"`groove-node import {source}` alone finds what the tool keeps here."
+    )
+    return SourceRefusedError(what + like, unchanged="Nothing was imported.", next_step=advice)
 
 
 class _Transcripts:
@@ -264,12 +244,14 @@ class _Transcripts:
         self._app = app
         self._format = every[wanted.source]
         self._files = _files(self._format, wanted)
+        self._chosen = bool(wanted.what)  # by the owner; else they are what the tool keeps
         self._done = done
         self._report = report
         days = self._format.expiry_days()
         done.expiring = sum(expires_soon(changed, days, app) for changed, _ in self._files)
 
     def __iter__(self) -> Iterator[SourceSession]:
+        from .capture.sources.kinds import drifts
         from .capture.sources.source import SourceError
 
         idle_s, now = self._app.config.capture.idle_close_s, self._app.clock.now_s()
@@ -280,30 +262,53 @@ class _Transcripts:
             try:
                 reading = self._format.read(path, growing=not over)
             except SourceError as problem:
-                log.warning("transcript not read source=%s: %s", self._format.name, problem.what)
                 self._done.unreadable += 1
+                self._done.files.append(problem.what)
+                continue
+            if reading.counts.unknown and not drifts(self._format, path, reading):
+                self._done.strangers += 1
+                self._done.files.append(f"{path} is no transcript of {self._format.name}")
                 continue
             self._done.parsed(reading.counts)
+            self._done.open_answers += reading.open_answers
             for session in reading.sessions:
                 yield replace(session, closed=session.closed and over)
         self._report(Progress(phase, total, total))
+        if self._chosen and self._done.unreadable == total:
+            raise SourceError(
+                self._done.files[0],
+                next_step="Check that the file is whole and yours to read, then import again.",
+            )
 
 
 def _files(format_: TranscriptFormat, wanted: Wanted) -> list[tuple[float, Path]]:
     if not wanted.what:
         found = transcripts(format_)
     else:
-        named: list[Path] = []
-        for each in map(Path, wanted.what):
-            named += format_.files(each) if each.is_dir() else [each]
+        named: dict[Path, None] = {}
+        for path in (Path(name).expanduser() for name in wanted.what):
+            named.update(dict.fromkeys(_named_files(format_, path)))
         found = sorted(dated(named))
     if not found:
+        where = f"in {', '.join(map(shown, wanted.what))}" if wanted.what else "here"
         raise SourceRefusedError(
-            f"no transcripts of {format_.name} are here",
+            f"no transcripts of {format_.name} are {where}",
             unchanged="Nothing was imported.",
             next_step=f"Name files or folders: `groove-node import {format_.name} PATH`.",
         )
     return found
+
+
+def _named_files(format_: TranscriptFormat, path: Path) -> list[Path]:
+    """The transcripts that the owner means by a name. Raises SourceRefusedError."""
+    from .capture.sources.kinds import is_stranger, kind_of
+
+    _check_there(path)
+    if path.is_dir():
+        return [each for each in format_.files(path) if not is_stranger(format_, each)]
+    if is_stranger(format_, path):
+        raise _wrong_kind(format_.name, path, kind_of(path))
+    return [path]
 
 
 def _remember(app: App, wanted: Wanted, done: Imported) -> None:
@@ -318,6 +323,7 @@ def _remember(app: App, wanted: Wanted, done: Imported) -> None:
         dropped=dict(done.dropped),
         left_out=dict(done.left_out),
         unknown=dict(done.unknown),
+        untrainable=dict(done.untrainable),
     )
     try:
         Tally(app.home).add_source(wanted.source, counts)

@@ -23,6 +23,7 @@ from .receipts import DECISION, SUSPENSION, Decision, Receipt, Signer
 from .witness import Step, Witness, WitnessBusyError
 
 T = TypeVar("T")
+LOST = "the store was replaced, by a backup or by hand"
 ROWS_KEPT_MAX = 64  # read rows; a personal node asks for one of them again and again
 
 
@@ -124,15 +125,21 @@ class Ledger:
         before: called with the decisions before anything is written.
         """
         head, users = self.store.head(), self.store.latest_of_all()
-        in_step = not users or self._witness.judge(head) is Step.IN_STEP
+        broken = self._broken(head, bool(users))
+        in_step = not (users and broken)
         if not in_step:
             # What a restored store allows others may not come into force with this decision.
             asked = {each.user_id for each in decisions}
             others = [row.decision.user_id for row in users if row.decision.opted_in]
             told = [self.suspension(x, Step.OTHER) for x in others if x not in asked]
             decisions = [*told, *decisions]
+        if broken:
+            decisions = [msgspec.structs.replace(each, broken=broken) for each in decisions]
         before(decisions)
-        first = max(self._witness.number, self.store.last_number()) + 1
+        # In step, a number that is remembered and not here was never given. Out of step it may
+        # have been, in another store: it is not given twice.
+        known = self._witness.number if broken else 0
+        first = max(known, self.store.last_number()) + 1
         last = first + len(decisions) - 1
         chain = self._chained(decisions, first, head)
         end = chain[-1][1].hash
@@ -150,6 +157,23 @@ class Ledger:
             raise
         self._witness.settle(last, end)
 
+    def _broken(self, head: str, holds: bool) -> str:
+        """Why the last decision in the store was not in force; empty if it was, or there was none.
+
+        holds: the store has decisions.
+        """
+        if not holds:
+            return LOST if self._witness.number else ""
+        match self._witness.judge(head):
+            case Step.IN_STEP:
+                return ""
+            case Step.INTERRUPTED:
+                return "a change of consent was interrupted"
+            case Step.UNKNOWN:
+                return "the home was moved here, or what is remembered outside it was lost"
+            case Step.OTHER:
+                return LOST
+
     def mend(self) -> None:
         """After a crash between two steps that left no doubt, finish what is remembered."""
         if self._witness.is_settled():
@@ -157,7 +181,7 @@ class Ledger:
         with self.turn():
             head = self.store.head()
             if self._witness.judge(head) is Step.IN_STEP:
-                self._witness.settle(self._witness.number, head)
+                self._witness.settle(self.store.last_number(), head)
 
     def decision(self, user_id: str, *, version: str, opted_in: bool) -> Decision:
         """A decision of now that names nothing yet; its place in the chain is given by `append`."""

@@ -51,7 +51,9 @@ def status(app: App) -> dict[str, Any]:
         "torn_lines": app.corpus.torn_lines(),
         "rescan_due": rescan_due(app),
         "queue": counts.queue,
-        "sources": [_source(each) for each in histories(app, counts)],
+        "sources": [
+            _source(each, app.config.training.restricted_outputs) for each in histories(app, counts)
+        ],
         "embedded": len(app.embeddings),
         "leaves": {stage: count for stage, count in stages.items() if count},
         "next": [
@@ -69,7 +71,7 @@ def status(app: App) -> dict[str, Any]:
     }
 
 
-def _source(history: History) -> dict[str, Any]:
+def _source(history: History, restricted_outputs: bool) -> dict[str, Any]:
     """One source as `status` tells it: names and figures."""
     counts = history.counts
     return {
@@ -84,6 +86,9 @@ def _source(history: History) -> dict[str, Any]:
         "dropped": counts.dropped,
         "left_out": counts.left_out,
         "unknown": counts.unknown,
+        "untrainable": {} if restricted_outputs else counts.untrainable,
+        "growing": history.growing,
+        "allowed_folders": history.folders,
     }
 
 

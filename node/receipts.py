@@ -39,6 +39,9 @@ class Decision(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     metadata: dict[str, Any]
     disclosure: str  # SHA-256 of the text that was shown, in hex; empty if none was
     previous: str
+    # How the store stood, if what it held last was not in force: a decision that was lost stands
+    # between this one and the one before, and its number may be missing.
+    broken: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,22 +107,47 @@ def problems(receipts: Sequence[Receipt], origin: bytes | None = None) -> list[s
     origin: of the node that must have signed. Receipts without a signature are no problem here.
     """
     found: list[str] = []
-    previous, number = "", 0
+    previous, number, certain = "", 0, True
     for place, receipt in enumerate(receipts, start=1):
         decision = read(receipt.body, receipt.hash)
         if decision is None:
             found.append(f"receipt {place}: its text was altered")
-            previous, number = receipt.hash, number + 1
+            previous, number, certain = receipt.hash, number + 1, False
             continue
         name = f"receipt {decision.number}"
         if decision.previous != previous:
             found.append(f"{name}: it does not follow the one before it; one is missing or altered")
         if decision.number <= number:
             found.append(f"{name}: it comes after number {number}")
+        if certain and decision.number > number + 1 and not decision.broken:
+            found.append(f"{name}: {_numbers(number, decision.number)}, and nothing says why")
         if receipt.signature and (reason := _bad_signature(receipt, origin)):
             found.append(f"{name}: {reason}")
-        previous, number = receipt.hash, decision.number
+        previous, number, certain = receipt.hash, decision.number, True
     return found
+
+
+def missing(receipts: Sequence[Receipt]) -> dict[int, str]:
+    """What receipts, by number, say of those that are not here before them: which, and why."""
+    told: dict[int, str] = {}
+    number = 0
+    for receipt in receipts:
+        decision = read(receipt.body, receipt.hash)
+        if decision is None:
+            number += 1
+            continue
+        if decision.broken and decision.number > number + 1:
+            told[decision.number] = f"{_numbers(number, decision.number)}: {decision.broken}"
+        number = decision.number
+    return told
+
+
+def _numbers(before: int, after: int) -> str:
+    """The numbers between two that follow each other in the store."""
+    first, last = before + 1, after - 1
+    if first == last:
+        return f"receipt {first} is missing"
+    return f"receipts {first}-{last} are missing"
 
 
 def _bad_signature(receipt: Receipt, origin: bytes | None) -> str:

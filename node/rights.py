@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from leaves.ports import Report, silent
 
-from .deletion import MARKER, Selection, delete, receipts
+from .deleted import MARKER
+from .deletion import Selection, delete, receipts
+from .deletion import check as check_deletion
 from .deletion import finish as finish_deletion
+from .deletion import preview as preview_deletion
 from .exporting import Filters, export, parse_after
 from .rescanning import rescan, rescan_due
 
@@ -21,10 +24,12 @@ __all__ = [
     "MARKER",
     "Filters",
     "Selection",
+    "check_deletion",
     "delete",
     "export",
     "finish_deletion",
     "parse_after",
+    "preview_deletion",
     "receipts",
     "rescan",
     "rescan_due",

@@ -110,6 +110,19 @@ def read(home: Path) -> Memory:
         return Memory()
 
 
+def forget(home: Path, session_ids: Iterable[str]) -> None:
+    """Keep nothing of sessions that are gone; may be repeated."""
+    before = read(home)
+    gone = set(session_ids)
+    hashes = set(map(_id_hash, gone))
+    entries = before.entries().items()
+    scanned = b"".join(id_ + texts for id_, texts in entries if id_ not in hashes)
+    hits = {id_: rule for id_, rule in before.hits.items() if id_ not in gone}
+    memory = Memory(before.rules, scanned, hits)
+    if memory != before:
+        write_atomic(home / FILE, msgspec.json.encode(memory))
+
+
 def stamp(home: Path) -> int:
     """Changes whenever what is remembered does; reads nothing of it."""
     try:

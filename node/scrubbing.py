@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import os
 import sys
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections import Counter
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from . import config as config_file
 from .errors import MisuseError, OwnerError
-from .home import groove_cache, home_path, private_dir
+from .home import get_or_create_user_id, groove_cache, home_path, private_dir
 
 if TYPE_CHECKING:
+    from .capture.known import KnownHere
     from .capture.scrubber import Finding, PIIScrubber
 
 TEXT_BYTES_MAX = 64 << 20
@@ -90,7 +92,7 @@ def scrub(text: str, env: Mapping[str, str] | None = None, *, second: bool = Fal
 
     scrubber = _scrubber(os.environ if env is None else env)
     try:
-        found = scrubber.find(text)
+        found = found_in_rounds(scrubber.find, text)
         clean = scrubber.scrub(text)
     except ScrubError as problem:
         raise NotScrubbedError(
@@ -100,14 +102,98 @@ def scrub(text: str, env: Mapping[str, str] | None = None, *, second: bool = Fal
     return Scrubbed(clean, _places(text, found), _second(clean) if second else None)
 
 
+def found_in_rounds(find: Callable[[str], list[Finding]], text: str) -> list[Finding]:
+    """All that scrubbing replaces, as places of the text given: one for each placeholder.
+
+    find: what one round replaces. What is found once something else is replaced covers what stood
+    there at first: all of a placeholder that it takes in, which then counts no more.
+    """
+    from .capture.scrubber import ROUNDS_MAX
+
+    pieces = [_Piece(0, 0, len(text), None)]
+    for _ in range(ROUNDS_MAX):
+        findings = find(text)
+        if not findings:
+            break
+        pieces = list(_replaced(pieces, findings))
+        text = _with_placeholders(text, findings)
+    return [piece.finding for piece in pieces if piece.finding is not None]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Characters of a text between two rounds: some of the first text, or a placeholder."""
+
+    at: int  # in the text between the rounds
+    start: int  # in the first text
+    size: int  # in the text between the rounds
+    finding: Finding | None  # in the first text; None: the characters are as they were
+
+    @property
+    def after(self) -> int:
+        return self.at + self.size
+
+    def first(self, at: int) -> int:
+        """The place in the first text of the character at `at`."""
+        return self.start + at - self.at if self.finding is None else self.finding.start
+
+    def last(self, at: int) -> int:
+        """The place in the first text just after the character before `at`."""
+        return self.start + at - self.at if self.finding is None else self.finding.end
+
+
+def _replaced(pieces: list[_Piece], findings: list[Finding]) -> Iterator[_Piece]:
+    """The pieces of the text after a round; at least one piece is given."""
+    starts = [piece.at for piece in pieces]
+    at = done = 0
+    for finding in [*findings, None]:
+        until = finding.start if finding is not None else pieces[-1].after
+        for index in range(max(bisect_right(starts, done) - 1, 0), bisect_left(starts, until)):
+            piece = pieces[index]
+            low, high = max(piece.at, done), min(piece.after, until)
+            if low < high:  # of a placeholder that is cut, what is left still stands for it
+                yield _Piece(at, piece.first(low), high - low, piece.finding)
+                at += high - low
+        if finding is not None:
+            first = pieces[bisect_right(starts, finding.start) - 1]
+            last = pieces[bisect_right(starts, finding.end - 1) - 1]
+            place = replace(finding, start=first.first(finding.start), end=last.last(finding.end))
+            size = len(_placeholder(finding))
+            yield _Piece(at, place.start, size, place)
+            at, done = at + size, finding.end
+
+
+def _with_placeholders(text: str, findings: list[Finding]) -> str:
+    parts: list[str] = []
+    done = 0
+    for finding in findings:
+        parts += (text[done : finding.start], _placeholder(finding))
+        done = finding.end
+    return "".join((*parts, text[done:]))
+
+
+def _placeholder(finding: Finding) -> str:
+    return f"[{finding.label}]"
+
+
 def _scrubber(env: Mapping[str, str]) -> PIIScrubber:
-    from .capture.known import open_known
-    from .capture.known_sources import here
+    """As capture has it in this home, if there is one; it writes nothing."""
     from .capture.scrubber import PIIScrubber
 
-    home = home_path()
+    return PIIScrubber(_known(home_path(), env))
+
+
+def _known(home: Path, env: Mapping[str, str]) -> KnownHere:
+    from .capture.known import open_known
+    from .capture.known_folders import looked_into
+    from .consent import ConsentManager
+
     config = config_file.load(home).capture
-    return PIIScrubber(open_known(home, config, env, here(), remember=False))
+    if not (home / "consent.db").exists():
+        return open_known(home, config, env, looked_into(None, ""), remember=False)
+    with closing(ConsentManager(home / "consent.db")) as consent:
+        folders = looked_into(consent, get_or_create_user_id(home))
+        return open_known(home, config, env, folders, remember=False)
 
 
 def _places(text: str, found: list[Finding]) -> tuple[Replaced, ...]:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from leaves.model import DAY_S, Evaluation, Forest, Instant, Interval, Leaf, LeafId, Stage
 
 from . import disclosure
 from .foreign import Known, State
+
+if TYPE_CHECKING:
+    from .deletion import Preview
 
 
 def tree_rows(
@@ -209,13 +212,47 @@ def source_facts(sources: list[dict[str, Any]], *, watched: bool) -> list[tuple[
         last = f", last {moment(Instant(each['last']))}" if each["last"] else ""
         how = "watched" if watched else "not watched: `groove-node run`"
         taken = f"{counted(each['sessions'], 'session')}, {counted(each['records'], 'record')}"
+        kept += within(each["allowed_folders"])
         facts.append((name, f"{how}; {kept}; {taken} taken in{last}"))
+        facts += [("", line) for line in terms_lines(each["sessions"], each["untrainable"])]
+        if each["growing"]:
+            still = counted(each["growing"], "transcript")
+            facts.append(("", f"{still} still being written: the last answer waits for its end"))
         if each["unknown"]:
             kinds = ", ".join(sorted(each["unknown"])[:5])
             facts.append(("", f"its format has changed; unknown kinds, skipped: {kinds}"))
         if each["expiring"]:
             facts.append(("", expiry_line(name, each["expiring"])))
     return facts
+
+
+def within(folders: int | None) -> str:
+    """Which of a tool's transcripts are captured: nothing to say if it knows no folders."""
+    return "" if folders is None else f" here, captured of {counted(folders, 'allowed folder')}"
+
+
+def terms_lines(sessions: int, untrainable: dict[str, int]) -> list[str]:
+    """How many sessions cannot be trained on by the terms of who answered in them."""
+    providers = sorted(name for name in untrainable if name)
+    lines = []
+    if providers:
+        restricted = sum(untrainable[name] for name in providers)
+        whose = "their" if len(providers) > 1 else "its"
+        lines.append(
+            f"{counted(sessions, 'session')}: {_are(restricted)} for routing and discovery only: "
+            f"the terms of {' and '.join(providers)} forbid training on {whose} answers; "
+            "`groove-node data --stats` has the whole account"
+        )
+    if unknown := untrainable.get("", 0):
+        lines.append(
+            f"{counted(sessions, 'session')}: {_are(unknown)} for routing and discovery only: "
+            "who made their answers, and on what terms, is not known"
+        )
+    return lines
+
+
+def _are(count: int) -> str:
+    return f"{count:,} {'is' if count == 1 else 'are'}"
 
 
 def expiry_line(source: str, transcripts: int) -> str:
@@ -231,32 +268,40 @@ def stats_facts(stats: dict[str, Any]) -> list[tuple[str, str]]:
     training, tagger = stats["training"], stats["tagger"]
     terms = "restricted outputs too" if training["restricted_outputs"] else "terms that allow it"
     agreement = (
-        f"{tagger['percentage']} % of {counted(tagger['compared'], 'record')} with a workflow_type"
+        f"{tagger['percentage']} % of {counted(tagger['compared'], 'record')} whose program had "
+        "named the kind of work"
         if tagger["compared"]
-        else "no record has a workflow_type to compare with"
+        else "not known, for no program has named the kind of its work"
     )
     due = "; a rescan is due: `groove-node data --rescan`" if stats["rescan_due"] else ""
     return [
         ("records", f"{stats['total_records']:,} in {counted(stats['sessions'], 'session')}"),
         ("size", f"{stats['storage_size_mb']} MB"),
-        ("opted in", str(stats["opted_in_users"])),
+        ("allowed by", f"{counted(stats['opted_in_users'], 'user')} (opted in)"),
         ("domains", _tally(stats["domains"])),
         ("sources", _tally(stats["sources"])),
         ("last days", growth),
-        ("tiers", _tally(stats["tiers"])),
+        ("how it went", f"{_tiers(stats['tiers'])} (tiers, in sessions)"),
         ("for training", f"{counted(training['sessions'], 'session')} ({terms})"),
         (
             "left out",
             f"{_tally(training['left_out'])} ({counted(training['left_out_records'], 'record')})",
         ),
-        ("tagger agrees", agreement),
+        ("domains right", f"{agreement} (tagger agreement)"),
         (
             "not readable",
             f"{counted(stats['damaged_lines'], 'damaged line')}, "
-            f"{counted(stats['torn_lines'], 'torn tail')}",
+            f"{counted(stats['torn_lines'], 'line')} cut off by a crash (torn tails)",
         ),
         ("scrub rules", f"version {stats['rules_version'] or 'unknown'}{due}"),
     ]
+
+
+_TIERS = {"A": "A well", "B": "B fairly", "C": "C badly", "unknown": "not known"}
+
+
+def _tiers(counts: dict[str, int]) -> str:
+    return _tally({_TIERS.get(name, name): count for name, count in counts.items()})
 
 
 def _tally(counts: dict[str, int]) -> str:
@@ -271,8 +316,47 @@ def counts_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
+def _leaves(count: int) -> str:
+    """1 leaf, 2 leaves."""
+    return f"{count:,} {'leaf' if count == 1 else 'leaves'}"
+
+
+def deletion_question(found: Preview) -> str:
+    """What a deletion would come to, as the owner is asked for it."""
+    records, sessions = counted(found.records, "record"), counted(found.sessions, "session")
+    retracted = f"retract {_leaves(found.retracted)}" if found.retracted else ""
+    if found.everything:
+        made = f"remove the {_leaves(found.leaves)} made of them" if found.leaves else ""
+        ending = "withdraw your consent to everything"
+        what = f"Delete all {records} of {sessions}"
+        return f"{_joined([what, made, retracted, ending])}?"
+    retrained = f"train {_leaves(found.retrained)} again" if found.retrained else ""
+    more = found.records - found.fitting
+    whole = f" (whole sessions: the filters fit {found.fitting:,} of the records)" if more else ""
+    ending = "withdraw this user's consent" if found.ends_consent else ""
+    question = _joined([f"Delete {records} of {sessions}{whole}", retracted, retrained, ending])
+    return f"{question}?" if ending else f"{question}? Consent stays as it is."
+
+
+def _joined(parts: Iterable[str]) -> str:
+    *first, last = [part for part in parts if part]
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def after_deletion(receipt: dict[str, Any]) -> str:
+    """What the owner should know of what comes after it."""
+    chosen = receipt["selected"]
+    filtered = chosen["domain"] is not None or chosen["after"] is not None or chosen["sessions"]
+    if chosen["everything"] or not filtered:
+        return (
+            "What your tools still hold is as it was: should capture be allowed again, an import "
+            "takes it in again."
+        )
+    return "No import takes these sessions in again."
+
+
 def deletion_facts(receipt: dict[str, Any]) -> list[tuple[str, str]]:
-    consent = "revoked" if receipt["consent_revoked"] else "as it was"
+    consent = "withdrawn" if receipt["consent_revoked"] else "as it was"
     return [
         (
             "deleted",
@@ -280,8 +364,8 @@ def deletion_facts(receipt: dict[str, Any]) -> list[tuple[str, str]]:
             f"{counted(receipt['sessions_deleted'], 'session')}",
         ),
         ("consent", consent),
-        ("retracted", counted(receipt["leaves_retracted"], "leaf").replace("leafs", "leaves")),
-        ("to retrain", counted(receipt["leaves_to_retrain"], "leaf").replace("leafs", "leaves")),
+        ("retracted", _leaves(receipt["leaves_retracted"])),
+        ("to retrain", _leaves(receipt["leaves_to_retrain"])),
         ("at", moment(Instant(int(receipt["at"])))),
     ]
 

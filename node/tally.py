@@ -37,6 +37,7 @@ class SourceCounts(Struct, frozen=True):
     dropped: dict[str, int] = {}  # turns, by reason
     left_out: dict[str, int] = {}  # tool output, injected context, …
     unknown: dict[str, int] = {}  # kinds of record that the parser does not know, by name
+    untrainable: dict[str, int] = {}  # sessions, by the provider whose terms forbid it, or ""
 
 
 class Counts(Struct, frozen=True):
@@ -66,7 +67,11 @@ class Tally:
             self._write(msgspec.structs.replace(before, queue=_sum(before.queue, counts)))
 
     def add_source(self, name: str, more: SourceCounts) -> None:
-        """Add what came from a source; the later of the times stand. Raises OSError."""
+        """Add what came from a source; the later of the times stand. Raises OSError.
+
+        An import of the whole history has met every line there is: what it does not know stands
+        for all before it, of which a newer parser may know some.
+        """
         with self._turn():
             before = self.read()
             was = before.sources.get(name, SourceCounts())
@@ -78,7 +83,8 @@ class Tally:
                 malformed=was.malformed + more.malformed,
                 dropped=_sum(was.dropped, more.dropped),
                 left_out=_sum(was.left_out, more.left_out),
-                unknown=_sum(was.unknown, more.unknown),
+                unknown=_sum({} if more.imported else was.unknown, more.unknown),
+                untrainable=_sum(was.untrainable, more.untrainable),
             )
             sources = {**before.sources, name: now}
             self._write(msgspec.structs.replace(before, sources=sources))

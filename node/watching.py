@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 import traceback
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -229,16 +230,18 @@ class Watcher:
             dropped=total.dropped,
             left_out=dict(counts.left_out),
             unknown=dict(counts.unknown),
+            untrainable=total.untrainable,
         )
         try:
             self._tally.add_source(follower.format.name, more)
         except OSError as problem:
             log.debug("counts not kept reason=%s", problem.strerror)
-        if total.sessions:
-            name = follower.format.name
+        if total.records:
+            name, records = follower.format.name, counted(total.records, "record")
+            begun = f"{counted(total.sessions, 'new session')}, " if total.sessions else ""
             self._say(
                 "captured",
-                f"{name}: {counted(total.sessions, 'session')}, {counted(total.records, 'record')}",
+                f"{name}: {begun}{records}",
                 source=name,
                 sessions=total.sessions,
                 records=total.records,
@@ -260,6 +263,8 @@ class Watcher:
         if text not in self._told:
             self._told.add(text)
             log.warning("%s", text)
+            with contextlib.suppress(OSError):  # the event file's disk may be the full one
+                self._say("waiting", text)
 
     def _say(self, event: str, text: str, **data: object) -> None:
         self._tell(Told(event, text, data))
@@ -270,13 +275,14 @@ class _Total:
 
     def __init__(self) -> None:
         self.sessions = self.records = 0
-        self.dropped: dict[str, int] = {}
+        self.dropped: Counter[str] = Counter()
+        self.untrainable: Counter[str] = Counter()
 
     def add(self, result: ImportResult) -> None:
         self.sessions += result.added
         self.records += result.records
-        for reason, count in result.dropped.items():
-            self.dropped[reason] = self.dropped.get(reason, 0) + count
+        self.dropped.update(result.dropped)
+        self.untrainable.update(result.untrainable)
 
 
 def _transcript(path: Path) -> Path:

@@ -30,7 +30,6 @@ can be done, and either way what the store holds no longer agrees with it, which
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import logging
 import os
 import time
@@ -43,7 +42,7 @@ import msgspec
 from msgspec import Struct
 
 from .errors import OwnerError
-from .home import private_dir, state_path, sync_dir, write_atomic
+from .home import private_dir, remembered_path, sync_dir, write_atomic
 
 log = logging.getLogger(__name__)
 
@@ -80,8 +79,7 @@ class Witness:
     """The file of one store. Safe from several processes."""
 
     def __init__(self, store: Path) -> None:
-        name = hashlib.sha256(os.fsencode(os.path.realpath(store))).hexdigest()[:32]
-        self._path = state_path() / f"consent-{name}.json"
+        self._path = remembered_path(store, "consent")
         self._seen: tuple[tuple[int, ...], Remembered | None] | None = None
 
     def judge(self, head: str) -> Step:

@@ -45,6 +45,11 @@ class Home:
         shutil.copytree(self.folder, copy)
         return copy
 
+    def restore_empty(self) -> None:
+        """Begin anew in the same place."""
+        shutil.rmtree(self.folder)
+        self.folder.mkdir(mode=0o700)
+
     def restore(self, copy: Path) -> None:
         """Put a backup in the home's place."""
         shutil.rmtree(self.folder)

@@ -85,7 +85,11 @@ class ClaudeChat:
         return self.say(block, stop_reason="tool_use")
 
     def result(self, content: object, *, is_error: bool = False) -> Row:
-        block = {"type": "tool_result", "tool_use_id": "toolu_1", "content": content}
+        block = {
+            "type": "tool_result",
+            "tool_use_id": f"toolu_{len(self.rows) - 1}",
+            "content": content,
+        }
         if is_error:
             block["is_error"] = True
         return self.ask([block], toolUseResult={"stdout": str(content), "stderr": ""})

@@ -169,6 +169,50 @@ def test_export_writes_plain_records_by_domain_time_and_user(
     assert corpus.export_jsonl(target, user_id="other") == 1
 
 
+def test_an_export_of_a_domain_has_the_closing_records_of_its_sessions_alone(
+    corpus: TrainingCorpus, tmp_path: Path
+) -> None:
+    close = {
+        "content_type": "workflow",
+        "content": "SESSION_CLOSE",
+        "metadata": {"event": "SESSION_CLOSE"},
+        "domain": "general",  # what the tagger makes of its one word
+    }
+    for number, session, domain in ((1, "a", "code"), (3, "b", "planning")):
+        corpus.add_record(record(number, session_id=session, domain=domain))
+        corpus.add_record(record(number + 1, session_id=session, **close))
+    target = tmp_path / "mine.jsonl"
+    for domain, count, sessions in (("code", 1, ["a", "a"]), ("general", 0, [])):
+        assert corpus.export_jsonl(target, domain=domain) == count
+        rows = [json.loads(line) for line in target.read_text().splitlines()]
+        assert [row["session_id"] for row in rows] == sessions
+
+
+def test_a_sync_that_is_due_at_the_interpreters_exit_meets_an_open_lock(tmp_path: Path) -> None:
+    program = (
+        "import sys, threading, weakref; sys.path.insert(0, 'tests')\n"
+        "from support_capture import record\n"
+        "from node.capture import TrainingCorpus\n"
+        "corpus = TrainingCorpus(sys.argv[1])\n"
+        "def last():\n"
+        "    corpus.add_record(record(2))\n"
+        "    corpus.flush()\n"
+        "weakref.finalize(threading, last)\n"  # run at the exit, the last made first
+        "corpus.add_record(record(1))\n"
+        "other = TrainingCorpus(sys.argv[1])\n"
+        "weakref.finalize(other, other.close).atexit = False\n"
+        "import atexit; atexit.register(lambda: None)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program, str(tmp_path / "c")],
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(list(TrainingCorpus(tmp_path / "c").records())) == 2
+
+
 def test_an_export_that_cannot_be_written_is_the_owners_error(corpus: TrainingCorpus) -> None:
     corpus.add_record(record(1))
     with pytest.raises(CorpusError, match="nowhere"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from node.capture.sources.importing import (
 from node.capture.sources.jsonl import JsonlSource
 from node.capture.sources.pydoc import PydocSource
 from node.capture.sources.source import SourceError, SourceSession, Turn
+from node.capture.terms import why_left_out
 
 
 def one(
@@ -216,6 +218,67 @@ def test_malformed_lines_are_counted_and_the_rest_is_read(tmp_path: Path) -> Non
     source = JsonlSource(path)
     assert [session.turns[0].text for session in source] == ["p", "q"]
     assert source.malformed == 4
+    assert [number for number, _ in source.places] == [2, 4, 5, 6]
+    assert source.problems == {
+        "no JSON": 2,
+        "no JSON object": 1,
+        "neither prompt and completion nor messages of both user and assistant": 1,
+    }
+
+
+@pytest.mark.parametrize(
+    ("stated", "outcome", "quality"),
+    [
+        ({}, "", None),
+        ({"outcome": "iterated", "accepted": True}, "iterated", None),
+        ({"outcome": "splendid"}, "", None),
+        ({"accepted": True}, "accepted", None),
+        ({"accepted": False, "rating": "up"}, "rejected", None),
+        ({"rating": "Thumbs up"}, "accepted", None),
+        ({"rating": 5}, "accepted", None),
+        ({"rating": -1}, "rejected", None),
+        ({"rating": 1}, "", None),  # a thumb up, or one star of five
+        ({"rating": ["up"], "accepted": "yes", "outcome": {}}, "", None),
+        ({"quality": 60}, "", 60),
+        ({"quality": 0.6}, "", None),
+        ({"quality": 101}, "", None),
+    ],
+)
+def test_a_row_is_as_good_as_it_says_itself_and_else_nothing_is_known(
+    made: Capture, tmp_path: Path, stated: dict[str, Any], outcome: str, quality: int | None
+) -> None:
+    row = {"prompt": "p", "completion": "c", **stated}
+    (session,) = JsonlSource(write(tmp_path / "a.jsonl", [row]))
+    assert (session.outcome, session.quality) == (outcome, quality)
+    run(made, [session])
+    (kept,) = made.corpus.sessions()
+    worth = {"": None, "accepted": 90, "iterated": 55, "rejected": 25}[outcome]
+    assert kept.quality == (worth if quality is None else quality)
+
+
+def test_a_session_of_which_nothing_is_known_has_no_tier_and_may_be_trained_on(
+    made: Capture, tmp_path: Path
+) -> None:
+    run(made, list(JsonlSource(write(tmp_path / "a.jsonl", [{"prompt": "p", "completion": "cc"}]))))
+    (kept,) = made.corpus.sessions()
+    assert (kept.tier, why_left_out(kept)) == ("", None)
+
+
+def test_what_was_read_before_a_file_breaks_off_is_in_the_corpus(
+    made: Capture, tmp_path: Path
+) -> None:
+    rows = [
+        {"prompt": f"p{n}", "completion": hashlib.sha256(b"%d" % n).hexdigest()}
+        for n in range(3_000)
+    ]
+    packed = gzip.compress(write(tmp_path / "a.jsonl", rows).read_bytes())
+    path = tmp_path / "b.jsonl.gz"
+    path.write_bytes(packed[:-20_000])
+    with pytest.raises(SourceError, match="damaged gzip data") as caught:
+        run(made, JsonlSource(path))  # type: ignore[arg-type]
+    kept = len(list(made.corpus.sessions()))
+    assert kept % 256
+    assert f"({kept:,} of its sessions)" in caught.value.unchanged
 
 
 def test_a_file_that_cannot_be_read_is_the_owners_error(tmp_path: Path) -> None:

@@ -100,7 +100,8 @@ def test_scopes_are_granted_revoked_and_logged(ready: Run) -> None:
 def test_an_unreadable_file_is_one_clear_line(ready: Run, tmp_path: Path) -> None:
     ready("consent", "grant", "capture", "--yes")
     text = refused(ready("import", "jsonl", str(tmp_path / "absent.jsonl")))
-    assert "absent.jsonl" in text and "No such file" in text
+    assert "no file or folder" in text and "absent.jsonl" in text
+    assert "Nothing was imported." in text
     damaged = tmp_path / "damaged.jsonl.gz"
     damaged.write_bytes(b"\x1f\x8b\x08garbage")
     assert "damaged.jsonl.gz" in refused(ready("import", "jsonl", str(damaged)))
@@ -112,8 +113,61 @@ def test_lines_that_are_no_session_are_counted(ready: Run, tmp_path: Path) -> No
     file.write_text('{"prompt": "a b", "completion": "c d"}\nnot json\n[]\n{"prompt": "x"}\n')
     result = json.loads(ready("import", "jsonl", str(file), "--json").stdout)
     assert (result["added"], result["malformed"]) == (1, 3)
+    told = ready("import", "jsonl", str(file)).stderr
+    assert "line 2: no JSON\n" in told and "line 3: no JSON object" in told
+    assert "not json" not in told and "warning" not in told
     again = json.loads(ready("import", "jsonl", str(file), "--json").stdout)
     assert (again["added"], again["skipped_known"]) == (0, 1)
+
+
+def test_a_file_without_any_session_is_refused_and_nothing_of_it_is_remembered(
+    ready: Run, tmp_path: Path
+) -> None:
+    ready("consent", "grant", "capture", "--yes")
+    file = tmp_path / "some.jsonl"
+    file.write_text('{"question": "a", "answer": "b"}\n')
+    assert "`prompt` and `completion`" in refused(ready("import", "jsonl", str(file)))
+
+
+def test_sessions_are_read_from_the_standard_input(ready: Run, home: Path) -> None:
+    ready("consent", "grant", "capture", "--yes")
+    done = subprocess.run(
+        [sys.executable, "-m", "node.cli", "import", "jsonl", "-", "--json"],
+        env={**os.environ, "GROOVE_HOME": str(home)},
+        cwd=ROOT,
+        input='{"prompt": "a b", "completion": "c d"}\n',
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert json.loads(done.stdout)["added"] == 1, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["status", "extra"], "`groove-node status` does not take 'extra'"),
+        (["import"], "`groove-node import` needs its SOURCE"),
+        (["import", "jsonl", "--since"], "`groove-node import --since` needs a value"),
+        (["tree", "--depht", "3"], "`groove-node tree` has no option --depht"),
+        (["rouns"], 'there is no command "rouns". Did you mean "round"?'),
+        (["demo", "--steps", "x"], "--steps takes a number, not 'x'"),
+        (["tree", "--json", "--json"], "--json is given twice"),
+    ],
+)
+def test_a_command_line_that_is_wrong_is_told_in_three_lines(
+    groove: Run, arguments: list[str], said: str
+) -> None:
+    lines = refused(groove(*arguments), code=2).splitlines()
+    assert lines[0] == f"error: {said}"
+    assert lines[1] == "Nothing was done." and lines[2].endswith("--help` shows what it takes.")
+    assert len(lines) == 3
+
+
+def test_an_address_that_is_no_multiaddr_is_told_with_one_that_is(ready: Run) -> None:
+    text = refused(ready("run", "--listen", "foo"))
+    assert "it is no TCP multiaddr" in text and "/ip4/0.0.0.0/tcp/4131" in text
+    assert "End what listens there" not in text and "INFO" not in text
 
 
 def test_a_share_that_is_none_is_misuse(ready: Run) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support_consent import Home
+from support_consent import HandClock, Home
 from support_transcripts import ClaudeChat, claude_path, written
 
 from node import disclosure
@@ -23,6 +23,7 @@ from node.identity import load_or_create
 
 ROOT = Path(__file__).parent.parent
 Run = Callable[..., Any]
+ANSWERED = "bob.planted" + "@" + "kettle.example"
 SECRET = "ada.planted" + "@" + "kettle.example"
 
 
@@ -32,6 +33,7 @@ def place(tmp_path: Path) -> Path:
     user, home = tmp_path / "ada", tmp_path / "groove"
     chat = ClaudeChat(cwd=str(user / "kettle"))
     chat.ask(f"Why does the kettle whistle? Write to {SECRET} about it. " + "And so on. " * 90)
+    chat.text(f"I wrote to {ANSWERED}.")
     written(claude_path(user / ".claude"), chat.rows)
     (user / "kettle").mkdir()
     home.mkdir(mode=0o700)
@@ -85,6 +87,12 @@ def groove(
     os.umask(mask)
 
 
+def granting(place: Path, source: str, project: str = "kettle") -> tuple[str, ...]:
+    """The command that allows one source in one project."""
+    folder = str(place / "ada" / project)
+    return "consent", "grant", "capture", "--source", source, "--folder", folder
+
+
 def at_a_terminal(place: Path, answer: str, *arguments: str) -> tuple[int, str]:
     """Run a command on a terminal, answer its question, and return what was on the screen."""
     ours, theirs = pty.openpty()
@@ -123,7 +131,7 @@ def test_a_no_leaves_every_byte_as_it_was_and_the_preview_shows_what_would_be_ke
     place: Path,
 ) -> None:
     before = tree(place)
-    code, seen = at_a_terminal(place, "n", "consent", "grant", "capture")
+    code, seen = at_a_terminal(place, "n", *granting(place, "claude-code"))
     assert code == 0
     assert "Nothing was changed." in seen
     assert tree(place) == before
@@ -133,13 +141,13 @@ def test_a_no_leaves_every_byte_as_it_was_and_the_preview_shows_what_would_be_ke
     assert "Write to [EMAIL] about it" in seen.partition("after ")[2]
     assert "EMAIL (" in seen.partition("why")[2]
     assert seen.count("And so on.") < 90, "a long text is cut"
+    answer = seen.partition("its answer")[2]
+    assert f"I wrote to {ANSWERED}." in answer.partition("before")[2].partition("after")[0]
+    assert "I wrote to [EMAIL]." in answer.partition("after ")[2]
 
 
 def test_a_yes_is_recorded_with_the_text_that_was_shown(place: Path, groove: Run) -> None:
-    code, seen = at_a_terminal(
-        *(place, "y", "consent", "grant", "capture", "--source", "claude-code"),
-        *("--folder", str(place / "ada" / "kettle")),
-    )
+    code, seen = at_a_terminal(place, "y", *granting(place, "claude-code"))
     assert code == 0 and "allowed: capture, claude-code" in seen
     shown = json.loads(groove("consent", "show", "--json").stdout)
     assert shown["standing"] == "in force"
@@ -150,7 +158,9 @@ def test_a_yes_is_recorded_with_the_text_that_was_shown(place: Path, groove: Run
     assert verified.returncode == 0
     told = json.loads(verified.stdout)
     assert told["problems"] == []
-    assert [each["disclosure"] for each in told["receipts"]] == [disclosure.SHA256]
+    shown_text = disclosure.text(["capture"], ["claude-code"])
+    assert [each["disclosure"] for each in told["receipts"]] == [disclosure.sha256(shown_text)]
+    assert " ".join(shown_text.split()) in seen
     assert all(each["signed"] and not each["signed_late"] for each in told["receipts"])
     kept = b"".join(tree(place / "groove").values()) + b"".join(tree(place / "state").values())
     assert SECRET.encode() not in kept
@@ -158,14 +168,14 @@ def test_a_yes_is_recorded_with_the_text_that_was_shown(place: Path, groove: Run
 
 def test_without_a_history_an_example_is_shown(place: Path) -> None:
     claude_path(place / "ada" / ".claude").unlink()
-    code, seen = at_a_terminal(place, "n", "consent", "grant", "capture")
+    code, seen = at_a_terminal(place, "n", *granting(place, "claude-code"))
     assert code == 0
-    assert "No history of an assistant was found" in seen
+    assert "No ask of these sources and folders" in seen
     assert "[EMAIL]" in seen and "Ann Miller of 12 Hill Road" in seen.partition("after ")[2]
 
 
 def test_the_disclosure_states_what_the_specification_asks_for() -> None:
-    text = " ".join(disclosure.TEXT.split())
+    text = " ".join(disclosure.text(["capture", "train"]).split())
     for demanded in (
         *("prompts", "answers", "tool, model, times and outcome"),  # what is collected
         *("adapters (expert models) are trained", "improve"),  # how it is used
@@ -183,7 +193,7 @@ def test_off_a_terminal_nothing_is_assumed_and_the_command_to_type_is_told(
     done = groove("consent", "grant", "capture", "--source", "codex")
     assert done.returncode == 2
     assert "`groove-node consent grant capture --source codex --yes`" in done.stderr
-    assert disclosure.TEXT.splitlines()[2] in done.stdout
+    assert disclosure.text(["capture"]).splitlines()[2] in done.stdout
     assert SECRET not in done.stdout + done.stderr, "a preview may not land in a file"
     assert tree(place) == before
 
@@ -191,10 +201,10 @@ def test_off_a_terminal_nothing_is_assumed_and_the_command_to_type_is_told(
 def test_with_yes_the_disclosure_is_printed_all_the_same(place: Path, groove: Run) -> None:
     done = groove("consent", "grant", "capture", "--yes")
     assert done.returncode == 0
-    assert disclosure.TEXT in done.stdout
+    assert disclosure.text(["capture"]) in done.stdout
     as_json = groove("consent", "grant", "train", "--yes", "--json")
     assert json.loads(as_json.stdout)["scopes"] == ["capture", "train"]
-    assert disclosure.TEXT.splitlines()[2] in as_json.stderr
+    assert disclosure.text(["train"]) in as_json.stderr
 
 
 @pytest.mark.parametrize(
@@ -272,3 +282,115 @@ def test_terms_that_changed_are_told_and_nothing_is_allowed(
 
 def test_what_a_terminal_would_obey_is_not_shown() -> None:
     assert disclosure.printable("a\x1b[2Jb\n\tc\x07\u202ed") == "a�[2Jb c��d"
+
+
+def test_the_page_is_about_what_was_asked_for() -> None:
+    text = disclosure.text(["publish"])
+    assert "Signed leaf states" in text and "What is kept" not in text
+    assert "What is kept" in disclosure.text([], ["codex"]), "sources and folders are capture's"
+    assert disclosure.sha256(text) != disclosure.sha256(disclosure.text(["fetch"]))
+
+
+def test_the_page_says_that_providers_terms_keep_their_sessions_out_of_training() -> None:
+    for scopes, sources in ((["train"], []), (["capture"], ["claude-code"]), ([], ["codex"])):
+        text = " ".join(disclosure.text(scopes, sources).split())
+        assert "forbid training" in text and "restricted_outputs = true" in text
+        assert "finding domains and for routing only" in text
+    assert "forbid" not in disclosure.text(["capture"]), "an own program's records may be trained"
+
+
+def test_a_bare_grant_of_capture_shows_no_assistants_asks_and_says_why(place: Path) -> None:
+    code, seen = at_a_terminal(place, "n", "consent", "grant", "capture")
+    assert code == 0
+    assert SECRET not in seen
+    assert "captures nothing of the histories of coding assistants" in seen
+    assert "`groove-node consent grant capture --source claude-code --folder DIR`" in seen
+    assert "from an example" in seen and "[EMAIL]" in seen
+
+
+def test_a_source_without_a_folder_is_shown_nothing_of_and_told_what_it_lacks(place: Path) -> None:
+    _, seen = at_a_terminal(place, "n", "consent", "grant", "capture", "--source", "claude-code")
+    assert SECRET not in seen and "captures nothing of that history yet" in seen
+    (place / "ada" / "other").mkdir()
+    _, seen = at_a_terminal(place, "n", *granting(place, "claude-code", "other"))
+    assert SECRET not in seen, "no ask of another project is shown"
+    _, seen = at_a_terminal(place, "n", *granting(place, "codex"))
+    assert SECRET not in seen, "no ask of another source is shown"
+
+
+def test_a_grant_that_widens_capture_shows_what_it_adds(place: Path, groove: Run) -> None:
+    kettle = str(place / "ada" / "kettle")
+    groove("consent", "grant", "capture", "--yes")
+    _, seen = at_a_terminal(
+        place, "y", "consent", "grant", "--source", "claude-code", "--folder", kettle
+    )
+    assert "Your latest asks that this would capture" in seen and SECRET in seen
+    _, seen = at_a_terminal(place, "n", *granting(place, "claude-code"))
+    assert SECRET not in seen, "nothing new is captured"
+    _, seen = at_a_terminal(place, "n", "consent", "grant", "train")
+    assert SECRET not in seen and "Your latest asks" not in seen
+
+
+def test_a_withdrawal_of_what_was_not_allowed_says_so_and_fails(place: Path, groove: Run) -> None:
+    groove("consent", "grant", "capture", "--yes")
+    done = groove("consent", "revoke", "--folder", "/nope")
+    assert done.returncode == 1
+    assert "/nope: nothing of it was allowed" in done.stderr
+    assert "still allowed: capture" in done.stdout
+    done = groove("consent", "revoke", "capture", "train")
+    assert done.returncode == 0, "some of it was withdrawn"
+    assert "train: nothing of it was allowed" in done.stderr
+    assert "still allowed: nothing" in done.stdout
+
+
+def test_receipts_that_are_missing_after_a_restore_are_named(place: Path, groove: Run) -> None:
+    groove("consent", "grant", "capture", "--yes")
+    home = Home(place / "groove")
+    old = home.back_up()
+    groove("consent", "grant", "train", "--yes")
+    groove("consent", "revoke")
+    home.restore(old)
+    groove("consent", "grant", "capture", "--yes")
+    verified = groove("consent", "receipts", "--verify")
+    assert verified.returncode == 0
+    assert "gone: receipts 2-3 are missing: the store was replaced" in verified.stdout
+    assert "none is missing" not in verified.stdout
+    told = json.loads(groove("consent", "receipts", "--verify", "--json").stdout)
+    assert (told["problems"], len(told["missing"])) == ([], 1)
+    records = json.loads(groove("consent", "log", "--json").stdout)["records"]
+    assert [each["by"][:29] for each in records] == ["you", "the node: receipts 2-3 are mi", "you"]
+
+
+def test_since_begins_anew_where_a_restored_home_was_off(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from node import consenting
+    from node.app import App
+
+    monkeypatch.setenv("GROOVE_STATE", str(place / "state"))
+
+    def granted(at_s: float) -> dict[str, str]:
+        app = App(place / "groove")
+        monkeypatch.setattr(app, "clock", HandClock())
+        monkeypatch.setattr(app.clock, "time_s", at_s)
+        consenting.grant(app, ["capture"])
+        since: dict[str, str] = consenting.standing(app)["since"]
+        app.consent.close()
+        return since
+
+    first = granted(1_777_204_800.0)
+    assert granted(1_777_208_400.0) == first, "unbroken"
+    home = Home(place / "groove")
+    old = home.back_up()
+    granted(1_777_212_000.0)
+    home.restore(old)
+    assert granted(1_777_215_600.0) == {"capture": "2026-04-26 15:00"}
+
+
+def test_doctor_does_not_ask_for_what_was_withdrawn(groove: Run) -> None:
+    groove("consent", "grant", "capture", "train", "--yes")
+    groove("consent", "revoke")
+    found = json.loads(groove("doctor", "--json").stdout)["findings"]
+    (consent,) = [each for each in found if each["check"] == "consent"]
+    assert (consent["verdict"], consent["advice"]) == ("ok", "")
+    assert "you withdrew it" in consent["text"]

@@ -22,7 +22,7 @@ from gossip_kit import (
 )
 
 from gossip.core import Replica
-from gossip.events import Event, PeerUp, RetractOwn
+from gossip.events import Event, PeerUp, RetractOwn, Save
 from gossip.wire import Echo, Have, Scope
 
 
@@ -109,9 +109,10 @@ async def test_a_running_node_turns_consent_off_once_per_rollback(
     lost = retraction_of(own, now_s)
     await daemon._publish()
     assert app.allows("capture")
-    daemon._replica.handle(received(BOB, lost, now_s))
+    effects = daemon._core.handle(received(BOB, lost, now_s))
+    assert any(isinstance(each, Save) for each in effects), "nothing of it is stored so far"
+    assert not app.allows("capture"), "a kill from here on loses nothing"
     await daemon._publish()
-    assert not app.allows("capture")
     assert [each.event for each in told] == ["suspended"]
     assert app.consent.standing(app.user_id) == "restored"
     app.consent.record_consent(app.user_id, True, "1.0")

@@ -8,15 +8,26 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support_consent import USER, Home
 
 from gossip.envelope import TYPES
 from gossip.wire import Head, Retract, WireError, decode, encode
+from node import consent_store
 from node.clock import SystemClock
-from node.consent import Scope
+from node.consent import ConsentLockedError, ConsentManager, Scope
 from node.identity import load_or_create
-from node.receipts import DOMAIN, Decision, KeySigner, message, read
+from node.receipts import (
+    DOMAIN,
+    Decision,
+    KeySigner,
+    message,
+    missing,
+    problems,
+    read,
+    write,
+)
 
 
 @pytest.fixture
@@ -158,3 +169,83 @@ def test_what_a_receipt_says_survives_any_metadata(home: Home) -> None:
         (receipt,) = manager.receipts()
         said = read(receipt.body, receipt.hash)
     assert isinstance(said, Decision) and said.metadata == odd
+
+
+def numbers(manager: ConsentManager) -> list[int]:
+    return [json.loads(each.body)["number"] for each in manager.receipts()]
+
+
+def test_receipts_that_were_in_a_replaced_store_are_named_by_the_next_one(home: Home) -> None:
+    with home.open() as manager:
+        manager.record_consent(USER, True, "1.0")
+    old = home.back_up()
+    with home.open() as manager:
+        manager.grant_scope(USER, Scope.TRAIN)
+        manager.revoke_consent(USER)
+    home.restore(old)
+    with home.open() as manager:
+        assert missing(manager.receipts()) == {}, "so far the head alone shows it"
+        assert any("written last" in each for each in manager.problems())
+        manager.grant_scope(USER, Scope.CAPTURE)
+        manager.grant_scope(USER, Scope.FETCH)
+        assert numbers(manager) == [1, 4, 5]
+        assert missing(manager.receipts()) == {
+            4: "receipts 2-3 are missing: the store was replaced, by a backup or by hand"
+        }
+        assert manager.problems() == []
+
+
+def test_a_new_store_in_an_old_ones_place_names_what_was_in_that(home: Home) -> None:
+    three(home, None)
+    home.restore_empty()
+    with home.open() as manager:
+        manager.record_consent(USER, True, "1.0")
+        assert numbers(manager) == [4]
+        assert missing(manager.receipts())[4].startswith("receipts 1-3 are missing: the store was")
+        assert manager.problems() == []
+
+
+def test_a_jump_that_no_receipt_explains_is_found(home: Home) -> None:
+    first = Decision(
+        number=1,
+        user_id=USER,
+        event="decision",
+        opted_in=True,
+        version="1.0",
+        scopes=("capture",),
+        sources=(),
+        folders=(),
+        at=7.0,
+        metadata={},
+        disclosure="",
+        previous="",
+    )
+    one = write(first)
+    four = write(msgspec.structs.replace(first, number=4, previous=one.hash))
+    assert problems([one, four]) == ["receipt 4: receipts 2-3 are missing, and nothing says why"]
+    two = write(msgspec.structs.replace(first, number=2, previous=one.hash, broken="restored"))
+    assert problems([one, two]) == [] and missing([one, two]) == {}
+
+
+def test_decisions_that_could_not_be_written_leave_no_gap_or_say_why(
+    home: Home, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consent_store, "WAIT_S", 0.05)
+    with home.open() as manager:
+        manager.record_consent(USER, True, "1.0")
+        holder = sqlite3.connect(home.db, isolation_level=None)
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ConsentLockedError):
+            manager.grant_scope(USER, Scope.TRAIN)
+        holder.execute("ROLLBACK")
+        manager.grant_scope(USER, Scope.TRAIN)
+        assert numbers(manager) == [1, 2]
+        holder.execute("BEGIN IMMEDIATE")
+        with pytest.raises(ConsentLockedError):
+            manager.revoke_consent(USER)
+        holder.close()
+        manager.revoke_consent(USER)
+        assert numbers(manager) == [1, 2, 4]
+        told = "receipt 3 is missing: a change of consent was interrupted"
+        assert missing(manager.receipts()) == {4: told}
+        assert manager.problems() == []

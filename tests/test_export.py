@@ -15,6 +15,7 @@ from support_capture import NOON, HandClock, record
 from leaves.model import unit
 from node.capture import TrainingCorpus, TrainingRecord
 from node.capture.corpus import CorpusError
+from node.errors import MisuseError
 from node.capture.export import Form, ParquetMissingError, Training, Wanted, export, form_of
 
 VECTOR = unit(np.arange(1, 385, dtype=np.float32)[None])[0]
@@ -27,7 +28,9 @@ def said(number: int, session: str, kind: str, text: str, **more: Any) -> Traini
 
 def closing(number: int, session: str, outcome: str) -> TrainingRecord:
     metadata = {"event": "SESSION_CLOSE", "outcome": outcome, "source": "jsonl"}
-    return said(number, session, "workflow", "SESSION_CLOSE", metadata=metadata)
+    return said(
+        number, session, "workflow", "SESSION_CLOSE", metadata=metadata, domain="general"
+    )
 
 
 @pytest.fixture
@@ -42,7 +45,14 @@ def corpus(tmp_path: Path) -> TrainingCorpus:
             said(4, "open", "completion", "A map.", terms_class="open"),
             closing(5, "open", "accepted"),
             said(6, "restricted", "prompt", "Plan a trip", domain="planning"),
-            said(7, "restricted", "completion", "Go by train.", terms_class="restricted"),
+            said(
+                7,
+                "restricted",
+                "completion",
+                "Go by train.",
+                terms_class="restricted",
+                domain="planning",
+            ),
             closing(8, "restricted", "accepted"),
             said(9, "mixed", "prompt", "First"),
             said(10, "mixed", "completion", "One.", terms_class="open"),
@@ -68,7 +78,7 @@ def test_json_lines_have_the_fields_of_the_specification_and_no_checksum(
 ) -> None:
     done = export(corpus, tmp_path / "mine.jsonl", Form.JSONL)
     rows = lines(tmp_path / "mine.jsonl")
-    assert done.count == len(rows) == 18
+    assert len(rows) == 18 and (done.count, done.closing) == (14, 4)
     assert list(rows[0])[:9] == [
         "record_id",
         "user_id",
@@ -87,17 +97,19 @@ def test_json_lines_have_the_fields_of_the_specification_and_no_checksum(
 @pytest.mark.parametrize(
     ("wanted", "count"),
     [
-        (Wanted(domain="planning"), 1),
-        (Wanted(user_id="nobody"), 0),
-        (Wanted(after=NOON + 15), 3),
-        (Wanted(sessions={"open", "good"}), 8),
-        (Wanted(sessions={"open"}, after=NOON + 4), 1),
+        (Wanted(domain="planning"), (2, 1)),
+        (Wanted(domain="general"), (0, 0)),
+        (Wanted(user_id="nobody"), (0, 0)),
+        (Wanted(after=NOON + 15), (2, 1)),
+        (Wanted(sessions={"open", "good"}), (6, 2)),
+        (Wanted(sessions={"open"}, after=NOON + 4), (0, 1)),
     ],
 )
 def test_filters_leave_the_records_that_fit_all_of_them(
-    corpus: TrainingCorpus, tmp_path: Path, wanted: Wanted, count: int
+    corpus: TrainingCorpus, tmp_path: Path, wanted: Wanted, count: tuple[int, int]
 ) -> None:
-    assert export(corpus, tmp_path / "mine.jsonl", Form.JSONL, wanted).count == count
+    done = export(corpus, tmp_path / "mine.jsonl", Form.JSONL, wanted)
+    assert (done.count, done.closing) == count
 
 
 def test_a_vector_is_joined_once_to_the_first_ask_of_its_session(
@@ -191,7 +203,7 @@ def test_parquet_has_a_row_a_record_and_vectors_where_they_were_asked_for(
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet")
     target = tmp_path / "mine.parquet"
-    assert export(corpus, target, Form.PARQUET, vectors={"open": VECTOR}).count == 18
+    assert export(corpus, target, Form.PARQUET, vectors={"open": VECTOR}).count == 14
     table = parquet.read_table(target)
     first = table.slice(0, 1).to_pylist()[0]
     assert first["content"] == "What is a monad?" and json.loads(first["metadata"]) == {}
@@ -252,3 +264,20 @@ def test_the_form_is_asked_for_or_told_by_the_name(
     name: str, asked: str | None, form: Form
 ) -> None:
     assert form_of(Path(name), asked) is form
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "why"),
+    [
+        ("a.csv", None, "'.csv' cannot be written"),
+        ("a.jsonl.gz", "jsonl", "'.gz' cannot be written"),
+        ("a.parquet", "chat", "'chat' does not go with the ending '.parquet'"),
+        ("a.parquet", "jsonl", "'jsonl' does not go with"),
+        ("a.jsonl", "parquet", "'parquet' does not go with the ending '.jsonl'"),
+    ],
+)
+def test_an_ending_that_says_another_form_is_refused(
+    name: str, asked: str | None, why: str
+) -> None:
+    with pytest.raises(MisuseError, match=why):
+        form_of(Path(name), asked)

@@ -11,6 +11,7 @@ import pytest
 from support_capture import NOON, USER, Capture, capture
 from support_transcripts import FOLDER, ClaudeChat, lines_of
 
+from node.capture.intake import CONTENT_CHARS_MAX
 from node.capture.sources.claude_code import ClaudeCode
 from node.capture.sources.following import STATE_FILE, Follower, State, StateFile
 from node.capture.sources.held import HeldRecords
@@ -116,6 +117,25 @@ def test_what_is_written_is_taken_in_and_the_answer_that_may_go_on_waits(
     assert said(made) == ["ask 0", "answer 0", "ask 1"]
     take(watcher)
     assert len(said(made)) == 3
+
+
+def test_the_answer_to_an_ask_that_an_earlier_reading_dropped_is_dropped_too(
+    tool: Tool, made: Capture, watcher: Follower
+) -> None:
+    tool.say(0)
+    tool.chat.ask("x" * (CONTENT_CHARS_MAX + 1))
+    tool.write(lines_of(tool.chat.rows[-1:]))
+    take(watcher)
+    tool.chat.text("an answer to nothing")
+    tool.write(lines_of(tool.chat.rows[-1:]))
+    start = len(tool.chat.rows)
+    tool.chat.ask("ask 2")
+    tool.chat.text("answer 2")
+    tool.write(lines_of(tool.chat.rows[start:]))
+    take(watcher)
+    made.clock.time_s = tool.at + IDLE_S + 1
+    take(watcher)
+    assert said(made) == ["ask 0", "answer 0", "ask 2", "answer 2"]
 
 
 def test_an_idle_session_gets_its_last_answer_and_a_closing_record_with_its_outcome(

@@ -16,7 +16,8 @@ from support_transcripts import FOLDER, ClaudeChat, lines_of
 from node import doctor, history, overview, show
 from node.app import App
 from node.errors import MisuseError
-from node.importing import Imported, SourceRefusedError, Wanted, import_sessions, parse_since
+from node.imported import Imported
+from node.importing import SourceRefusedError, Wanted, import_sessions, parse_since
 from node.tally import NAMES_MAX, SourceCounts, Tally
 from node.told import Told
 from node.watching import Watcher
@@ -102,7 +103,12 @@ def test_a_session_that_was_just_written_to_is_not_closed_and_its_last_answer_wa
 ) -> None:
     allow(app)
     transcript(projects, "one", app, age_days=0.0)
-    assert bring(app).records == 1
+    done = bring(app)
+    assert (done.records, done.open_answers) == (1, 1)
+    assert ("last answers still open", "1") in done.facts()
+    assert "1 answer still open" in done.notes(restricted_outputs=False)[0]
+    facts = show.status_facts(overview.status(app))
+    assert any("1 transcript still being written" in text for _, text in facts)
     assert not any(record.closes for record in app.corpus.records())
 
 
@@ -115,7 +121,7 @@ def test_folders_that_are_not_allowed_are_listed_on_the_terminal_and_written_now
     done = bring(app)
     assert (done.added, done.not_allowed) == (1, 2)
     assert done.folder_rows() == [("/home/ada/other", "2")]
-    assert "--folder /home/ada/other" in done.notes()[0]
+    assert "--folder /home/ada/other" in done.notes(restricted_outputs=True)[0]
     assert "other" not in str(done.as_json())
     kept = b"".join(path.read_bytes() for path in app.home.rglob("*") if path.is_file())
     assert b"/home/ada/other" not in kept
@@ -137,8 +143,6 @@ def test_a_file_that_cannot_be_read_is_counted_and_the_others_come_in(
     (projects / "-somewhere" / "two.jsonl").write_bytes(b"\0\xff not json\n")
     done = bring(app)
     assert (done.added, done.malformed) == (1, 1)
-    with pytest.raises(SourceRefusedError, match="no transcripts of claude-code"):
-        bring(app, what=[str(projects / "absent.jsonl")])
 
 
 def test_a_named_file_or_folder_is_imported_alone(app: App, projects: Path) -> None:
@@ -152,6 +156,11 @@ def test_a_named_file_or_folder_is_imported_alone(app: App, projects: Path) -> N
 def test_a_time_that_is_none_is_refused_with_an_example(app: App, text: str) -> None:
     with pytest.raises(MisuseError, match="30d, 12h, 2w or 2026-11-01"):
         parse_since(text, app.clock)
+
+
+def test_a_day_that_is_yet_to_come_is_refused(app: App) -> None:
+    with pytest.raises(MisuseError, match="2970-01-01 is in the future"):
+        parse_since("2970-01-01", app.clock)
 
 
 def test_a_time_is_a_duration_back_or_a_day_in_utc(app: App) -> None:
@@ -179,6 +188,34 @@ def test_status_and_doctor_warn_of_history_that_will_be_deleted_until_it_is_impo
     assert not known.unsaved
     facts = dict(show.status_facts(overview.status(app)))
     assert "2 sessions, 4 records taken in" in facts["claude-code"]
+
+
+def test_the_owner_is_told_which_sessions_may_not_be_trained_on_and_by_whose_terms(
+    app: App, projects: Path
+) -> None:
+    allow(app)
+    for name in ("one", "two"):
+        transcript(projects, name, app)
+    told = (
+        "2 sessions: 2 are for routing and discovery only: the terms of anthropic forbid training "
+        "on its answers; `groove-node data --stats` has the whole account"
+    )
+    first = bring(app)
+    assert told in first.notes(restricted_outputs=False)
+    assert told not in first.notes(restricted_outputs=True)
+    assert first.as_json()["untrainable"] == {"anthropic": 2}
+    assert not bring(app).untrainable
+    assert ("", told) in show.status_facts(overview.status(app))
+
+
+def test_what_an_import_of_everything_does_not_know_replaces_what_was_not_known_before(
+    app: App, projects: Path
+) -> None:
+    allow(app)
+    transcript(projects, "one", app)
+    Tally(app.home).add_source("claude-code", SourceCounts(unknown={"of-an-older-parser": 3}))
+    bring(app)
+    assert Tally(app.home).read().sources["claude-code"].unknown == {}
 
 
 def test_what_expires_first_is_imported_first(app: App, projects: Path) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from support_capture import NOON, record
 from support_faults import Stricter, fast_folder, killed_at, steps_of
@@ -16,7 +17,7 @@ from support_rights import ALIEN, HEIR, KEPT_HOME, PHRASES, PUBLISHED, World, wo
 
 from leaves.lifecycle import Purpose, Rules, due
 from leaves.model import Stage
-from node import rights
+from node import rights, screening
 from node.app import App
 from node.consent import Scope
 from node.deletion import DeletionError
@@ -141,6 +142,58 @@ def test_a_deleted_session_does_not_come_back_by_itself(home: World) -> None:
     assert b"s-055" not in (app.corpus.root / ".deleted").read_bytes()
     rights.delete(app)  # ends consent: a new one is the owner's word
     assert not app.corpus.was_deleted("s-055")
+
+
+def test_a_domain_is_not_that_of_the_closing_records(home: World) -> None:
+    """Their one word is tagged the same in every session: all would be deleted with one domain."""
+    app = home.open()
+    close = {"content_type": "workflow", "metadata": {"event": "SESSION_CLOSE"}}
+    app.corpus.add_records(
+        [
+            record(900, session_id="s-055", domain="general", **close),
+            record(901, session_id="g-1", domain="general"),
+        ]
+    )
+    assert rights.delete(app, Selection(domain="general"))["sessions_deleted"] == 1
+    assert len(home.found()) == 100
+
+
+def test_a_preview_counts_what_a_deletion_then_does_and_changes_nothing(home: World) -> None:
+    app = home.open()
+    app.corpus.add_records([record(900, session_id="s-001", domain="planning")])
+    before = {path: path.read_bytes() for path in app.corpus.files()}
+    chosen = Selection(domain="planning")
+    asked = rights.preview_deletion(app, chosen)
+    assert {path: path.read_bytes() for path in app.corpus.files()} == before
+    assert app.consent.is_opted_in(app.user_id) and not (home.home / rights.MARKER).exists()
+    assert (asked.records, asked.fitting, asked.sessions) == (103, 101, 51)
+    assert not asked.everything and not asked.ends_consent
+    done = rights.delete(app, chosen)
+    assert (asked.records, asked.sessions, asked.retracted, asked.retrained) == (
+        done["records_deleted"],
+        done["sessions_deleted"],
+        done["leaves_retracted"],
+        done["leaves_to_retrain"],
+    )
+
+
+def test_the_second_scan_forgets_the_sessions_that_are_deleted(home: World) -> None:
+    app = home.open()
+    entries = [(screening._id_hash(f"s-{number:03d}"), b"12345678") for number in (54, 55)]
+    scanned = b"".join(id_ + texts for id_, texts in entries)
+    memory = screening.Memory("1", scanned, {"s-054": "rule", "s-055": "rule"})
+    (app.home / screening.FILE).write_bytes(msgspec.json.encode(memory))
+    rights.delete(app, Selection(sessions=("s-055",)))
+    kept = screening.read(app.home)
+    assert kept.hits == {"s-054": "rule"} and kept.entries() == dict(entries[:1])
+
+
+def test_consent_that_was_withdrawn_before_is_not_said_to_be_withdrawn_by_the_deletion(
+    home: World,
+) -> None:
+    app = home.open()
+    app.consent.revoke_consent(app.user_id)
+    assert rights.delete(app)["consent_revoked"] is False
 
 
 def test_what_a_filter_does_not_fit_is_not_touched(home: World) -> None:
@@ -314,7 +367,8 @@ def test_an_export_takes_the_sessions_of_a_leaf_with_their_vectors(
     filters = rights.Filters(leaf="domain-2", domain="code")
     done = rights.export(home.open(), target, filters, vectors=True)
     rows = [json.loads(line) for line in target.read_text().splitlines()]
-    assert done["exported"] == len(rows) == 60
+    assert len(rows) == 60 and (done["exported"], done["closing"]) == (40, 20)
+    assert done["vectors"] == 120
     assert {row["session_id"] for row in rows} == {f"s-{n}" for n in range(100, 120)}
     assert [len(row["vector"]) for row in rows if "vector" in row] == [384] * 20
 

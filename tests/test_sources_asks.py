@@ -12,6 +12,7 @@ from node.capture.sources.asks import RULES, Course, Sign, Standing, human_ask, 
 
 A, C, T, S = Sign.ASKED, Sign.CORRECTED, Sign.THANKED, Sign.ANSWERED
 STOP, OK, BAD, BROKE = Sign.STOPPED, Sign.WORKED, Sign.FAILED, Sign.BROKE
+FIXED = Sign.MENDED
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda rule: rule.name)
@@ -153,8 +154,9 @@ def test_other_asks_are_only_asks(ask: str) -> None:
         ([A, S], "", 0, 0),  # nobody said that it was good
         ([A, S, OK, S], "", 0, 0),
         ([A, S, T], "accepted", 0, 0),
-        ([A, S, A], "accepted", 0, 0),
-        ([A, S, A, S], "accepted", 0, 0),
+        ([A, S, A], "", 0, 0),  # going on to another thing is no praise
+        ([A, S, A, S], "", 0, 0),
+        ([A, S, A, S, T], "accepted", 0, 0),
         ([A, A, S], "", 0, 0),  # two asks in a row take no answer
         ([C, S], "", 0, 0),  # "it doesn't work" as a first ask corrects nobody
         ([A, S, C], "rejected", 1, 0),
@@ -176,6 +178,11 @@ def test_other_asks_are_only_asks(ask: str) -> None:
         ([A, BAD, S], "", 0, 1),
         ([A, BAD, OK], "", 0, 1),
         ([A, OK, BAD, BAD, S, T], "accepted", 0, 2),
+        ([A, BAD, FIXED, S], "accepted", 0, 1),  # the test that was red is green
+        ([A, BAD, FIXED], "", 0, 1),  # and nothing was said of it
+        ([A, BAD, FIXED, BAD, S], "", 0, 2),
+        ([A, BAD, FIXED, S, C], "rejected", 1, 1),
+        ([A, S, C, BAD, FIXED, S], "", 1, 1),
         ([A, S, A, BAD], "error", 0, 1),
     ],
 )

@@ -198,6 +198,21 @@ def test_how_it_went_is_told_from_what_the_owner_did(tmp_path: Path) -> None:
     assert (session.outcome, session.corrections, session.errors) == ("iterated", 1, 1)
 
 
+@pytest.mark.parametrize(("again", "outcome"), [("make test", "accepted"), ("ls", "")])
+def test_a_call_that_failed_and_then_works_accepts_and_another_that_works_does_not(
+    tmp_path: Path, again: str, outcome: str
+) -> None:
+    chat = ClaudeChat()
+    chat.ask("Mend the test.")
+    chat.call("Bash", command="make test")
+    chat.result("1 failed", is_error=True)
+    chat.call("Bash", command=again)
+    chat.result("1 passed")
+    chat.text("It passes.")
+    session = only(read(tmp_path, chat))
+    assert (session.outcome, session.errors) == (outcome, 1)
+
+
 @pytest.mark.parametrize(
     ("content", "outcome"),
     [

@@ -93,7 +93,7 @@ def test_every_era_gives_the_asks_and_the_answers_once(tmp_path: Path, rows: lis
     assert said(session.turns) == WANTED
     assert session.folder == FOLDER
     assert session.key == Rollout().session_id
-    assert session.outcome == "accepted"
+    assert session.outcome == ""
     assert session.metadata == {"tool_version": "0.144.3", "parser": PARSER}
     answer = session.turns[1]
     assert (answer.source_provider, answer.source_model) == ("openai", GPT)
@@ -214,6 +214,18 @@ def test_failed_calls_are_counted_by_what_the_output_tells(
     chat.text("So it went.")
     chat.end()
     assert only(read(tmp_path, chat.rows)).errors == errors
+
+
+def test_a_call_that_failed_and_then_works_accepts(tmp_path: Path) -> None:
+    chat = Rollout()
+    chat.meta()
+    chat.ask("Build.")
+    chat.call("Exit code: 1\nno such file")
+    chat.call("Exit code: 0\nbuilt")
+    chat.text("It builds.")
+    chat.end()
+    session = only(read(tmp_path, chat.rows))
+    assert (session.outcome, session.errors) == ("accepted", 1)
 
 
 def test_interruptions_and_errors_are_told(tmp_path: Path) -> None:

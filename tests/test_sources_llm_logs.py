@@ -27,7 +27,7 @@ def test_both_generations_are_read_and_what_stands_in_both_counts_once(tmp_path:
     assert (tea.key, rest.key) == ("c1", "t1")
     assert texts(tea) == [("r1/ask", "Why is tea hot?"), ("r1/answer", "The kettle.")]
     assert [turn.text for turn in rest.turns] == ["And coffee?", "The same.", "And soup?", "A pot."]
-    assert rest.outcome == "accepted"
+    assert rest.outcome == ""
     assert tea.folder is None
     answers = (tea.turns[1], rest.turns[3])
     assert [(turn.source_provider, turn.source_model) for turn in answers] == [

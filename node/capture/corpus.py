@@ -84,7 +84,8 @@ class TrainingCorpus:
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._gate = os.open(self._root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
-            weakref.finalize(self, os.close, self._gate)
+            # Not at the interpreter's exit: a sync that is due may still take its turn then.
+            weakref.finalize(self, os.close, self._gate).atexit = False
             with self._turn():
                 self._mend()
         except OSError as problem:
@@ -120,6 +121,9 @@ class TrainingCorpus:
     def close(self) -> None:
         """Sync and close. The corpus opens again by itself at the next record."""
         with self._turn():
+            if self._timer is not None:
+                self._timer.cancel()
+                self._timer = None
             self._sync()
             self._close_files()
 
@@ -214,14 +218,19 @@ class TrainingCorpus:
     ) -> int:
         """Write records as plain JSON lines, mode 0600, and return how many.
 
-        The file appears whole or not at all. `node.capture.export` has more forms.
+        SESSION_CLOSE records are written with their sessions, of whatever domain, and not counted,
+        as in `CorpusStats.summary`. The file appears whole or not at all. `node.capture.export` has
+        more forms.
         """
         count = 0
+        given: set[str] = set()
         with self.output(output_path) as out:
             for record in self.records(after):
-                if domain in (None, record.domain) and user_id in (None, record.user_id):
+                fits = record.session_id in given if record.closes else record.domain == domain
+                if (domain is None or fits) and user_id in (None, record.user_id):
                     out.write(export_line(record))
-                    count += 1
+                    count += not record.closes
+                    given.add(record.session_id)
         return count
 
     @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
@@ -19,7 +19,7 @@ import msgspec
 
 from leaves.model import Vector
 from leaves.ports import Progress, Report, silent
-from node.errors import OwnerError
+from node.errors import MisuseError, OwnerError
 
 from .corpus import TrainingCorpus
 from .pairs import Pair, preference_pairs
@@ -50,7 +50,7 @@ class ParquetMissingError(OwnerError):
 class Wanted:
     """Which records are exported; None stands for all.
 
-    A session is in a chat or preference file if its ask is the user's, of the domain, and its last
+    Of a domain also the closing records are, of sessions that are. A session is in a chat or preference file if its ask is the user's, of the domain, and its last
     record is younger than `after`.
     """
 
@@ -62,7 +62,8 @@ class Wanted:
     def record(self, record: TrainingRecord) -> bool:
         return (
             self.user_id in (None, record.user_id)
-            and self.domain in (None, record.domain)
+            # The tag of a closing record is that of its one word, the same in every session.
+            and (self.domain is None or (record.domain == self.domain and not record.closes))
             and (self.after is None or record.timestamp > self.after)
             and (self.sessions is None or record.session_id in self.sessions)
         )
@@ -86,17 +87,44 @@ class Training:
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """What was written: records, sessions or pairs, and what was left out of a training set."""
+    """What was written: records, sessions or pairs, and what was left out of a training set.
+
+    Closing records of sessions are in a copy of the records, but not in `count`, which agrees with
+    `CorpusStats.summary`.
+    """
 
     count: int
+    closing: int = 0
     left_out: dict[str, int] = field(default_factory=dict)
 
 
+_LINES, _COLUMNS = (".jsonl", ".ndjson"), (".parquet", ".pq")
+
+
 def form_of(path: Path, asked: str | None = None) -> Form:
-    """The form that was asked for, or that a file's name tells; JSON lines otherwise."""
-    if asked is not None:
-        return Form(asked)
-    return Form.PARQUET if path.suffix.lower() in (".parquet", ".pq") else Form.JSONL
+    """The form that was asked for, or that a file's name tells; JSON lines if it has no ending.
+
+    Raises MisuseError for an ending that is not known, or that tells of another form than asked.
+    """
+    ending = path.suffix.lower()
+    if ending not in (*_LINES, *_COLUMNS, ""):
+        raise MisuseError(
+            f"{path.name}: files that end in {ending!r} cannot be written",
+            unchanged="Nothing was written.",
+            next_step=f"Known endings are {', '.join(_LINES)} (a JSON document a line) and "
+            f"{', '.join(_COLUMNS)} (Parquet).",
+        )
+    if asked is None:
+        return Form.PARQUET if ending in _COLUMNS else Form.JSONL
+    form = Form(asked)
+    fitting = _COLUMNS if form is Form.PARQUET else _LINES
+    if ending and ending not in fitting:
+        raise MisuseError(
+            f"{path.name}: the form {form.value!r} does not go with the ending {ending!r}",
+            unchanged="Nothing was written.",
+            next_step=f"Name a file that ends in {' or '.join(fitting)}, or leave --format out.",
+        )
+    return form
 
 
 def export(
@@ -117,26 +145,29 @@ def export(
     """
     match form:
         case Form.JSONL:
-            rows = _rows(corpus, wanted, vectors, report)
+            rows = _Rows(corpus, wanted, vectors, report)
             with corpus.output(path) as out:
-                return Exported(_lines(out, rows))
+                written = _lines(out, rows)
+            return Exported(written - rows.closing, rows.closing)
         case Form.PARQUET:
             parquet = _pyarrow()
-            rows = _rows(corpus, wanted, vectors, report)
+            rows = _Rows(corpus, wanted, vectors, report)
             with corpus.output(path) as out:
-                return Exported(_parquet(parquet, out, rows, vectors is not None))
+                written = _parquet(parquet, out, rows, vectors is not None)
+            return Exported(written - rows.closing, rows.closing)
         case Form.CHAT:
             left_out: Counter[str] = Counter()
             chats = _chats(corpus, wanted, vectors, training, left_out, report)
             with corpus.output(path) as out:
-                return Exported(_lines(out, chats), dict(left_out))
+                written = _lines(out, chats)
+            return Exported(written, left_out=dict(left_out))
         case Form.PREFERENCE:
             pairs = _preferences(corpus, wanted, vectors, training, report)
             with corpus.output(path) as out:
                 return Exported(_lines(out, pairs))
 
 
-def _lines(out: BinaryIO, rows: Iterator[dict[str, Any]]) -> int:
+def _lines(out: BinaryIO, rows: Iterable[dict[str, Any]]) -> int:
     count = 0
     for row in rows:
         out.write(msgspec.json.encode(row) + b"\n")
@@ -144,23 +175,33 @@ def _lines(out: BinaryIO, rows: Iterator[dict[str, Any]]) -> int:
     return count
 
 
-def _rows(
-    corpus: TrainingCorpus,
-    wanted: Wanted,
-    vectors: Mapping[str, Vector] | None,
-    report: Report,
-) -> Iterator[dict[str, Any]]:
-    joined: set[str] = set()
-    for record in corpus.records(read=reading(corpus, "export", report)):
-        if not wanted.record(record):
-            continue
-        row: dict[str, Any] = msgspec.to_builtins(record)
-        if vectors is not None and record.content_type in _ASKS:
-            vector = None if record.session_id in joined else vectors.get(record.session_id)
-            if vector is not None:
-                joined.add(record.session_id)
-                row["vector"] = vector.tolist()
-        yield row
+@dataclass(slots=True)
+class _Rows:
+    """The records as they are written; `closing` counts those that close a session."""
+
+    corpus: TrainingCorpus
+    wanted: Wanted
+    vectors: Mapping[str, Vector] | None
+    report: Report
+    closing: int = 0
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        joined: set[str] = set()
+        given: set[str] = set()
+        vectors = self.vectors
+        for record in self.corpus.records(read=reading(self.corpus, "export", self.report)):
+            closes_given = record.closes and record.session_id in given
+            if not (closes_given or self.wanted.record(record)):
+                continue
+            given.add(record.session_id)
+            self.closing += record.closes
+            row: dict[str, Any] = msgspec.to_builtins(record)
+            if vectors is not None and record.content_type in _ASKS:
+                vector = None if record.session_id in joined else vectors.get(record.session_id)
+                if vector is not None:
+                    joined.add(record.session_id)
+                    row["vector"] = vector.tolist()
+            yield row
 
 
 def _chats(
@@ -270,7 +311,7 @@ def _pyarrow() -> Any:
     return arrow
 
 
-def _parquet(arrow: Any, out: BinaryIO, rows: Iterator[dict[str, Any]], with_vectors: bool) -> int:
+def _parquet(arrow: Any, out: BinaryIO, rows: Iterable[dict[str, Any]], with_vectors: bool) -> int:
     """Columns are the fields of a record; `metadata` is JSON, for its keys differ by record."""
     text = arrow.string()
     columns = {
@@ -290,7 +331,7 @@ def _parquet(arrow: Any, out: BinaryIO, rows: Iterator[dict[str, Any]], with_vec
     return count
 
 
-def _blocks(rows: Iterator[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
+def _blocks(rows: Iterable[dict[str, Any]], size: int) -> Iterator[list[dict[str, Any]]]:
     block: list[dict[str, Any]] = []
     for row in rows:
         block.append(row)

@@ -6,7 +6,7 @@ import json
 import logging
 import uuid
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
@@ -68,8 +68,11 @@ class TrainingDataIntake:
         tagger: DomainTagger,
         *,
         clock: Clock | None = None,
+        look_into: Callable[[str | None], None] = lambda folder: None,
     ) -> None:
+        """look_into: has the scrubber know the secrets of a session's folder, allowed or not."""
         self.corpus = corpus
+        self.look_into = look_into
         self.refused: Counter[Refusal] = Counter()
         self.last_refusal: Refusal | None = None  # why the last `admit` or `prepare` gave nothing
         self._consent = consent_manager

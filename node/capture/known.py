@@ -13,6 +13,8 @@ import hashlib
 import json
 import logging
 import secrets
+import threading
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -23,16 +25,18 @@ import msgspec
 import re2
 
 from ..home import write_atomic
-from .known_sources import entropy, gather, keyring_values
+from ..folders import resolved
+from .known_sources import entropy, gather, gather_more, keyring_values, limited
 
 if TYPE_CHECKING:
     from ..config import CaptureConfig
-    from .scrubber import KnownValues
 
 log = logging.getLogger(__name__)
 
 FILE = "known_values.json"
 KEY_FILE = "known_values.key"  # under GROOVE_HOME/keys
+LOOK_S = 10.0  # between two looks into one folder: its `.env` may have changed
+LOOKED_MAX = 1_000  # folders whose last look is remembered
 STORED_MAX = 5_000  # hashes; the oldest go first
 KEYRING_WAIT_S = 2.0
 WIDENED_BYTES = 512  # of base64 before and after a find that are taken with it
@@ -56,31 +60,85 @@ def open_known(
     folders: Iterable[Path],
     *,
     remember: bool = True,
-) -> KnownValues:
+) -> KnownHere:
     """Gather what is secret here and now, and remember its hashes for later starts.
 
     remember: if not, nothing is written; what earlier starts remembered is looked for all the same.
-    folders: projects whose `.env` files are read, the working folder among them.
+    folders: whose `.env` files are read (see `known_folders`); not asked for if it is switched off.
     A home not set up, or with damaged hashes, costs the memory of earlier starts alone.
     """
     if not config.known_values:
-        return Known((), None)
+        return KnownHere((), None, None, remember=False)
     values = gather(env, folders)
     if config.keyring:  # opening a keyring may start a service, so the owner has to ask for it
         values += keyring_values(config.keyring, wait_s=KEYRING_WAIT_S)
-    if not (home / "keys" if remember else home / "keys" / KEY_FILE).exists():
-        return Known(values, None)
-    try:
-        hashed = Hashed.open(home)
-        hashed.meet(values, remember=remember)
-    except (OSError, ValueError, msgspec.DecodeError) as problem:
-        log.warning("known values not remembered reason=%s", type(problem).__name__)
-        return Known(values, None)
-    return Known(values, hashed)
+    hashed = None
+    if (home / "keys" if remember else home / "keys" / KEY_FILE).exists():
+        try:
+            hashed = Hashed.open(home)
+        except (OSError, ValueError, msgspec.DecodeError) as problem:
+            log.warning("known values not remembered reason=%s", type(problem).__name__)
+    return KnownHere(values, hashed, env, remember=remember)
+
+
+class KnownHere:
+    """What this machine knows, and knew; learns more as sessions tell in which folders they are.
+
+    `node.capture.scrubber.KnownValues`. Safe from any thread; its repr shows no value.
+    """
+
+    def __init__(
+        self,
+        values: Iterable[str],
+        hashed: Hashed | None,
+        env: Mapping[str, str] | None,
+        *,
+        remember: bool,
+    ) -> None:
+        """env: of the process; None if it is switched off."""
+        self._values = list(values)
+        self._hashed = hashed
+        self._env = env
+        self._remember = remember
+        self._looked: dict[str, float] = {}
+        self._turn = threading.Lock()
+        self._known = self._made()
+
+    def __repr__(self) -> str:
+        return repr(self._known)
+
+    def spans(self, text: bytes) -> Iterator[tuple[int, int]]:
+        """As `Known.spans`."""
+        return self._known.spans(text)
+
+    def look_into(self, folder: str | None) -> None:
+        """Learn what the `.env` files of a session's folder hold, allowed or not.
+
+        What a folder held before stays known: a transcript may be older than its `.env`.
+        """
+        if self._env is None or not folder:
+            return
+        with self._turn:
+            now = time.monotonic()
+            if now - self._looked.get(folder, float("-inf")) < LOOK_S:
+                return
+            if len(self._looked) >= LOOKED_MAX:
+                self._looked.clear()
+            self._looked[folder] = now
+            path = resolved(folder)
+            more = gather_more(self._env, [path]) if path is not None else ()
+            if not set(more) <= set(self._values):
+                self._values = limited([*self._values, *more])
+                self._known = self._made()
+
+    def _made(self) -> Known:
+        if self._hashed is not None:
+            self._hashed.meet(self._values, remember=self._remember)
+        return Known(self._values, self._hashed)
 
 
 class Known:
-    """`node.capture.scrubber.KnownValues`. Safe from any thread; its repr shows no value."""
+    """Values, and hashes of earlier ones, to be looked for. Its repr shows no value."""
 
     def __init__(self, values: Iterable[str], hashed: Hashed | None) -> None:
         forms: dict[bytes, _Form] = {}
@@ -200,8 +258,10 @@ class Hashed:
         """Look for what earlier starts knew and `values` lacks; add what is new, if wished."""
         now = {s: None for value in values if (s := self._of(value.encode("utf-8", "replace")))}
         self.gone = tuple(stored for stored in self._stored if stored not in now)
+        by_token: dict[tuple[int, str], list[_Stored]] = {}
         for stored in self.gone:
-            self._by_token.setdefault((stored.length, stored.token), []).append(stored)
+            by_token.setdefault((stored.length, stored.token), []).append(stored)
+        self._by_token = by_token
         fresh = [stored for stored in now if stored not in set(self._stored)]
         if fresh and remember:
             self._stored = (*self._stored, *fresh)[-STORED_MAX:]

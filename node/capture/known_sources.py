@@ -12,7 +12,6 @@ import binascii
 import json
 import logging
 import math
-import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -21,14 +20,12 @@ from pathlib import Path
 from typing import Any, Final
 from urllib.parse import parse_qsl, unquote, urlsplit
 
+from .known_folders import env_files, read
+
 log = logging.getLogger(__name__)
 
 VALUES_MAX = 1_000
 VALUE_CHARS_MIN, VALUE_CHARS_MAX = 6, 4_096
-FILE_BYTES_MAX = 262_144
-FILES_MAX = 200  # `.env` files, in all allowed folders together
-FOLDERS_MAX = 2_000  # that are looked into for them: about 20 ms
-DEPTH_MAX = 2
 
 _TELLING = re.compile(
     r"(?i)(?:^|[_.-])(?:key|pass|pwd|pw|auth|pat|dsn|cookie|jwt|salt|seed|sig)(?:$|[_.\d-])"
@@ -48,8 +45,6 @@ _UUID = re.compile(r"(?i)[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _DRAWN = re.compile(r"[0-9][A-Za-z]+[0-9]")
 _WORDLIKE = re.compile(r"(?:[A-Za-z]+\d{0,4}|\d{1,4})?")
 _ASSIGNMENT = re.compile(r"\s*(?:export\s+)?([^\s=#;\[][^=]*?)\s*=\s*(.*)")
-_NOT_OURS = frozenset({"node_modules", "vendor", "target", "dist", "build", "venv"})
-_EXAMPLES = ("example", "sample", "template", "dist", "defaults")
 
 
 def gather(env: Mapping[str, str], folders: Iterable[Path]) -> list[str]:
@@ -58,23 +53,34 @@ def gather(env: Mapping[str, str], folders: Iterable[Path]) -> list[str]:
     The home is that of `env`; without one no file under it is read. At most VALUES_MAX values,
     each once; a file that cannot be read is passed over.
     """
-    home = Path(env["HOME"]) if env.get("HOME") else None
-    words = {env.get(name, "").lower() for name in ("USER", "LOGNAME", "HOSTNAME", "HOST")}
-    found: dict[str, None] = {}
-    for value in _candidates(env, home, folders):
-        if value.lower() not in words and not _TEMPLATE.search(value):
-            found.setdefault(value)
+    owner = owner_home(env)
+    found = (*_of_machine(env, owner), *_of_folders(owner, folders))
+    return limited(_not_words(env, found))
+
+
+def gather_more(env: Mapping[str, str], folders: Iterable[Path]) -> list[str]:
+    """The values of more folders' `.env` alone."""
+    return limited(_not_words(env, _of_folders(owner_home(env), folders)))
+
+
+def limited(values: Iterable[str]) -> list[str]:
+    """Each once, and at most VALUES_MAX: the first."""
+    found = list(dict.fromkeys(values))
     if len(found) > VALUES_MAX:
         log.warning("known values left out kept=%d found=%d", VALUES_MAX, len(found))
-    return list(found)[:VALUES_MAX]
+    return found[:VALUES_MAX]
 
 
-def here() -> list[Path]:
-    """The working folder, if it is there at all: it may have been removed under a process."""
-    try:
-        return [Path.cwd()]
-    except OSError:
-        return []
+def owner_home(env: Mapping[str, str]) -> Path | None:
+    return Path(env["HOME"]) if env.get("HOME") else None
+
+
+def _not_words(env: Mapping[str, str], values: Iterable[str]) -> Iterator[str]:
+    """Without the owner's names, and without what stands for a value."""
+    words = {env.get(name, "").lower() for name in ("USER", "LOGNAME", "HOSTNAME", "HOST")}
+    for value in values:
+        if value.lower() not in words and not _TEMPLATE.search(value):
+            yield value
 
 
 def looks_drawn(value: str) -> bool:
@@ -92,15 +98,16 @@ def entropy(value: str) -> float:
     return -sum(n / len(value) * math.log2(n / len(value)) for n in Counter(value).values())
 
 
-def _candidates(
-    env: Mapping[str, str], home: Path | None, folders: Iterable[Path]
-) -> Iterator[str]:
+def _of_machine(env: Mapping[str, str], owner: Path | None) -> Iterator[str]:
     for name, value in env.items():
         yield from _secrets(name, value)
-    if home is not None:
-        yield from _credentials(home)
-    for path in _env_files(home, folders):
-        for name, value in _assignments(_read(path)):
+    if owner is not None:
+        yield from _credentials(owner)
+
+
+def _of_folders(owner: Path | None, folders: Iterable[Path]) -> Iterator[str]:
+    for path, within in env_files(owner, folders):
+        for name, value in _assignments(read(path, within)):
             yield from _secrets(name, value)
 
 
@@ -157,47 +164,6 @@ def _case_turns(word: str) -> int:
     return sum(a != b for a, b in pairwise(cases))
 
 
-def _env_files(home: Path | None, folders: Iterable[Path]) -> list[Path]:
-    """`.env` and `.env.*`, without the examples that are meant for all.
-
-    Of a project also two folders deep, where its services keep theirs; of the home only its own.
-    """
-    files: dict[Path, None] = {}
-    waiting = [(folder, 0 if folder == home else DEPTH_MAX) for folder in dict.fromkeys(folders)]
-    if home is not None:
-        waiting.insert(0, (home, 0))
-    looked = 0
-    while waiting and looked < FOLDERS_MAX:
-        folder, deeper = waiting.pop(0)  # broad before deep: a budget that ends, ends deep
-        looked += 1
-        try:
-            here = sorted(os.scandir(folder), key=lambda entry: entry.name)
-        except OSError:
-            continue
-        for entry in here:
-            name = entry.name
-            if name == ".env" or (name.startswith(".env.") and not name.endswith(_EXAMPLES)):
-                files.setdefault(Path(entry.path))
-            elif deeper and _may_hold(entry):
-                waiting.append((Path(entry.path), deeper - 1))
-    return list(files)[:FILES_MAX]
-
-
-def _may_hold(entry: os.DirEntry[str]) -> bool:
-    ours = entry.name[0] not in "._" and entry.name not in _NOT_OURS
-    return ours and entry.is_dir(follow_symlinks=False)
-
-
-def _read(path: Path) -> str:
-    """The text of a small file; empty if there is none, or none that can be read."""
-    try:
-        if path.is_file() and path.stat().st_size <= FILE_BYTES_MAX:
-            return path.read_text(encoding="utf-8", errors="replace")
-    except OSError as problem:
-        log.debug("known values not read file=%s reason=%s", path.name, problem.strerror)
-    return ""
-
-
 def _assignments(text: str) -> Iterator[tuple[str, str]]:
     """NAME=value of `.env`, INI and npmrc files alike."""
     for line in text.splitlines():
@@ -213,15 +179,15 @@ def _assignments(text: str) -> Iterator[tuple[str, str]]:
 def _credentials(home: Path) -> Iterator[str]:
     """What the usual tools keep in files of their own under the home."""
     for name in (".aws/credentials", ".npmrc", ".pypirc"):
-        for key, value in _assignments(_read(home / name)):
+        for key, value in _assignments(read(home / name)):
             yield from _secrets(key, value)
-    yield from _named("password", re.findall(r"\bpassword\s+(\S+)", _read(home / ".netrc")))
-    for line in _read(home / ".git-credentials").splitlines():
+    yield from _named("password", re.findall(r"\bpassword\s+(\S+)", read(home / ".netrc")))
+    for line in read(home / ".git-credentials").splitlines():
         yield from _of_url(line.strip())
-    yield from _docker(_read(home / ".docker/config.json"))
-    hosts = _read(home / ".config/gh/hosts.yml")
+    yield from _docker(read(home / ".docker/config.json"))
+    hosts = read(home / ".config/gh/hosts.yml")
     yield from _named("token", re.findall(r"oauth_token:\s*[\"']?([^\s\"']+)", hosts))
-    for line in _read(home / ".pgpass").splitlines():
+    for line in read(home / ".pgpass").splitlines():
         fields = re.split(r"(?<!\\):", line)
         if len(fields) == 5 and not line.startswith("#"):
             yield from _named("password", [re.sub(r"\\(.)", r"\1", fields[4])])

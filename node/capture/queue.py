@@ -15,7 +15,7 @@ import sqlite3
 import threading
 import time
 from collections import Counter, OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from node.tally import Tally
 from .corpus import CorpusError, TrainingCorpus
 from .intake import CONTENT_CHARS_MAX, Refusal
 from .known import open_known
+from .known_folders import looked_into
 from .record import ContentType, TrainingRecord
 from .scrubber import PIIScrubber
 from .session import CaptureSession
@@ -369,10 +370,9 @@ def _chars(item: Item) -> int:
             return len(item["content"])
 
 
-def _scrubber(home: Path, folders: Sequence[Path]) -> PIIScrubber:
-    """One that knows this machine's own secrets: of the environment and of allowed projects."""
-    config = load(home).capture
-    return PIIScrubber(open_known(home, config, os.environ, [Path.cwd(), *folders]))
+def _scrubber(home: Path, folders: Iterable[Path]) -> PIIScrubber:
+    """One that knows this machine's own secrets: of the environment and of its projects."""
+    return PIIScrubber(open_known(home, load(home).capture, os.environ, folders))
 
 
 def open_queue(clock: Clock | None = None) -> CaptureQueue | None:
@@ -394,7 +394,7 @@ def open_queue(clock: Clock | None = None) -> CaptureQueue | None:
     def open_session(session_id: str) -> CaptureSession:
         nonlocal scrubber  # made by the worker: to look for known secrets takes its time
         if scrubber is None:
-            scrubber = _scrubber(home, consent.allowed_folders(user_id))
+            scrubber = _scrubber(home, looked_into(consent, user_id))
         return CaptureSession(user_id, session_id, consent, corpus, scrubber, tagger, clock=clock)
 
     def close() -> None:

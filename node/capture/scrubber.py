@@ -35,6 +35,7 @@ BUDGET_S: Final = 5.0  # of the thread's CPU time for a text, however short
 BUDGET_S_PER_MB: Final = 10.0  # and for each megabyte; the slowest hostile text needs a tenth
 DEPTH_MAX: Final = 32  # of metadata
 NODES_MAX: Final = 20_000
+KEY_CHARS_MAX: Final = 64  # of a key, read with each of its values: what its end says
 
 _T = TypeVar("_T")
 _SURROGATES = dict.fromkeys(range(0xD800, 0xE000), "\N{REPLACEMENT CHARACTER}")
@@ -84,14 +85,15 @@ class PIIScrubber:
         A text that is a JSON object or array stays one. Raises ScrubError if the text cannot be
         made clean, or not within its budget of time. Linear in the length of the text.
         """
-        return self._guarded(lambda: self._scrubbed(text))
+        return self._guarded(lambda: self._scrubbed(text, None))
 
     def scrub_value(self, value: Any) -> Any:
         """Scrub JSON-like data: the keys and values of dicts and lists, to any depth up to 32.
 
-        Raises ScrubError for types that JSON has not, for deeper or for larger data.
+        Raises ScrubError for types that JSON has not, for deeper or for larger data, and for data
+        that are not clean within the budget of their size.
         """
-        return _Tree(self).walk(value, 0)
+        return self._guarded(lambda: self._walked(value))
 
     def find(self, text: str) -> list[Finding]:
         """What `scrub` would replace first, in order, without overlaps; counts nothing.
@@ -110,16 +112,25 @@ class PIIScrubber:
         except Exception as problem:  # the rules must never let a text through by failing
             raise ScrubError(f"the rules failed: {type(problem).__name__}") from None
 
-    def _scrubbed(self, text: str) -> str:
-        clean = self._fixpoint(_encoded(text)).decode()
+    def _walked(self, value: Any) -> Any:
+        tick = self._ticker(_size(value))
+        return _Tree(lambda text: self._scrubbed(text, tick)).walk(value, 0)
+
+    def _scrubbed(self, text: str, tick: Callable[[], None] | None) -> str:
+        """tick: of the data that the text is part of; a text alone has a budget of its own."""
+        data = _encoded(text)
+        tick = tick or self._ticker(len(data))
+        clean = self._fixpoint(data, tick).decode()
         if len(clean) != len(text) and _is_json(text) and not _is_json(clean):
             # A number became a bare placeholder, or a span began in one string, ended in another.
-            structured = json.dumps(self.scrub_value(json.loads(text)), ensure_ascii=False)
-            clean = self._fixpoint(_encoded(structured)).decode()
+            value = _Tree(lambda part: self._fixed(part, tick)).walk(json.loads(text), 0)
+            clean = self._fixed(json.dumps(value, ensure_ascii=False), tick)
         return clean
 
-    def _fixpoint(self, data: bytes) -> bytes:
-        tick = self._ticker(len(data))
+    def _fixed(self, text: str, tick: Callable[[], None]) -> str:
+        return self._fixpoint(_encoded(text), tick).decode()
+
+    def _fixpoint(self, data: bytes, tick: Callable[[], None]) -> bytes:
         for _ in range(ROUNDS_MAX):
             spans = self._spans(data, tick)
             if not spans:
@@ -153,8 +164,8 @@ class PIIScrubber:
 class _Tree:
     """One walk over metadata, with its budget."""
 
-    def __init__(self, scrubber: PIIScrubber) -> None:
-        self._scrubber = scrubber
+    def __init__(self, scrub: Callable[[str], str]) -> None:
+        self._scrub = scrub
         self._nodes = 0
 
     def walk(self, value: Any, depth: int, key: str = "") -> Any:
@@ -177,13 +188,13 @@ class _Tree:
 
     def _dict(self, value: dict[Any, Any], depth: int) -> dict[str, Any]:
         out: dict[str, Any] = {}
+        met: Counter[str] = Counter()
         for key, item in value.items():
-            clean = name = self._scrubber.scrub(str(key))
-            count = 1
+            clean = name = self._scrub(str(key))
             while clean in out:  # two keys that became one placeholder are still two entries
-                count += 1
-                clean = f"{name}#{count}"
-            out[clean] = self.walk(item, depth + 1, name)
+                met[name] += 1
+                clean = f"{name}#{met[name] + 1}"
+            out[clean] = self.walk(item, depth + 1, name[-KEY_CHARS_MAX:])
         return out
 
     def _text(self, value: str, key: str) -> str:
@@ -191,10 +202,10 @@ class _Tree:
         if key and value:
             quote = "" if '"' in value or "\n" in value else '"'
             head = f"{key}: {quote}"
-            together = self._scrubber.scrub(head + value + quote)
+            together = self._scrub(head + value + quote)
             if together.startswith(head) and together.endswith(quote):
                 value = together[len(head) : len(together) - len(quote)]
-        return self._scrubber.scrub(value)
+        return self._scrub(value)
 
     def _number(self, value: int | float, key: str) -> int | float | str:
         """A card number is one also as an integer."""
@@ -202,6 +213,25 @@ class _Tree:
         shown = str(int(value)) if whole else str(value)
         clean = self._text(shown, key)
         return value if clean == shown else clean
+
+
+def _size(value: Any) -> int:
+    """The characters of JSON-like data, roughly; what is too large to walk is refused later."""
+    waiting, size = [value], 0
+    for _ in range(NODES_MAX):
+        if not waiting:
+            break
+        match waiting.pop():
+            case str() as text:
+                size += len(text)
+            case dict() as members:
+                size += sum(len(key) for key in members if isinstance(key, str))
+                waiting += members.values()
+            case list() | tuple() as items:
+                waiting += items
+            case _:
+                size += 8
+    return size
 
 
 def _encoded(text: str) -> bytes:

@@ -47,12 +47,15 @@ def close_draft(
     folder: str | None = None,
     group: str = "",
     metadata: Mapping[str, Any] | None = None,
+    stated: int | None = None,
 ) -> Draft:
     """The SESSION_CLOSE record; `first_ask` is scrubbed already, so a cut halves no secret.
 
     group: a hash, or empty. metadata: what the source tells of the session; it is scrubbed.
+    stated: a quality, 0 to 100, that whoever made the session states; else the outcome's.
     """
     told = dict(metadata or {})
+    scored = quality.score(outcome, corrections=corrections, errors=errors)
     if routing is not None:
         told["routing"] = dict(routing)
     own: dict[str, Any] = {
@@ -60,7 +63,7 @@ def close_draft(
         "outcome": outcome if outcome in set(Outcome) else "",
         "corrections": corrections,
         "errors": errors,
-        "quality": quality.score(outcome, corrections=corrections, errors=errors),
+        "quality": scored if stated is None else stated,
         "session_embedding": {
             "model": encoder.model,
             "enc8": encoder.enc8,

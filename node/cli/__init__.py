@@ -9,11 +9,12 @@ from collections.abc import Sequence
 
 import cyclopts
 
-from node.errors import MisuseError, OwnerError
+from node.errors import OwnerError
 from node.terminal import Terminal
 
 from . import consent, data, leaves, mesh, process, scrub, sources
 from .base import command
+from .misuse import misuse
 
 __all__ = [
     "command",
@@ -34,14 +35,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         command(arguments, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as problem:
-        words = " ".join(("groove-node", *(problem.command_chain or ())))
-        Terminal.error(
-            MisuseError(
-                str(problem),
-                unchanged="Nothing was done.",
-                next_step=f"`{words} --help` shows what it takes.",
-            )
-        )
+        Terminal.error(misuse(problem))
         sys.exit(2)
     except OwnerError as problem:
         Terminal.error(problem)

@@ -11,6 +11,7 @@ from cyclopts import Parameter
 
 from node import consenting, disclosure
 from node.app import App
+from node.deleted import refuse_if_undone
 from node.errors import MisuseError
 from node.folders import project_folder
 from node.show import counted
@@ -18,6 +19,7 @@ from node.terminal import Terminal
 
 from .base import AsJson, Yes, consent
 
+_WHOLE = "none is missing or altered"
 ScopeName = Literal["capture", "train", "publish", "fetch"]
 SourceName = Literal["claude-code", "codex", "llm"]
 
@@ -37,7 +39,7 @@ def consent_show(*, json: AsJson = False) -> None:
     out = Terminal(json)
     stands = consenting.standing(App.open())
     since = stands["since"]
-    if stands["standing"] not in ("in force", "never asked"):
+    if stands["undone"] or stands["standing"] not in ("in force", "never asked"):
         out.line(f"Allowed: {disclosure.standing_line(stands)}.")
     out.table(("SCOPE", "", "SINCE", "MEANING"), disclosure.scope_rows(stands["scopes"], since))
     if "capture" in stands["scopes"]:
@@ -60,14 +62,14 @@ def consent_grant(
 ) -> None:
     """Allow scopes; and for capture, histories of assistants (--source) in projects (--folder).
 
-    Shows what each scope means before it asks, and for capture what would be kept of your latest
-    asks. `claude-code` and `codex` are captured only in folders that you name.
+    Shows what is asked for before it asks, and of the latest asks that would be captured with it
+    what would be kept. `claude-code` and `codex` are captured only in folders that you name.
     """
     out = Terminal(json)
     app = App.open()
     _check(app, scopes, source, folder)
     told = out.note if json else out.line
-    told(disclosure.TEXT)
+    told(disclosure.text(scopes, source))
     if not yes:
         if not sys.stdin.isatty():
             words = [
@@ -81,8 +83,7 @@ def consent_grant(
                 next_step="Having read what it means, type "
                 f"`groove-node consent grant {' '.join(words)} --yes`.",
             )
-        if "capture" in scopes and consenting.is_new(app, "capture"):
-            _preview(out, app, source)
+        _preview(out, app, scopes, source, folder)
         if not out.ask(f"Allow {', '.join([*scopes, *source, *map(str, folder)])}?"):
             out.done({"granted": False}, "Nothing was changed.")
             return
@@ -101,6 +102,7 @@ def _check(app: App, scopes: Sequence[str], source: Sequence[str], folder: Seque
             next_step="`groove-node consent grant capture` asks for capture; others are train, "
             "publish, fetch.",
         )
+    refuse_if_undone(app.home)
     if (source or folder) and "capture" not in scopes and consenting.is_new(app, "capture"):
         raise MisuseError(
             "sources and folders are allowed for capture, and capture is not granted",
@@ -116,17 +118,27 @@ def _check(app: App, scopes: Sequence[str], source: Sequence[str], folder: Seque
             )
 
 
-def _preview(out: Terminal, app: App, source: Sequence[str]) -> None:
+def _preview(
+    out: Terminal, app: App, scopes: Sequence[str], source: Sequence[str], folder: Sequence[Path]
+) -> None:
     """To a terminal alone: what is not scrubbed may not land in a file."""
     if not out.interactive:
-        out.note("The preview of your latest asks is shown on a terminal only.")
+        out.note("The preview of what would be captured is shown on a terminal only.")
         return
-    own, shown = consenting.preview(app, source)
-    out.line("")
-    if own:
-        out.line("Your latest asks, before and after scrubbing. Nothing of this is stored:")
+    preview = consenting.preview(app, scopes, source, folder)
+    if preview is None:
+        return
+    why, shown = preview
+    out.line(" ")
+    if not why:
+        out.line(
+            "Your latest asks that this would capture, before and after scrubbing. Nothing of "
+            "this is stored:"
+        )
     else:
-        out.line("No history of an assistant was found here, so this is an example:")
+        out.line(why)
+        if shown:
+            out.line("What is captured is scrubbed like this example:")
     for line in disclosure.preview_lines(shown):
         out.line(line or " ")
     out.line(" ")
@@ -143,9 +155,17 @@ def consent_revoke(
 ) -> None:
     """Withdraw what is named, or everything. Nothing is deleted: that is `data --delete`."""
     out = Terminal(json)
-    left = consenting.revoke(App.open(), scopes, source, folder)
+    app = App.open()
+    idle = consenting.not_in_force(app, scopes, source, folder)
+    left = consenting.revoke(app, scopes, source, folder)
+    for each in idle:
+        out.note(f"{each}: nothing of it was allowed")
     still = ", ".join(word for words in left.values() for word in words)
     out.done(left, f"still allowed: {still or 'nothing'}")
+    if idle and len(idle) == len([*scopes, *source, *folder]):
+        sys.exit(1)
+    if source or folder or "capture" not in left["scopes"]:
+        out.line(disclosure.stays_line(consenting.stored(app)))
 
 
 @consent.command(name="log")
@@ -167,7 +187,11 @@ def consent_log(*, json: AsJson = False) -> None:
 def consent_receipts(
     *,
     verify: Annotated[
-        bool, Parameter(negative="", help="Check signatures, and that none is missing or altered.")
+        bool,
+        Parameter(
+            negative="",
+            help="Check signatures, that none is altered, and that each missing one is explained.",
+        ),
     ] = False,
     json: AsJson = False,
 ) -> None:
@@ -193,10 +217,13 @@ def consent_receipts(
     if not verify:
         out.done(data)
         return
-    problems = consenting.verify(app)
+    problems, lost = consenting.verify(app), consenting.lost(app)
+    for each in lost:
+        out.line(f"gone: {each}")
     for problem in problems:
         out.line(f"wrong: {problem}")
-    out.done({**data, "problems": problems}, "" if problems else _sound(listed))
+    told = "" if problems else _sound(listed, lost)
+    out.done({**data, "problems": problems, "missing": lost}, told)
     if problems:
         sys.exit(1)
 
@@ -207,9 +234,10 @@ def _signed(receipt: dict[str, object]) -> str:
     return "later" if receipt["signed_late"] else "at once"
 
 
-def _sound(listed: Sequence[dict[str, object]]) -> str:
+def _sound(listed: Sequence[dict[str, object]], lost: Sequence[str]) -> str:
     late = sum(bool(each["signed_late"]) for each in listed)
     unsigned = sum(not each["signed"] for each in listed)
-    text = f"{counted(len(listed), 'receipt')}: none is missing or altered, signatures are right"
+    whole = "none is altered, what is missing is named above" if lost else _WHOLE
+    text = f"{counted(len(listed), 'receipt')}: {whole}, signatures are right"
     text += f"; {late} were recorded by a program without the key and signed later" if late else ""
     return text + (f"; {unsigned} not signed yet" if unsigned else "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -20,8 +21,8 @@ Delete = Annotated[
     bool,
     Parameter(
         negative="",
-        help="Delete everything, or the sessions that the filters leave, and retract or "
-        "retrain what was trained on it.",
+        help="Delete everything; or, with filters, whole sessions: each of which any record fits "
+        "them. What was trained on it is retracted or trained again.",
     ),
 ]
 After = Annotated[
@@ -41,14 +42,21 @@ def data(
     *,
     stats: Annotated[bool, Parameter(negative="", help="What is stored.")] = False,
     export: Annotated[
-        Path | None, Parameter(help="Write a copy to this file: .jsonl, or .parquet.")
+        Path | None,
+        Parameter(help="Write a copy to this file: .jsonl or .ndjson, .parquet or .pq."),
     ] = None,
     delete: Delete = False,
     rescan: Annotated[
         bool, Parameter(negative="", help="Scrub what is stored by the rules of today.")
     ] = False,
     user: Annotated[str | None, Parameter(help="Only the records of this user.")] = None,
-    domain: Annotated[str | None, Parameter(help="Only this domain, as --stats names it.")] = None,
+    domain: Annotated[
+        str | None,
+        Parameter(
+            help="Only this domain, as --stats names it: --export takes its records, --delete "
+            "every session that has one of them."
+        ),
+    ] = None,
     after: After = None,
     session: Annotated[
         list[str] | None,
@@ -65,12 +73,19 @@ def data(
     yes: Yes = False,
     json: AsJson = False,
 ) -> None:
-    """Your data: what is there, a copy of it, its cleaning, or its deletion."""
+    """Your data: what is there, a copy of it, its cleaning, or its deletion.
+
+    Deleting everything withdraws your consent too; should you grant it again, an import takes in
+    the history that your tools still hold. After a deletion by filters consent stays, and what was
+    deleted is refused by every import for good: there is no command to take it in again.
+    """
     out = Terminal(json)
     app = App.open()
     if stats + (export is not None) + delete + rescan > 1:
         raise MisuseError(
-            "one of --stats, --export, --delete and --rescan at a time; nothing was done"
+            "--stats, --export, --delete and --rescan were asked for together",
+            unchanged="Nothing was done.",
+            next_step="Give one of them at a time.",
         )
     _check("--export", export is not None, leaf=leaf, format=format, vectors=vectors or None)
     _check("--delete", delete, session=session)
@@ -112,27 +127,38 @@ def _export(
     what = {"chat": "session", "preference": "pair"}.get(result["format"], "record")
     for reason, count in result["left_out"].items():
         out.line(f"left out  {show.counted(count, 'session')}: {reason}")
-    out.done(result, f"{show.counted(result['exported'], what)} in {path}")
+    if result["vectors"] == 0:
+        out.note("there are no vectors yet: `groove-node round` makes them")
+    rows = (
+        f" (and {show.counted(closing, 'closing row')})" if (closing := result["closing"]) else ""
+    )
+    out.done(result, f"{show.counted(result['exported'], what)}{rows} in {path}")
 
 
 def _delete(out: Terminal, app: App, chosen: rights.Selection, yes: bool) -> None:
-    question = (
-        "Delete all captured data, and retract every leaf made of it?"
-        if chosen.everything
-        else "Delete the sessions that these filters leave? Leaves made of them are retracted or "
-        "trained again. "
-        + ("This user's consent ends." if chosen.ends_consent else "Consent stays as it is.")
-    )
-    if not yes and not out.ask(question):
-        out.done({"deleted": False}, "Nothing was deleted.")
-        return
+    rights.check_deletion(app, chosen)
+    if not yes:
+        question = show.deletion_question(rights.preview_deletion(app, chosen, out.progress))
+        if not sys.stdin.isatty():
+            raise MisuseError(
+                f"{question} Nobody is at a terminal to answer",
+                unchanged="Nothing was deleted.",
+                next_step="The same command with --yes deletes it without asking.",
+            )
+        if not out.ask(question):
+            out.done({"deleted": False}, "Nothing was deleted.")
+            return
     result = rights.delete(app, chosen, out.progress)
     out.facts(show.deletion_facts(result))
-    out.done({"deleted": True, **result})
+    out.done({"deleted": True, **result}, show.after_deletion(result))
 
 
 def _check(owner: str, present: bool, **options: object) -> None:
     """Refuse options that would be ignored: a filter that is not heeded deletes too much."""
     for name, value in options.items():
         if value is not None and not present:
-            raise MisuseError(f"--{name} goes with {owner} alone; nothing was done")
+            raise MisuseError(
+                f"--{name} goes with {owner} alone",
+                unchanged="Nothing was done.",
+                next_step=f"Add {owner}, or leave --{name} out.",
+            )

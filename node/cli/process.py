@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from pathlib import Path
 from typing import Annotated, Literal
@@ -13,6 +12,7 @@ from cyclopts import Parameter
 from node import consenting, disclosure, overview, show
 from node.app import App, prepare_models
 from node.errors import MisuseError
+from node.logfile import log_to
 from node.terminal import Terminal
 from node.told import Told
 
@@ -44,21 +44,22 @@ def run(
         str | None,
         Parameter(help="TCP multiaddr; else that of groove.toml, else /ip4/0.0.0.0/tcp/4021."),
     ] = None,
+    verbose: Annotated[
+        bool, Parameter(negative="", help="Log to stderr, not to GROOVE_HOME/node.log.")
+    ] = False,
     json: AsJsonLines = False,
 ) -> None:
     """Run the node in the foreground: mesh, fetching, retractions. Ctrl-C stops it."""
     out = Terminal(json)
     app = App.open()
-    logging.basicConfig(
-        level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s %(message)s", force=True
-    )
+    log_to(app.home, verbose=verbose)
     from node.daemon import serve
 
     def tell(told: Told) -> None:
         out.stream(told)
         if told.event in ("listening", "suspended"):
             stands = consenting.standing(app)
-            if stands["standing"] in ("terms changed", "restored"):
+            if stands["undone"] or stands["standing"] in ("terms changed", "restored"):
                 out.note(f"allowed: {disclosure.standing_line(stands)}")
         off = [scope for scope in ("publish", "fetch") if not app.allows(scope)]
         if told.event == "listening" and off:

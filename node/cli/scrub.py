@@ -31,8 +31,15 @@ def scrub(
 ) -> None:
     """Print a text as capture would store it, and on stderr what was replaced and why.
 
-    Nothing is stored, and no home is needed. Secrets of your environment and of `.env` files are
-    found wherever they stand. Names of people and postal addresses are not found.
+    Nothing is stored, and no home is needed. Names of people and postal addresses are not found.
+
+    Values that this machine knows to be secret are found wherever they stand. Read for them are the
+    environment, the usual credential files of your home (.aws, .netrc, .npmrc, .pypirc, .pgpass,
+    .git-credentials, docker's and gh's), and `.env` and `.env.*` of your home, of the working
+    folder, of every project that capture was ever allowed for, and of those that Claude Code and
+    Codex name in their latest transcripts: of each folder's parents too, up to the root of its
+    project (.git) or your home, and of a project two folders deep. A link out of the project, a
+    file above 256 KB, and examples (.env.example) are not read. No other `.env` is known.
 
         groove-node scrub notes.txt > clean.txt
         pbpaste | groove-node scrub --second

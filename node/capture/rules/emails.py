@@ -43,7 +43,7 @@ _PRIVATE = frozenset(
 _NOBODY = frozenset([b"git", b"hg", b"svn"])
 _SPELLED = compiled(
     r"(?i)([A-Za-z0-9_.+'-]{1,64})(\s{0,2}(?:\[\s?at\s?\]|\(\s?at\s?\)|\{\s?at\s?\}"
-    r"|<\s?at\s?>|\[\s?@\s?\]|\(\s?@\s?\)|_at_|\[arroba\]|\(arroba\))\s{0,2}| at )"
+    r"|<\s?at\s?>|\[\s?@\s?\]|\(\s?@\s?\)|_at_|\[arroba\]|\(arroba\))\s{0,2}| at | @ )"
     r"((?:[A-Za-z0-9-]{1,63}(?:\s{0,2}(?:\[\s?dot\s?\]|\(\s?dot\s?\)|\{\s?dot\s?\}"
     r"|<\s?dot\s?>|\[\.\]|\(\.\)|_dot_|\[punto\]|\(punto\)|\[punkt\]"
     r"|\(punkt\))\s{0,2}| dot | \. |\.)){1,5})([A-Za-z]{2,24})"

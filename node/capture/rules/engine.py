@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from typing import Final
 
-from . import digits, emails, ipv6, named, paths, pem, phones, runs, tokens, urls
+from . import digits, emails, ipv6, named, paths, pem, phones, runs, services, tokens, urls
 from .fold import DEPTH_MAX, View, folded
 from .scan import Rule, Scan, Span, any_of, merged
 
@@ -20,9 +20,23 @@ _ALWAYS: Final[tuple[Rule, ...]] = (
 _SELDOM: Final[tuple[tuple[object, tuple[Rule, ...]], ...]] = (
     (
         any_of(
-            *pem.SHAPES, *paths.SHAPES, *ipv6.SHAPES, *tokens.SHAPES, *emails.SHAPES, *named.SHAPES
+            *pem.SHAPES,
+            *paths.SHAPES,
+            *ipv6.SHAPES,
+            *tokens.SHAPES,
+            *emails.SHAPES,
+            *named.SHAPES,
+            *services.SHAPES,
         ),
-        (pem.find, paths.find, ipv6.find, tokens.seldom, emails.spelled, named.commands),
+        (
+            pem.find,
+            paths.find,
+            ipv6.find,
+            tokens.seldom,
+            emails.spelled,
+            named.commands,
+            services.find,
+        ),
     ),
     (
         any_of(*digits.SHAPES, *phones.SHAPES),

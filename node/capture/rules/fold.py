@@ -20,6 +20,9 @@ from .scan import Pattern
 
 DEPTH_MAX: Final = 3  # `%2540` is folded twice
 _REACH: Final = 192  # bytes around a change that are read again
+_PIECE_BYTES: Final = 40  # of a string literal in pieces, looked at
+_DIGIT = re.compile(rb"[0-9]")
+_DRAWN = re.compile(rb"[0-9@\\]|[\"']/|[a-z][A-Z]|[A-Z][A-Z]")
 _GAP: Final = b"\n\0\n"  # between two surroundings, so that nothing spans them
 
 _HEXADECIMAL = r"[0-9A-Fa-f]"
@@ -33,6 +36,7 @@ _ASCII_SIGNS = (
     rf"|&#\d{{1,7}};|&#[xX]{_HEXADECIMAL}{{1,6}};|&[A-Za-z]{{2,14}};"
     rf"|{_LAST}(?:\"(?:{_PLUS}|\s+)[rbfuRBFU]?\"|'(?:{_PLUS}|\s+)[rbfuRBFU]?')|(?:\\\r?\n[ \t]*)+"
     r"|(?:^|[^A-Za-z0-9@._+-])(?:[A-Za-z0-9@._+-] ){7,}[A-Za-z0-9@._+-]"
+    r"|\[(?:\.|dot)\]|\((?:\.|dot)\)|\d{1,3}(?: dot \d{1,3}){3}"
 )
 _APART = (b"", b" ", b"\t", b"\n", b"'", b'"', b",", b"(", b")")
 _ESCAPE = re.compile(rb"\\+[uUx]\{?([0-9A-Fa-f]+)")
@@ -118,14 +122,26 @@ def _unescaped(text: bytes, start: int, end: int) -> _Change | None:
             return (start, end, _character(int(code[1], 16)))
         case b"\\":
             return (start, end, b"")
+        case b"[" | b"(":  # 192[.]168[.]0[.]7, as those write who report an attack
+            beside = text[start - 1 : start].isalnum() and text[end : end + 1].isalnum()
+            return (start, end, b".") if beside else None
+    if b" dot " in found:
+        return (start, end, found.replace(b" dot ", b"."))
     if found[-1] in b"\"'":
-        if text[end : end + 1] in _APART:
+        if text[end : end + 1] in _APART or not _tokens(text, start, end):
             return None  # the pieces of prose, which no token spans
         return (start + found.index(found[-1:]), end, b"")
     if not found[0:1].isalnum() and found[0] not in b"@._+-":
         start, found = start + 1, found[1:]
     # The only change that keeps some of its bytes: told as one, so that it maps back evenly.
     return (start, end, found.replace(b" ", b"")) if found else None
+
+
+def _tokens(text: bytes, start: int, end: int) -> bool:
+    """True if the pieces on both sides of a break may be those of a token: not two words."""
+    left = text[max(0, start - _PIECE_BYTES) : start + 1]
+    right = text[end : end + _PIECE_BYTES]
+    return _DRAWN.search(left) is not None or _DRAWN.search(right) is not None
 
 
 def _is_text(data: bytes) -> bool:
@@ -158,7 +174,8 @@ def _unicode_changes(text: bytes, patterns: _Patterns) -> Iterator[_Change]:
         found = text[at:end]
         plain = table.get(found)
         if plain is not None:  # one character
-            yield (at, end, plain)
+            if plain == b"" or plain.isalnum() or plain == b"@" or _between(text, at, end, plain):
+                yield (at, end, plain)
             continue
         for character in found.decode():
             width = len(character.encode())
@@ -171,6 +188,20 @@ def _unicode_changes(text: bytes, patterns: _Patterns) -> Iterator[_Change]:
             if character in CONFUSABLE:
                 yield (at, at + width, CONFUSABLE[character].encode())
             at += width
+
+
+def _between(text: bytes, at: int, end: int, plain: bytes) -> bool:
+    """True if a mark stands where one of ASCII would make a difference: in a token or a number.
+
+    The quotes and dashes of typeset prose stand beside a space, and would cost it a second scan.
+    """
+    before, after = text[max(0, at - 2) : at], text[end : end + 2]
+    if plain in b"\"'":
+        return before[-1:] in b"=:(" or before.strip()[-1:] in (b"=", b":")
+    beside = before[-1:].isalnum(), after[:1].isalnum()
+    if all(beside) or (plain == b"/" and any(beside)):
+        return True
+    return _DIGIT.search(before + after) is not None
 
 
 def _view(text: bytes, changes: list[_Change]) -> View:

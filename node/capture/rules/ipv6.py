@@ -36,6 +36,8 @@ def find(scan: Scan) -> Iterator[Span]:
     text = scan.text
     for match in scan.matches(_SHAPED):
         start, end = match.span()
+        if text[end - 1] == 58 and text[end - 2] != 58:
+            end -= 1  # the colon of the sentence: `Reply from fe80::1: time=2ms`
         if scan.joined(start, end) or text[start - 1 : start] == b":":
             continue
         if text[end : end + 1] == b":" and text[end + 1 : end + 2] != b" ":

@@ -77,10 +77,14 @@ _PASSWORD_NAME = compiled(rf"(?i){_PASSWORD}")
 _SECRET_NAME = compiled(rf"(?i){_SECRET}")
 _NAME = WORD | frozenset(b".- ")
 _OPTION = compiled(
-    r"(?i)(?:-[a-z-]*(?:pass|pwd|secret|token|api-?key|access-?key|auth|cred)[a-z-]*[ =]{1,2}[\"']?"
+    r"(?i)(?:-[a-z-]*(?:pass|pwd|secret|token|api-?key|access-?key|auth|creds|credential)"
+    r"[a-z-]*[ =]{1,2}[\"']?"
     r"|(?:password|passwd|identified by|requirepass|passphrase)\s{1,2}[\"']"
-    r"|login \S+\s{1,4}password\s{1,2})([^\s\"'`]{4,})"
+    r"|login \S+\s{1,4}password\s{1,2}"
+    r"|\b(?:set|setx|setenv|config)\s{1,2}[\w.:/-]*(?:pass|pwd|secret|token|api_?key|access_?key)"
+    r"[\w.-]*\s{1,2}[\"']?)([^\s\"'`]{4,})"
 )
+_CHOICE = re.compile(rb"[A-Za-z_]+(?:\|[A-Za-z_]+)+")  # of a manual: `password|hash`
 _CURL_USER = compiled(
     r"(?:curl|wget|http|docker login)\b[^\n]*?\s(?:-u|--user|-U|--proxy-user|--auth|-a)[ =]?[\"']?"
     r"[^\s:\"']{1,64}:([^\s\"'`]{4,})"
@@ -283,7 +287,9 @@ def commands(scan: Scan) -> Iterator[Span]:
 
 def _option(match: re.Match[bytes]) -> Iterator[Span]:
     start = match.start(1)
-    value = match.group(1).rstrip(b",;)")
+    value = match.group(1).rstrip(b",;).?!")
+    if _CHOICE.fullmatch(value):
+        return
     if drawn.stands_in(value) or value[:1] in b"-/@<[|" or _TYPE.match(value):
         return
     if _has_digit(value) or (_special(value) and len(value) >= 6 and not _CODE.match(value)):

@@ -27,8 +27,8 @@ _TRUNK = compiled(r"(?:\(0|\b0)[1-9]\d{0,3}\)?[ /-]{1,2}\d{2,4}(?:[ -]\d{2,4}){1
 _NOUNS = (
     r"(?:(?:tele|smart|i)?phone\w{0,10}|ph|tel\w{0,12}"
     r"|t[\xc3\xa9e]{1,2}l[\xc3\xa9e]{1,2}ph\w{0,6}|tel[\xc3\xa9e]{1,2}fono|mob(?:ile"
-    r"|il)?\w{0,8}|m[o\xc3\xb3]{1,2}vil|cell(?:ular|phone)?|celular|fax\w{0,8}"
-    r"|whats ?app|signal|sms|msisdn|handy\w{0,6}|portable|rufnummer|anruf\w{0,3}|hotline"
+    r"|il)?\w{0,8}|m[o\xc3\xb3]{1,2}vil|cell(?:ular|phone)?s?\b|celular|fax\w{0,8}"
+    r"|whats ?app|signal\b|sms|msisdn|handy\w{0,6}|portable\b|rufnummer|anruf\w{0,3}|hotline"
     r"|helpline|landline|desk|pager|viber|callback|caller(?: ?id)?|kontakt\w{0,8}"
     r"|contact\w{0,8}"
     r"|\xe7\x94\xb5\xe8\xaf\x9d|\xe9\x9b\xbb\xe8\xa9\xb1|\xe6\x89\x8b\xe6\x9c\xba"
@@ -73,9 +73,10 @@ _SHORT = re.compile(
 )
 _DATE = re.compile(
     rb"(?:19|20)\d\d([-./ ])\d{1,2}\1\d{1,2}(?!\d)|\d{1,2}([-./])\d{1,2}\2(?:19|20)\d\d"
-    rb"|\d{1,2}\.\d{1,2}\.\d{1,2}$|(?:\d{1,3}\.){3}\d{1,3}$|\d+\.\d+$|(?:19"
+    rb"|\d{1,2}\.\d{1,2}\.\d{1,2}$|(?:[1-9]\d{0,2}\.){2}[1-9]?\d{1,2}$|(?:\d{1,3}\.){3}\d{1,3}$|\d+\.\d+$|(?:19"
     rb"|20)\d\d ?[-/] ?(?:19|20)\d\d$|\d{1,4}/\d{1,4}$"
 )
+_SUM = re.compile(rb" ?[=*] ?\d")
 _DECIMAL = re.compile(rb"\+\d+\.\d+$")
 
 
@@ -149,6 +150,8 @@ def _named(scan: Scan, match: re.Match[bytes]) -> Span | None:
     ):
         return None
     number, between = text[start:end], text[word.start() : start]
+    if _counted(number) or _SUM.match(text, end) or text[word.start() - 1 : word.start()] == b"`":
+        return None
     if b"  " in number:
         number = number.partition(b"  ")[0]
         end = start + len(number)
@@ -161,6 +164,8 @@ def _named(scan: Scan, match: re.Match[bytes]) -> Span | None:
     ):
         return None
     if text[start - 1 : start] in b"-.$#" or text[start - 1 : start].isalpha():
+        return None
+    if b"[" in between and not _goes_along(between, number, count):
         return None
     least = 4 if _SHORT.search(between) else 7
     if count < least or (count < 7 and number[:2] in (b"19", b"20") and count == 4):
@@ -175,6 +180,22 @@ def _named(scan: Scan, match: re.Match[bytes]) -> Span | None:
     if end == match.end(1):
         end = match.end()  # with its extension
     return Span(start, end, Label.PHONE, "named number")
+
+
+def _counted(number: bytes) -> bool:
+    """True for a sum or a row of counts: `742 / 106`, `2 3 4 5 6 7`."""
+    groups = re.findall(rb"\d+", number)
+    if b" / " in number or number in b"01234567890":
+        return True
+    return sum(len(group) == 1 for group in groups) >= 4
+
+
+def _goes_along(between: bytes, number: bytes, count: int) -> bool:
+    """False for a bare count or a time after a number that was replaced already.
+
+    `tel [PHONE] or 030 1234567` goes on, `tel [PHONE], 1700000000` does not.
+    """
+    return b"[PHONE]" not in between or len(number) > count or number.startswith((b"0", b"+"))
 
 
 def _fitted(text: bytes, start: int, end: int) -> tuple[int, int]:

@@ -20,7 +20,9 @@ whsec_ [A-Za-z0-9+/=]{20}
 sq0[a-z]{3}- [A-Za-z0-9_-]{20}
 EAA [A-Za-z0-9_-]{50}
 shp(?:at|ss|ca|pa|ua|rt|tka)_ [0-9A-Za-z]{30}
-shippo_(?:live|test)_ [0-9a-f]{30}
+shippo_(?:live|test)_ [0-9A-Fa-f]{30}
+sm_[aps]at_ [A-Za-z0-9]{16}
+[ps]at\. [A-Za-z0-9_-]{22}\.[A-Za-z0-9]{24}\.[A-Za-z0-9]{20}
 FLW(?:SECK|PUBK)(?:_TEST)?- [A-Za-z0-9-]{12}
 access_token\$(?:production|sandbox)\$ [0-9a-z]{16}\$[0-9a-f]{16}
 rzp_(?:live|test)_ [A-Za-z0-9]{14}
@@ -79,6 +81,7 @@ SCW [A-Z0-9]{17}
 hcloud_ [A-Za-z0-9]{40}
 nvapi- [A-Za-z0-9_-]{30}
 ABSK [A-Za-z0-9+/=]{60}
+SK [0-9A-Fa-f]{32}
 bedrock-api-key- [A-Za-z0-9+/=]{20}
 hv[sbr]\. [A-Za-z0-9_-]{20}
 (?:AGE-SECRET-KEY-|age-secret-key-)1 [0-9A-Za-z]{40}
@@ -150,13 +153,14 @@ _INNER = (
     (b"Q~", compiled(r"[A-Za-z0-9_~.-]{3}\dQ~[A-Za-z0-9_~.-]{31,34}")),
     (b"pat", compiled(r"pat[A-Za-z0-9]{14}\.[0-9a-f]{64}")),
     (b"re_", compiled(r"re_[A-Za-z0-9]{8}_[A-Za-z0-9]{16,32}")),
+    (b":", compiled(r"1/\d{16}:[0-9a-f]{32}")),
     (b".", compiled(r"st?\.[0-9A-Za-z]{24}(?:\.[0-9a-f]{20,64})?")),
 )
 _CENTRE = compiled(r"-us\d{1,2}")  # after 32 hexadecimal digits; to count those first is slow
 _HEXADECIMAL = re.compile(rb"[0-9a-f]{32}")
 _MARK = compiled(
     r"\.atlasv1\.|\.apps\.googleusercontent\.com|:AA[A-Za-z0-9_-]{20}|[0-9a-f]-us\d|[0-9a-f]NRAL"
-    r"|\dQ~|\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}|pat[A-Za-z0-9]{14}\.|re_[A-Za-z0-9]{8}_|st?\.[0-9A-Za-z]{24}"
+    r"|\dQ~|\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}|pat[A-Za-z0-9]{14}\.|1/\d{16}:[0-9a-f]|re_[A-Za-z0-9]{8}_|st?\.[0-9A-Za-z]{24}"
 )
 _DOTTED = compiled(r"\.[A-Za-z0-9_-]{6}\.[A-Za-z0-9_-]{27}")
 _PREFIX = WORD | {45}
@@ -175,7 +179,7 @@ _AWS = compiled(
 )
 _AWS_NEAR = compiled(r"(?:A3T[A-Z0-9]|AKIA|ASIA)[A-Z0-9]{16}[^A-Za-z0-9/+]{1,3}([A-Za-z0-9/+]{40})")
 _HEADER = compiled(
-    r"(?i)(?:bearer|basic|token|apikey|negotiate|ntlm"
+    r"(?i)(?:bearer|basic|token|apikey|negotiate|ntlm|ssws"
     r"|hmac)[ \t:]{1,3}[\"']?([A-Za-z0-9._~+/-]{12})"
 )
 _HEADER_REST = re.compile(rb"[A-Za-z0-9._~+/-]*=*")

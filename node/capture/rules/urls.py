@@ -14,7 +14,7 @@ _START = rb"[^\s\"'<>`\\^{}|]"
 _REST = re.compile(rb"(?:\\/|\\u0026|" + _START + rb"|\{[\w.-]{0,40}\})+")
 
 _USERINFO = compiled(
-    r"://[^\s/?#\"'<>@`]{1,256}[:][^\s/?#\"'<>`]{0,256}@|://[^\s/?#\"'<>@`:]{20,512}@"
+    r"://[^\s/?#\"'<>@`]{0,256}[:][^\s/?#\"'<>`]{0,256}@|://[^\s/?#\"'<>@`:]{20,512}@"
 )
 _CREDENTIALS = re.compile(rb"://([^\s/?#\"'<>`@:]*)(?::([^\s?#\"'<>`]*))?@")
 _NAMES = (
@@ -79,7 +79,7 @@ def _whole(text: bytes, at: int) -> tuple[int, int] | None:
 
 def _trimmed(text: bytes, slashes: int, end: int) -> int:
     """Without the punctuation of the sentence that the URL stands in."""
-    while end > slashes + 3 and text[end - 1] in b".,:;!?*_)]\\":
+    while end > slashes + 3 and text[end - 1] in b".,:;!?*)]\\":
         if text[end - 1 : end] == b")" and b"(" in text[slashes:end]:
             break
         end -= 1

@@ -218,6 +218,7 @@ class Sign(Enum):
     STOPPED = auto()  # the owner interrupted, refused a call of a tool, or took a turn back
     WORKED = auto()  # a call of a tool
     FAILED = auto()
+    MENDED = auto()  # the same call of a tool that had failed, now without a failure
     BROKE = auto()  # the provider failed, and no answer came
 
 
@@ -300,14 +301,16 @@ class Course:
     |     took the turn back, and nothing was asked or said after it  | rejected |
     | the last ask finds fault, and no answer came                    | rejected |
     | a call of a tool failed last, and no word came after it         | error    |
-    | an answer was followed by thanks or by an ask that finds no     |          |
-    |     fault; no ask was a correction                              | accepted |
-    |     some ask was                                                | iterated |
-    | anything else, such as one ask with its answer                  | (empty)  |
+    | some ask was a correction, and an answer was followed by thanks |          |
+    |     or by an ask that finds no fault                            | iterated |
+    | no ask was a correction, and an answer was followed by thanks,  |          |
+    |     or a call that had failed was made again, worked, and was   |          |
+    |     answered for: a test that was red and is green              | accepted |
+    | anything else: nobody said that the answer was good             | (empty)  |
 
     An ask that follows an answer and finds fault with it is a correction; so is whatever is asked
     or answered next after the owner stopped the model. Failed calls of tools and breaks of the
-    provider are counted as errors. An answer that nobody spoke of is not called good.
+    provider are counted as errors. Going on to another thing is no praise.
     """
 
     continued: bool = False  # an answer came before the part that was read
@@ -322,8 +325,9 @@ class Course:
     def standing(self, before: int | None = None) -> Standing:
         """What the signs come to; only of lines before a place, if one is given."""
         corrections = errors = 0
-        answered, taken = self.continued, False
+        answered = self.continued
         stopped = broke = failed = last_corrects = False
+        taken = praised = mended = proved = False
         for place, sign in self._signs:
             if before is not None and place >= before:
                 break
@@ -332,16 +336,20 @@ class Course:
                     last_corrects = stopped or (answered and sign is Sign.CORRECTED)
                     corrections += last_corrects
                     taken = taken or (answered and not last_corrects)
-                    answered = stopped = broke = failed = False
+                    praised = praised or (answered and sign is Sign.THANKED)
+                    answered = stopped = broke = failed = mended = False
                 case Sign.ANSWERED:
                     corrections += stopped  # refused with words, and gone on by them
+                    proved = proved or mended
                     answered, stopped, broke, failed = True, False, False, False
                 case Sign.STOPPED:
                     stopped = True
                 case Sign.WORKED:
                     failed = False
+                case Sign.MENDED:
+                    failed, mended = False, True
                 case Sign.FAILED:
-                    errors, failed = errors + 1, True
+                    errors, failed, mended = errors + 1, True, False
                 case Sign.BROKE:
                     errors, broke = errors + 1, True
         outcome = ""
@@ -351,6 +359,8 @@ class Course:
             outcome = Outcome.REJECTED.value
         elif failed:
             outcome = Outcome.ERROR.value
-        elif taken:
-            outcome = (Outcome.ITERATED if corrections else Outcome.ACCEPTED).value
+        elif corrections and taken:
+            outcome = Outcome.ITERATED.value
+        elif not corrections and (praised or proved):
+            outcome = Outcome.ACCEPTED.value
         return Standing(outcome, corrections, errors)

@@ -15,6 +15,7 @@ What is known of the format was learned by others from files; nothing of it is p
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
@@ -31,18 +32,20 @@ from .transcript import (
     TOOL_CALL,
     LineReader,
     Session,
+    beneath,
     by_age,
     count_unknown,
     decode,
     fields,
     items,
     key_of,
-    log,
     near_end,
+    opened,
     plain,
     provider_of,
     seconds,
     text_of,
+    time_key,
     word,
 )
 
@@ -52,6 +55,8 @@ SELLER = "anthropic"
 EXPIRY_DAYS = 30  # the tool's default
 _SETTINGS_BYTES_MAX = 2**20
 _HEAD_LINES_MAX = 1_000
+_SUB_RUNS = "subagents"  # the folder, beside a transcript, of those of its sub-runs
+_UUID: Final = re.compile(r"[0-9A-Fa-f]{8}(?:-[0-9A-Fa-f]{4}){3}-[0-9A-Fa-f]{12}")
 _SYNTHETIC = "<synthetic>"  # the tool's own words in the model's place
 # Kinds of line that hold nothing of the conversation.
 _ASIDE: Final = frozenset(
@@ -119,15 +124,8 @@ class ClaudeCode:
         return [root for home in _homes() if (root := home / "projects").is_dir()]
 
     def files(self, root: Path) -> Iterator[Path]:
-        found: list[Path] = []
-        try:
-            for project in sorted(root.iterdir()):
-                if project.is_dir() and not project.is_symlink():
-                    found += project.glob("*.jsonl")
-        except OSError as problem:
-            log.warning("transcripts unreadable folder=%s reason=%s", root, problem.strerror)
-        wanted = (path for path in found if not path.name.startswith("agent-"))
-        yield from by_age([path for path in wanted if path.is_file()])
+        found = beneath(root, lambda name: name.endswith(".jsonl"), without=_SUB_RUNS)
+        yield from by_age([path for path in found if not path.name.startswith("agent-")])
 
     def read(self, path: Path, start: int = 0, *, growing: bool = False) -> Reading:
         """Read one transcript. `growing` holds back the last answer unless a later line ends it:
@@ -150,14 +148,15 @@ class ClaudeCode:
         session = SourceSession(
             key_of(head.uuid or head.session_id, path.stem),
             turns,
-            folder=told.session.folders.common,
+            folders=told.session.folders.all,
             outcome=standing.outcome,
             corrections=standing.corrections,
             errors=standing.errors,
             metadata={"tool_version": told.version, "parser": PARSER},
         )
         position = reader.position if held is None else held
-        return Reading((session,) if turns else (), position, counts)
+        held_back = int(held is not None)
+        return Reading((session,) if turns else (), position, counts, held_back)
 
     def recent(self, path: Path, budget: int) -> int:
         return near_end(path, budget)
@@ -165,9 +164,9 @@ class ClaudeCode:
     def expiry_days(self) -> int | None:
         for home in _homes():
             try:
-                with (home / "settings.json").open("rb") as file:
+                with opened(home / "settings.json") as file:
                     days = fields(msgspec.json.decode(file.read(_SETTINGS_BYTES_MAX)))
-            except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            except (OSError, msgspec.MsgspecError, ValueError, RecursionError):
                 continue
             period = days.get("cleanupPeriodDays")
             if isinstance(period, int) and not isinstance(period, bool) and period >= 0:
@@ -204,6 +203,11 @@ def _first_id(line: _Line) -> str:
     return word(fields(line.forked_from).get("messageUuid")) or word(line.uuid)
 
 
+def _is_uuid(id_: str) -> bool:
+    """True if no other message anywhere has this id; a version might only number them."""
+    return _UUID.fullmatch(id_) is not None
+
+
 class _Transcript:
     """One reading's way through the lines of a conversation."""
 
@@ -216,7 +220,7 @@ class _Transcript:
         self._tool_output = tool_output
         self._seen: set[str] = set()
         self._message = ""  # the model's message that the last line was of
-        self._message_parts = 0  # how many parts of the answer are of it
+        self._message_parts: set[str] = set()  # the parts of the answer that are of it
 
     def take(self, place: int, line: _Line) -> None:
         if not isinstance(line.type, str) or line.type in _ASIDE:
@@ -230,22 +234,29 @@ class _Transcript:
         self.session.folders.seen(line.cwd)
         self.version = word(line.version) or self.version
         match line.type:
-            case "user" | "assistant":
-                if line.uuid in self._seen:
-                    self._left_out[DUPLICATE] += 1
-                    return
-                if line.uuid:
-                    self._seen.add(line.uuid)
-                if line.type == "user":
-                    self._user(place, line)
-                else:
-                    self._assistant(place, line)
+            case "user" | "assistant" | "attachment" if line.uuid and self._is_copy(line.uuid):
+                return
+            case "user":
+                self._user(place, line)
+            case "assistant":
+                self._assistant(place, line)
             case "attachment":
                 self._attachment(place, line)
             case "system":
                 self.settled = self.settled or word(line.subtype) in _SETTLED
             case _:
                 count_unknown(self._counts, line.type)
+
+    def _is_copy(self, key: str) -> bool:
+        """True, and counted, if a line, or a text without an id, was met before in this reading.
+
+        Met in another reading, it has the same key and is known in the corpus.
+        """
+        if key in self._seen:
+            self._left_out[DUPLICATE] += 1
+            return True
+        self._seen.add(key)
+        return False
 
     def _user(self, place: int, line: _Line) -> None:
         if line.is_compact_summary is True or line.is_visible_in_transcript_only is True:
@@ -282,8 +293,11 @@ class _Transcript:
         if text and not by_owner:
             self._left_out[CONTEXT] += 1
         elif text:
-            key = key_of(line.uuid, str(line.timestamp), text)
-            self.session.ask(place, key, text, seconds(line.timestamp), sign_of(text))
+            key = key_of(line.uuid, time_key(line.timestamp), text)
+            if not line.uuid and self._is_copy(key):
+                return
+            at, own = seconds(line.timestamp), _is_uuid(line.uuid)
+            self.session.ask(place, key, text, at, sign_of(text), unique=own)
             self.settled = False
             self._message = ""
 
@@ -292,10 +306,11 @@ class _Transcript:
         text = text_of(block.get("content")) if failed or self._tool_output else ""
         refused = failed and text.startswith(_REFUSALS)
         sign = Sign.STOPPED if refused else Sign.FAILED if failed else Sign.WORKED
-        self.session.course.note(place, sign)
+        self.session.came_back(place, block.get("tool_use_id"), sign)
         if self._tool_output and text:
             key = f"{key_of(line.uuid, str(place))}/{index}"
-            self.session.tool(place, key, "", "TOOL_OUTPUT", text, line.timestamp)
+            own = _is_uuid(line.uuid)
+            self.session.tool(place, key, "", "TOOL_OUTPUT", text, line.timestamp, unique=own)
         else:
             self._left_out[OUTPUT] += 1
 
@@ -351,26 +366,33 @@ class _Transcript:
         if not text:
             return
         if call != self._message or self.session.answer is None:
-            self._message, self._message_parts = call, 0
+            self._message, self._message_parts = call, set()
         elif self._message_parts:
             parts = self.session.answer.parts
-            if text in parts[-self._message_parts :]:
+            if text in self._message_parts:
                 return
             if text.startswith(parts[-1]):  # the same block, grown
+                self._message_parts.discard(parts[-1])
+                self._message_parts.add(text)
                 parts[-1] = text
                 return
-        key = key_of(line.uuid, str(line.timestamp), text)
-        self.session.say(place, key, text, seconds(line.timestamp))
-        self._message_parts += 1
+        key = key_of(line.uuid, time_key(line.timestamp), text)
+        if not line.uuid and self._is_copy(key):
+            return
+        at, own = seconds(line.timestamp), _is_uuid(line.uuid)
+        self.session.say(place, key, text, at, unique=own)
+        self._message_parts.add(text)
 
     def _tool_call(self, place: int, line: _Line, index: int, block: dict[str, Any]) -> None:
+        self.session.called(block.get("id"), block.get("name"), block.get("input"))
         text = text_of(block.get("input")) if self._tool_output else ""
         if not text:
             self._left_out[TOOL_CALL] += 1
             return
         key = f"{key_of(line.uuid, str(place))}/{index}"
         name = word(block.get("name"))
-        self.session.tool(place, key, name, "TOOL_CALL", text, line.timestamp)
+        own = _is_uuid(line.uuid)
+        self.session.tool(place, key, name, "TOOL_CALL", text, line.timestamp, unique=own)
 
     def _count_block(self, kind: object) -> None:
         count_unknown(self._counts, f"block/{kind}" if isinstance(kind, str) else kind)

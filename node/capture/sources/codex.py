@@ -35,6 +35,7 @@ from .transcript import (
     TOOL_CALL,
     LineReader,
     Session,
+    beneath,
     by_age,
     count_unknown,
     decode,
@@ -42,11 +43,11 @@ from .transcript import (
     fields,
     items,
     key_of,
-    log,
     near_end,
     plain,
     seconds,
     text_of,
+    time_key,
     word,
 )
 
@@ -156,14 +157,8 @@ class Codex:
         return [folder for folder in folders if folder.is_dir()]
 
     def files(self, root: Path) -> Iterator[Path]:
-        def unreadable(problem: OSError) -> None:
-            log.warning("transcripts unreadable folder=%s reason=%s", root, problem.strerror)
-
-        found: list[Path] = []
-        for folder, _, names in os.walk(root, onerror=unreadable):
-            wanted = (name for name in names if name.startswith("rollout-"))
-            found += (Path(folder) / name for name in wanted if name.endswith(".jsonl"))
-        yield from by_age([path for path in found if path.is_file()])
+        found = beneath(root, lambda n: n.startswith("rollout-") and n.endswith(".jsonl"))
+        yield from by_age(found)
 
     def read(self, path: Path, start: int = 0, *, growing: bool = False) -> Reading:
         """Read one transcript. `growing` holds back the last exchange, from its ask on, unless it
@@ -189,14 +184,15 @@ class Codex:
         session = SourceSession(
             head.root or path.stem,
             turns,
-            folder=told.session.folders.common,
+            folders=told.session.folders.all,
             outcome=standing.outcome,
             corrections=standing.corrections,
             errors=standing.errors,
             metadata={"tool_version": head.version, "parser": PARSER},
         )
         position = reader.position if held is None else held
-        return Reading((session,) if turns else (), position, counts)
+        held_back = int(held is not None and told.exchange.answered)
+        return Reading((session,) if turns else (), position, counts, held_back)
 
     def recent(self, path: Path, budget: int) -> int:
         return near_end(path, budget)
@@ -473,11 +469,12 @@ class _Rollout:
 
     def _tool_call(self, place: int, line: _Line, item: dict[str, Any]) -> None:
         given = item.get("arguments") or item.get("input") or item.get("action")
+        self.session.called(item.get("call_id"), item.get("name"), given)
         text = text_of(given) if self._tool_output else ""
         if not text:
             self._left_out[TOOL_CALL] += 1
             return
-        key = f"call/{key_of(item.get('call_id'), str(line.timestamp), text)}"
+        key = f"call/{key_of(item.get('call_id'), time_key(line.timestamp), text)}"
         name = word(item.get("name"))
         self.session.tool(place, key, name, "TOOL_CALL", text, line.timestamp)
 
@@ -487,9 +484,9 @@ class _Rollout:
         text = text_of(told.get("content", told.get("output", told))) if told else text_of(output)
         sign = _verdict(told, text)
         if sign is not None:
-            self.session.course.note(place, sign)
+            self.session.came_back(place, item.get("call_id"), sign)
         if self._tool_output and text:
-            key = f"output/{key_of(item.get('call_id'), str(line.timestamp), text)}"
+            key = f"output/{key_of(item.get('call_id'), time_key(line.timestamp), text)}"
             self.session.tool(place, key, "", "TOOL_OUTPUT", text, line.timestamp)
         else:
             self._left_out[OUTPUT] += 1

@@ -25,6 +25,7 @@ from node.home import write_atomic
 
 from .held import HeldRecords
 from .importing import ImportResult, Taker
+from .kinds import drifts
 from .source import ParseCounts, SourceError, TranscriptFormat
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class Seen(Struct, frozen=True, array_like=True):
     changed_ns: int
     position: int  # as the format counts: bytes of whole lines, or the last row
     open: bool  # it was read on since its sessions were last closed
+    lost_ask: bool = False  # the last ask was dropped: what answers it is dropped as well
 
 
 class State(Struct):
@@ -123,14 +125,19 @@ class Follower:
 
         Raises CorpusError if it cannot be written; then, as after a stop, nothing is forgotten.
         """
+        before = self._state.files.get(_key(path))
         taker = Taker(
-            self._intake, self._user_id, self.format.name, self._held, stopping=self._stopping
+            self._intake,
+            self._user_id,
+            self.format.name,
+            self._held,
+            stopping=self._stopping,
+            lost_ask=before is not None and before.lost_ask,
         )
         now = _seen(path)
         if now is None:
             return taker.result()
         try:
-            before = self._state.files.get(_key(path))
             idle = self._is_idle(now)
             if before is None or _stamp(before) != _stamp(now) or (idle and before.open):
                 self._read_on(path, now, before, taker, growing=not idle)
@@ -171,9 +178,12 @@ class Follower:
         if done.not_allowed or done.refused:
             self._passed[_key(path)] = now  # the position stays: it may be allowed one day
             return
-        self.counts.add(reading.counts)
+        counts = reading.counts
+        if not drifts(self.format, path, reading):
+            counts.unknown.clear()
+        self.counts.add(counts)
         self._state.files[_key(path)] = msgspec.structs.replace(
-            now, position=reading.position, open=True
+            now, position=reading.position, open=True, lost_ask=taker.lost_ask
         )
 
     def _close(self, path: Path, taker: Taker) -> None:

@@ -20,8 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from node.capture.corpus import TrainingCorpus
-from node.capture.record import decode_line, read_lines
+from node.capture.record import ContentType, decode_line, read_lines
 
+ANSWERS = frozenset({ContentType.COMPLETION.value, ContentType.CONVERSATION.value})
 RECENT_MAX = 50_000  # ids kept in a set, until they are sorted in with the others
 
 
@@ -123,7 +124,14 @@ def _ids(path: Path, offset: int, found: array.array[int]) -> int:
         if record.session_id != session:  # the records of a session mostly stand together
             session = record.session_id
             found.append(_mark(session))
+        if record.content_type in ANSWERS:
+            found.append(_mark(answer_mark(session)))
     return end
+
+
+def answer_mark(session_id: str) -> str:
+    """What is held besides of a session that has an answer."""
+    return f"{session_id}/answered"
 
 
 def _mark(id_: str) -> int:

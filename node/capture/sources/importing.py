@@ -23,10 +23,11 @@ from leaves.ports import Progress, Report, silent
 from node.capture.intake import Draft, Refusal, TrainingDataIntake
 from node.capture.record import SESSION_CLOSE, ContentType, TrainingRecord, day_of
 from node.capture.session import close_draft
+from node.capture.terms import Terms, trainable
 from node.consent import Scope
 from node.errors import OwnerError
 
-from .held import HeldRecords
+from .held import ANSWERS, HeldRecords, answer_mark
 from .source import SourceError, SourceSession, Turn
 
 __all__ = [
@@ -63,6 +64,7 @@ class ImportResult:
     dropped: dict[str, int] = field(default_factory=dict)  # turns, by reason
     scrubbed: int = 0
     folders: dict[str, int] = field(default_factory=dict, repr=False)  # not allowed, sessions each
+    untrainable: dict[str, int] = field(default_factory=dict)  # sessions; "": terms unknown
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,20 +133,39 @@ def import_sessions(
         )
         chunk: list[SourceSession] = []
         taken = turns = 0
-        for session in sessions:
-            if session not in select:
-                continue
-            if select.limit is not None and taken >= select.limit:
-                break
-            chunk.append(session)
-            taken, turns = taken + 1, turns + len(session.turns)
-            if len(chunk) == CHUNK_SESSIONS or turns >= CHUNK_TURNS:
-                taker.take(chunk)
-                report(Progress(f"import {source}", taken, 0))
-                chunk, turns = [], 0
+        try:
+            for session in sessions:
+                if session not in select:
+                    continue
+                if select.limit is not None and taken >= select.limit:
+                    break
+                chunk.append(session)
+                taken, turns = taken + 1, turns + len(session.turns)
+                if len(chunk) == CHUNK_SESSIONS or turns >= CHUNK_TURNS:
+                    taker.take(chunk)
+                    report(Progress(f"import {source}", taken, 0))
+                    chunk, turns = [], 0
+        except SourceError as problem:
+            taker.take(chunk)
+            raise _broken_off(problem, taker.result(), dry_run) from None
         taker.take(chunk)
         report(Progress(f"import {source}", taken, taken))
         return taker.result()
+
+
+def _broken_off(problem: SourceError, so_far: ImportResult, dry_run: bool) -> SourceError:
+    """The same, with what the reading until then came to."""
+    kept = so_far.added + so_far.grown
+    unchanged = (
+        "Nothing was imported of it."
+        if not kept
+        else (f"What was read before it is in the corpus ({kept:,} of its sessions).")
+    )
+    return SourceError(
+        problem.what,
+        unchanged="Nothing was written: a dry run." if dry_run else unchanged,
+        next_step=problem.next_step,
+    )
 
 
 @dataclass(slots=True)
@@ -153,6 +174,7 @@ class _Plan:
 
     folder: str | None
     started: bool
+    answered: bool  # an answer was there before: the session's terms are known
     records: list[TrainingRecord]
 
 
@@ -169,8 +191,11 @@ class Taker:
         since: float | None = None,
         dry_run: bool = False,
         stopping: Callable[[], bool] = lambda: False,
+        lost_ask: bool = False,
     ) -> None:
-        """stopping: asked between two turns; once it is true nothing more is written."""
+        """stopping: asked between two turns; once it is true nothing more is written.
+        lost_ask: the reading before ended with an ask that was dropped.
+        """
         self._intake = intake
         self._user_id = user_id
         self._source = source
@@ -182,6 +207,14 @@ class Taker:
         self._counts: Counter[str] = Counter()
         self._dropped: Counter[str] = Counter()
         self._folders: Counter[str] = Counter()
+        self._untrainable: Counter[str] = Counter()
+        self._last: str | None = None  # the session that was taken last
+        self._lost_ask = lost_ask
+
+    @property
+    def lost_ask(self) -> bool:
+        """True if the last ask of what was taken was dropped, and its answers may yet come."""
+        return self._lost_ask
 
     def take(self, sessions: Sequence[SourceSession], *, only_close: bool = False) -> bool:
         """Write what the corpus lacks of some sessions and wait until it is durable.
@@ -197,6 +230,7 @@ class Taker:
         plans: dict[str, _Plan] = {}
         for session in sessions:
             if session.folder not in allowed:
+                self._intake.look_into(session.folder)  # also of those that are left out
                 allowed[session.folder] = version is not None and self._allows(session.folder)
             if version is None:
                 self._counts["refused"] += 1
@@ -219,6 +253,7 @@ class Taker:
             dropped=dict(self._dropped),
             scrubbed=self._intake.replaced - self._replaced_before,
             folders=dict(self._folders),
+            untrainable=dict(self._untrainable),
         )
 
     def _allows(self, folder: str | None) -> bool:
@@ -246,9 +281,11 @@ class Taker:
             return True
         plan = plans.get(session_id)  # a source may tell a session in pieces
         if plan is None:
-            plan = _Plan(session.folder, session_id in self._held, [])
+            started, answered = session_id in self._held, answer_mark(session_id) in self._held
+            plan = _Plan(session.folder, started, answered, [])
         planned = {record.record_id for record in plan.records}
-        answering, at = plan.started or bool(planned), None
+        lost = self._lost_ask and self._last in (None, session_id)
+        answering, at = (plan.started or bool(planned)) and not lost, None
         first: Turn | None = None  # the ask that the session begins with
         turns = self._wanted(session)
         for turn in turns:
@@ -275,6 +312,8 @@ class Taker:
             self._close(session, session_id, turns[-1], first, at, version, plan)
         if begun or turns:
             plans[session_id] = plan
+        if turns and not only_close:
+            self._last, self._lost_ask = session_id, not answering
         return True
 
     def _wanted(self, session: SourceSession) -> list[Turn]:
@@ -342,6 +381,7 @@ class Taker:
             source=self._source,
             group=self._about(session).get("group", ""),
             metadata=session.metadata,
+            stated=session.quality,
         )
         record = self._admit(
             replace(draft, timestamp=at, record_id=id_, terms_class=last.terms_class), version
@@ -371,6 +411,7 @@ class Taker:
         if self._dry_run:
             every = [record for plan in plans.values() for record in plan.records]
             self._held.note(id_ for r in every for id_ in (r.record_id, r.session_id))
+            self._held.note(answer_mark(r.session_id) for r in every if r.content_type in ANSWERS)
             self._count(plans, {record.record_id for record in every})
             return
         with self._held.turn():
@@ -405,6 +446,10 @@ class Taker:
             done = [record for record in plan.records if record.record_id in written]
             turns = sum(not record.closes for record in done)
             self._counts["records"] += turns
+            answer = next((record for record in done if record.content_type in ANSWERS), None)
+            if answer is not None and not plan.answered and not trainable(answer.terms_class):
+                restricted = answer.terms_class == Terms.RESTRICTED
+                self._untrainable[(restricted and answer.source_provider) or ""] += 1
             if not plan.records and not plan.started:
                 continue  # nothing of it could be kept: its turns are counted
             if not done:

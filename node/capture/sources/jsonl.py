@@ -1,18 +1,32 @@
-"""Sessions from a JSON Lines file, plain or gzipped: `prompt` and `completion`, or `messages`.
+"""Sessions from JSON Lines, plain or gzipped: `prompt` and `completion`, or `messages`.
 
 A row is a session. Its key is the row's own id if it has one, so that a conversation that is longer
-in the next file goes on where it was; else it is a hash of its texts.
+in the next file goes on where it was; else it is a hash of its texts. How good it was is what the
+row says of itself:
+
+| field      | values                                                                      |
+|------------|-----------------------------------------------------------------------------|
+| `outcome`  | one of `node.capture.quality.Outcome`                                       |
+| `accepted` | true or false; read if there is no outcome                                  |
+| `rating`   | a word of `_RATINGS`, or a number; read if there is neither. A 1 says       |
+|            |   nothing: it is the thumb up of one scale and the worst of another         |
+| `quality`  | 0 to 100; stands beside the outcome                                         |
+
+A row that says none of these has no tier: that somebody keeps it is no evidence.
 """
 
 from __future__ import annotations
 
 import gzip
 import hashlib
-import logging
+import sys
 import zlib
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import closing
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import IO, Any, Final, cast
 
 import msgspec
 
@@ -22,10 +36,11 @@ from node.capture.terms import Terms, terms_of
 
 from .source import SourceError, SourceSession, Turn
 
-log = logging.getLogger(__name__)
-
 SOURCE = "jsonl"
+STDIN = Path("-")
 LINE_BYTES_MAX = 16 * 2**20
+PLACES_MAX = 5  # lines without a session that are named
+_GZIP = b"\x1f\x8b"
 _KNOWN_TERMS = frozenset(terms.value for terms in Terms)
 _OUTCOMES = frozenset(outcome.value for outcome in Outcome)
 _IDS = ("session_id", "conversation_id")  # a plain `id` often only numbers the rows of a file
@@ -35,41 +50,69 @@ _KINDS = {
     "assistant": ContentType.COMPLETION,
     "gpt": ContentType.COMPLETION,
 }
+_RATINGS: Final = {
+    **dict.fromkeys(("up", "thumbs_up", "good", "positive", 4, 5), Outcome.ACCEPTED),
+    **dict.fromkeys(("down", "thumbs_down", "bad", "negative", -1, 2), Outcome.REJECTED),
+}
+_NO_JSON, _NO_OBJECT = "no JSON", "no JSON object"
+_NO_TEXTS = "neither prompt and completion nor messages of both user and assistant"
 
 
 class JsonlSource:
-    """Reads one file. `malformed` counts the lines that hold no session, after a reading."""
+    """Reads one file, or the standard input. After a reading, `problems` says what held none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self.malformed = 0
+        self.sessions = 0
+        self.problems: Counter[str] = Counter()  # lines without a session, by reason
+        self.places: list[tuple[int, str]] = []  # the first of them: line numbers and reasons
+
+    @property
+    def name(self) -> str:
+        return "the standard input" if self._path == STDIN else str(self._path)
+
+    @property
+    def malformed(self) -> int:
+        return self.problems.total()
 
     def __iter__(self) -> Iterator[SourceSession]:
         """Yield the sessions in the file's order. Raises SourceError if it cannot be read."""
-        self.malformed = 0
+        self.sessions = 0
+        self.problems.clear()
+        self.places.clear()
+        number = 0
         try:
-            with _opened(self._path) as lines:
+            with closing(opened(self._path)) as lines:
                 while line := lines.readline(LINE_BYTES_MAX):
+                    number += 1
                     if not line.strip():
                         continue
                     session = _session(line)
-                    if session is None:
-                        self.malformed += 1
+                    if isinstance(session, str):
+                        self._note(number, session)
                     else:
+                        self.sessions += 1
                         yield session
         except (OSError, EOFError, zlib.error) as problem:
             raise SourceError(
-                f"{self._path} cannot be read: {_reason(problem)}",
-                unchanged="What was read before is in the corpus; an import again adds the rest.",
+                f"{self.name} cannot be read: {_reason(problem)}",
                 next_step="Give a JSON Lines file, plain or .gz, that you may read.",
             ) from None
-        if self.malformed:
-            log.warning("lines without a session file=%s lines=%d", self._path, self.malformed)
+
+    def _note(self, number: int, reason: str) -> None:
+        self.problems[reason] += 1
+        if len(self.places) < PLACES_MAX:
+            self.places.append((number, reason))
 
 
-def _opened(path: Path) -> IO[bytes]:
+def opened(path: Path) -> IO[bytes]:
+    """A file's bytes, unpacked if it is gzipped; "-" is the standard input."""
+    if path == STDIN:
+        given = sys.stdin.buffer
+        packed = cast(BufferedReader, given).peek(2).startswith(_GZIP)
+        return cast(IO[bytes], gzip.open(given)) if packed else given
     with path.open("rb") as file:
-        packed = file.read(2) == b"\x1f\x8b"
+        packed = file.read(2) == _GZIP
     return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
 
 
@@ -79,20 +122,20 @@ def _reason(problem: Exception) -> str:
     return getattr(problem, "strerror", None) or type(problem).__name__
 
 
-def _session(line: bytes) -> SourceSession | None:
+def _session(line: bytes) -> SourceSession | str:
+    """The session of a line, or why there is none; the reason holds nothing of the line."""
     try:
         row = msgspec.json.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-        return None
+        return _NO_JSON
     if not isinstance(row, dict):
-        return None
+        return _NO_OBJECT
     texts = _texts(row)
     if {kind for kind, _ in texts} != {ContentType.PROMPT, ContentType.COMPLETION}:
-        return None
+        return _NO_TEXTS
     provider, model = str(row.get("source_provider", "")), str(row.get("source_model", ""))
     terms, timestamp = _terms(row, provider, model), _timestamp(row.get("timestamp"))
     first = next(text for kind, text in texts if kind is ContentType.PROMPT)
-    outcome = row.get("outcome")
     return SourceSession(
         key=_key(row, texts),
         turns=tuple(
@@ -100,9 +143,14 @@ def _session(line: bytes) -> SourceSession | None:
             for number, (kind, text) in enumerate(texts)
         ),
         group=str(row.get("group") or _digest(" ".join(first.lower().split()))[:16]),
-        # An answer that somebody keeps in a file is one that was good enough.
-        outcome=outcome if outcome in _OUTCOMES else Outcome.ACCEPTED,
+        outcome=_outcome(row),
+        quality=_quality(row.get("quality")),
     )
+
+
+def holds_texts(row: dict[str, Any]) -> bool:
+    """True if a row has the fields of a session."""
+    return bool(_texts(row))
 
 
 def _texts(row: dict[str, Any]) -> list[tuple[ContentType, str]]:
@@ -143,6 +191,25 @@ def _terms(row: dict[str, Any], provider: str, model: str) -> str:
     if isinstance(stated, str) and stated in _KNOWN_TERMS:
         return stated
     return terms_of(provider, model).value if provider or model else Terms.OWN.value
+
+
+def _outcome(row: dict[str, Any]) -> str:
+    outcome, accepted, rating = row.get("outcome"), row.get("accepted"), row.get("rating")
+    if isinstance(outcome, str) and outcome in _OUTCOMES:
+        return outcome
+    if isinstance(accepted, bool):
+        return Outcome.ACCEPTED if accepted else Outcome.REJECTED
+    if isinstance(rating, str):
+        return _RATINGS.get(rating.strip().lower().replace(" ", "_"), "")
+    if isinstance(rating, int | float) and not isinstance(rating, bool):
+        return _RATINGS.get(rating, "")
+    return ""
+
+
+def _quality(value: object) -> int | None:
+    """A number of 0 to 100; a fraction might be of another scale, so it states nothing."""
+    valid = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 100
+    return value if valid else None  # type: ignore[return-value]
 
 
 def _timestamp(value: object) -> float | None:

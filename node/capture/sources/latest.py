@@ -6,17 +6,17 @@ Nothing is stored, and little is read: the ends of a few files, newest first.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.capture.record import ContentType
 
-from .source import SourceError, TranscriptFormat
+from .source import SourceError, SourceSession, TranscriptFormat, Turn
 
 log = logging.getLogger(__name__)
 
-FILES_MAX = 24  # looked into, over all formats; enough for a handful of asks
+FILES_MAX = 96  # looked into at most, over all formats; for a handful of asks a few do
 BUDGETS = (2**18, 2**22)  # bytes of a file's end; more only if the first hold no ask
 
 
@@ -27,23 +27,34 @@ class Sample:
     source: str
     folder: str | None
     text: str = field(repr=False)
+    answer: str = field(default="", repr=False)  # all that was said until the next ask
 
 
-def latest_asks(formats: Sequence[TranscriptFormat], limit: int) -> list[Sample]:
+Wanted = Callable[[str, str | None], bool]  # of a source and a folder
+
+
+def latest_asks(
+    formats: Sequence[TranscriptFormat], limit: int, wanted: Wanted = lambda source, folder: True
+) -> list[Sample]:
     """Return up to `limit` asks, newest first, no text twice; never raises.
 
-    A history that cannot be read has no asks.
+    A history that cannot be read has no asks. Of one that is long, what is wanted and older than
+    the newest FILES_MAX files is not found.
     """
     dated: list[tuple[float, Sample]] = []
     for changed, path, source in _newest(formats):
         # Asks are no younger than their file: the rest are older than what there is.
         if len(dated) >= limit > 0 and sorted(dated, key=_date)[-limit][0] > changed:
             break
-        dated += _asks(source, path, changed)
+        dated += [each for each in _asks(source, path, changed) if _is(each[1], wanted)]
     unique: dict[str, Sample] = {}
     for _, sample in sorted(dated, key=_date, reverse=True):
         unique.setdefault(sample.text, sample)
     return list(unique.values())[: max(0, limit)]
+
+
+def _is(sample: Sample, wanted: Wanted) -> bool:
+    return wanted(sample.source, sample.folder)
 
 
 def _date(dated: tuple[float, Sample]) -> float:
@@ -71,11 +82,21 @@ def _asks(source: TranscriptFormat, path: Path, changed: float) -> list[tuple[fl
             log.info("no preview file=%s reason=%s", path, problem.what)
             return []
         asks = [
-            (turn.timestamp or changed, Sample(source.name, session.folder, turn.text))
+            (ask.timestamp or changed, Sample(source.name, session.folder, ask.text, answer))
             for session in reading.sessions
-            for turn in session.turns
-            if turn.kind is ContentType.PROMPT
+            for ask, answer in _answered(session)
         ]
         if asks:
             return asks
     return []
+
+
+def _answered(session: SourceSession) -> list[tuple[Turn, str]]:
+    """Each ask of a session, and what was said until the next."""
+    asks: list[tuple[Turn, list[str]]] = []
+    for turn in session.turns:
+        if turn.kind is ContentType.PROMPT:
+            asks.append((turn, []))
+        elif turn.kind is ContentType.COMPLETION and asks:
+            asks[-1][1].append(turn.text)
+    return [(ask, "\n\n".join(said)) for ask, said in asks]

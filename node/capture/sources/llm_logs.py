@@ -32,6 +32,8 @@ from .transcript import (
     THINKING,
     TOOL_CALL,
     Usage,
+    beneath,
+    by_age,
     count_unknown,
     fields,
     items,
@@ -45,6 +47,7 @@ from .transcript import (
 
 SOURCE = "llm"
 PARSER = "llm/1"  # raised whenever the same database would give other turns
+_FILE = "logs.db"
 WAIT_S = 5.0  # for a writer to finish
 CHAIN_MAX = 1_000  # messages of one turn; a damaged tree could be a ring
 # A position is the last row of both tables: that of `turns` above these bits.
@@ -87,11 +90,13 @@ class LlmLogs:
             if configured
             else platformdirs.user_config_path("io.datasette.llm", appauthor=False, roaming=True)
         )
-        return [path for path in [folder / "logs.db"] if path.is_file()]
+        return [path for path in [folder / _FILE] if path.is_file()]
 
     def files(self, root: Path) -> Iterator[Path]:
         if root.is_file():
             yield root
+        else:
+            yield from by_age(beneath(root, lambda name: name == _FILE))
 
     def read(self, path: Path, start: int = 0, *, growing: bool = False) -> Reading:
         """Read the calls after a position. A row is written when its answer is whole, so there is

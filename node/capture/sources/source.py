@@ -17,7 +17,13 @@ from node.errors import OwnerError
 
 
 class SourceError(OwnerError):
-    """A source cannot be read."""
+    """A source cannot be read. `reason` names no path, so it may stand in a log."""
+
+    def __init__(
+        self, what: str, *, unchanged: str = "", next_step: str = "", reason: str = ""
+    ) -> None:
+        super().__init__(what, unchanged=unchanged, next_step=next_step)
+        self.reason = reason or type(self).__name__
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +38,7 @@ class Turn:
     source_model: str = ""
     terms_class: str = ""  # empty: by kind, provider and model
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    unique: bool = False  # the key is the tool's own, and no other turn of the source has it
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +48,18 @@ class SourceSession:
     key: str  # unique in the source
     turns: tuple[Turn, ...]
     group: str = ""  # near-copies share it; empty if each session stands alone
-    folder: str | None = None  # the project that it was about, absolute; None if there is none
+    folders: tuple[str, ...] = ()  # all that it was in, absolute; consent must allow every one
     outcome: str = ""  # one of `node.capture.quality.Outcome`; empty if unknown
+    quality: int | None = None  # 0 to 100 where the source itself states it; else by the outcome
     corrections: int = 0  # asks that correct the answer before
     errors: int = 0  # answers that failed, calls of tools that failed
     closed: bool = True  # False: it may go on, so no closing record is written
     metadata: Mapping[str, Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def folder(self) -> str | None:
+        """The folder that it began in, to be shown."""
+        return self.folders[0] if self.folders else None
 
 
 @dataclass(slots=True)
@@ -72,6 +85,7 @@ class Reading:
     sessions: tuple[SourceSession, ...]
     position: int  # where to read on: just after the last whole line, or the last row of a table
     counts: ParseCounts
+    open_answers: int = 0  # held back, as they may still be growing
 
 
 class TranscriptFormat(Protocol):
@@ -87,7 +101,10 @@ class TranscriptFormat(Protocol):
         ...
 
     def files(self, root: Path) -> Iterator[Path]:
-        """The transcripts under a root, oldest change first; sub-runs of others are left out."""
+        """The transcripts in a root or in any folder, at any depth, oldest change first.
+
+        Sub-runs of others are left out; so are links to folders.
+        """
         ...
 
     def read(self, path: Path, start: int = 0, *, growing: bool = False) -> Reading:

@@ -13,9 +13,10 @@ import json
 import logging
 import math
 import os
+import re
 import stat
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -31,15 +32,32 @@ from .source import ParseCounts, SourceError, Turn
 log = logging.getLogger(__name__)
 
 LINE_BYTES_MAX = 16 * 2**20  # longer ones hold pictures; they are skipped and counted
-NAMES_MAX, NAME_CHARS_MAX = 64, 64  # of kinds unknown: a name is a stranger's text, and is shown
+NAMES_MAX, NAME_CHARS_MAX = 64, 40  # of kinds unknown: a name is a stranger's text, and is shown
+OTHER = "(other)"
 KEY_CHARS_MAX = 128
 MODEL_CHARS_MAX = 128
 FOLDER_CHARS_MAX = 4096
+FOLDERS_MAX = 64  # of one session
 TOOL_TEXT_CHARS_MAX = 2**20  # of one call or its output, if they are kept at all
 TOO_LONG, DUPLICATE, SUB_RUN = "lines too long", "copied messages", "sub-runs"
 TOOL_CALL, TOOL_OUTPUT, THINKING, IMAGE = "tool calls", "tool output", "thinking", "images"
 
+# Small words and nothing that could be drawn: no digits, no capitals, no long run of letters.
+_KIND: Final = re.compile(r"[a-z]{1,16}(?:[_/.-][a-z]{1,16}){0,5}", re.ASCII)
+
 T = TypeVar("T")
+
+
+def opened(path: Path) -> IO[bytes]:
+    """A regular file's bytes. Raises OSError for anything else: a pipe would wait for a writer."""
+    fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise OSError(0, "it is no regular file")
+        return open(fd, "rb", buffering=2**20)
+    except BaseException:
+        os.close(fd)
+        raise
 
 
 class LineReader:
@@ -54,11 +72,8 @@ class LineReader:
         self._path = path
         self._counts = counts
         try:
-            found = path.stat()
-            if not stat.S_ISREG(found.st_mode):
-                raise OSError(0, "it is no regular file")
-            self._file: IO[bytes] = path.open("rb", buffering=2**20)
-            self.position = self._sane(start, found.st_size)
+            self._file = opened(path)
+            self.position = self._sane(start, os.fstat(self._file.fileno()).st_size)
         except (OSError, ValueError) as problem:
             raise unreadable(path, problem) from None
 
@@ -106,6 +121,7 @@ def unreadable(path: Path, problem: Exception) -> SourceError:
         f"{path} cannot be read: {reason}",
         unchanged="What was read before is kept; nothing of this file was taken.",
         next_step="Check that the file is there and yours to read, then import again.",
+        reason=reason,
     )
 
 
@@ -113,13 +129,13 @@ def decode(decoder: msgspec.json.Decoder[T], line: bytes, counts: ParseCounts) -
     """Return the line's record; None, and counted, if it is none."""
     try:
         return decoder.decode(line)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         pass
     try:
         # A tool that cuts strings leaves half a surrogate pair, which msgspec refuses.
         if b"\\ud" in line or b"\\uD" in line:
             return msgspec.convert(json.loads(line), decoder.type)
-    except (ValueError, RecursionError):
+    except (msgspec.MsgspecError, ValueError, RecursionError):
         pass
     counts.malformed += 1
     return None
@@ -160,10 +176,17 @@ def seconds(value: object) -> float | None:
             value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
         except (ValueError, OverflowError):
             return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if not 0 < value < 2**63 or not math.isfinite(value):  # a whole number may have any length
         return None
     time_s = value / 1000 if value > 2**36 else value  # as seconds, that would be after 4147
     return float(time_s) if 0 < time_s < 2**32 else None
+
+
+def time_key(value: object) -> str:
+    """Return a date as it stands in a key: a tool's own words for it, else its seconds."""
+    return plain(value)[:KEY_CHARS_MAX] or str(seconds(value))
 
 
 def key_of(value: object, *parts: str) -> str:
@@ -177,14 +200,12 @@ def digest(*parts: str) -> str:
 
 
 def count_unknown(counts: ParseCounts, kind: object) -> None:
-    """Count a kind of record by its name, which may be anything: long, binary, ever another."""
-    text = kind if isinstance(kind, str) else f"({type(kind).__name__})"
-    name = "".join(
-        char if char.isascii() and (char.isalnum() or char in "_-./()") else "?"
-        for char in text[:NAME_CHARS_MAX]
-    )
+    """Count a kind of record by its name if it looks like one, for it may be any text."""
+    name = kind if isinstance(kind, str) else f"({type(kind).__name__})"
+    if isinstance(kind, str) and not (len(kind) <= NAME_CHARS_MAX and _KIND.fullmatch(kind)):
+        name = OTHER
     if name not in counts.unknown and len(counts.unknown) >= NAMES_MAX:
-        name = "(other)"
+        name = OTHER
     counts.unknown[name] += 1
 
 
@@ -204,16 +225,19 @@ def text_of(value: object) -> str:
 
 
 class Folders:
-    """The folder that everything of a session lies in, for consent.
+    """All folders that a session was in, for consent: one that left what is allowed must not pass.
 
-    A session that moved about is about the narrowest folder that holds all its places: one that
-    left an allowed folder must not pass for one that stayed there.
+    They are kept as they are told: what `..` and links in them come to, only the disk knows.
     """
 
     def __init__(self) -> None:
         self._last: object = None
-        self.common: str | None = None
-        self._apart = False
+        self._all: dict[str, None] = {}
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """Each once, in order; with the root, which nobody may allow, if they are too many."""
+        return tuple(self._all)
 
     def seen(self, value: object) -> None:
         if value == self._last:
@@ -222,13 +246,10 @@ class Folders:
         text = plain(value)
         if not text.startswith("/") and text[1:3] not in (":\\", ":/"):
             return
-        if "\0" in text or len(text) > FOLDER_CHARS_MAX or self._apart:
+        if "\0" in text or len(text) > FOLDER_CHARS_MAX:
             return
-        path = os.path.normpath(text)
-        try:
-            self.common = os.path.commonpath([self.common, path]) if self.common else path
-        except ValueError:  # on two drives
-            self.common, self._apart = None, True
+        if text not in self._all:
+            self._all[text if len(self._all) < FOLDERS_MAX else os.sep] = None
 
 
 _PROVIDERS: Final = (
@@ -282,6 +303,7 @@ class Answer:
     provider: str = ""
     model: str = ""
     finish: str = ""
+    unique: bool = False  # as a turn's
 
 
 class Session:
@@ -299,28 +321,74 @@ class Session:
         self.answer: Answer | None = None
         self._turns: list[tuple[int, Turn]] = []
         self._keys: Counter[str] = Counter()
+        self._calls: dict[str, str] = {}  # of tools: by id what was called, as a digest
+        self._red: set[str] = set()  # what failed when it was called last
 
-    def ask(self, place: int, key: str, text: str, timestamp: float | None, sign: Sign) -> str:
+    def ask(
+        self,
+        place: int,
+        key: str,
+        text: str,
+        timestamp: float | None,
+        sign: Sign,
+        *,
+        unique: bool = False,
+    ) -> str:
         """Add an ask, which ends the answer before it; return the key that it got."""
         self.finish_answer()
         self.course.note(place, sign)
         key = self._unique(key)
-        self._turns.append((place, Turn(key, ContentType.PROMPT, text, timestamp)))
+        asked = Turn(key, ContentType.PROMPT, text, timestamp, unique=unique)
+        self._turns.append((place, asked))
         return key
 
-    def say(self, place: int, key: str, text: str, timestamp: float | None) -> Answer:
+    def say(
+        self, place: int, key: str, text: str, timestamp: float | None, *, unique: bool = False
+    ) -> Answer:
         """Add what was said to the answer, which begins here if none is being given."""
         self.course.note(place, Sign.ANSWERED)
         if self.answer is None:
-            self.answer = Answer(place, self._unique(key), timestamp)
+            self.answer = Answer(place, self._unique(key), timestamp, unique=unique)
         self.answer.parts.append(text)
         return self.answer
 
-    def tool(self, place: int, key: str, name: str, event: str, text: str, at: object) -> None:
+    def tool(
+        self,
+        place: int,
+        key: str,
+        name: str,
+        event: str,
+        text: str,
+        at: object,
+        *,
+        unique: bool = False,
+    ) -> None:
         """Keep a call of a tool, or what it gave back."""
         about = {"event": event, **({"tool": name} if name else {})}
-        kept = Turn(self._unique(key), ContentType.WORKFLOW, text, seconds(at), metadata=about)
+        kept = Turn(
+            self._unique(key),
+            ContentType.WORKFLOW,
+            text,
+            seconds(at),
+            metadata=about,
+            unique=unique,
+        )
         self._turns.append((place, kept))
+
+    def called(self, id_: object, name: object, given: object) -> None:
+        """Remember what a call of a tool was, so that the same one is known again."""
+        if key := word(id_):
+            self._calls[key] = digest(word(name), text_of(given))
+
+    def came_back(self, place: int, id_: object, sign: Sign) -> None:
+        """Note how a call went."""
+        call = self._calls.pop(word(id_), "")
+        if sign is Sign.FAILED and call:
+            self._red.add(call)
+        elif sign is Sign.WORKED and call in self._red:
+            self._red.remove(call)
+            sign = Sign.MENDED
+        self.course.note(place, sign)
 
     def finish_answer(self) -> None:
         answer, self.answer = self.answer, None
@@ -338,6 +406,7 @@ class Session:
             answer.provider,
             answer.model,
             metadata=about,
+            unique=answer.unique,
         )
         self._turns.append((answer.place, said))
 
@@ -360,15 +429,31 @@ def near_end(path: Path, budget: int) -> int:
     Raises SourceError if it cannot be read.
     """
     try:
-        size = path.stat().st_size
-        if size <= budget:
-            return 0
-        with path.open("rb") as file:
+        with opened(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if size <= budget:
+                return 0
             file.seek(size - budget)
             line = file.readline(budget)
             return size - budget + len(line) if line.endswith(b"\n") else size
     except (OSError, ValueError) as problem:
         raise unreadable(path, problem) from None
+
+
+def beneath(folder: Path, wanted: Callable[[str], bool], *, without: str = "") -> list[Path]:
+    """The files of a folder at any depth whose names are wanted; links to folders not followed.
+
+    without: the name of folders that are not entered.
+    """
+
+    def unreadable(problem: OSError) -> None:
+        log.warning("transcripts unreadable reason=%s", problem.strerror)  # the path is private
+
+    found: list[Path] = []
+    for inner, folders, names in os.walk(folder, onerror=unreadable):
+        folders[:] = [name for name in folders if name != without]
+        found += (Path(inner) / name for name in names if wanted(name))
+    return [path for path in found if path.is_file()]
 
 
 def by_age(paths: list[Path]) -> list[Path]:
@@ -378,5 +463,5 @@ def by_age(paths: list[Path]) -> list[Path]:
         try:
             dated.append((path.stat().st_mtime, path))
         except OSError:
-            log.debug("transcript gone while listing file=%s", path)
+            continue  # deleted since it was listed
     return [path for _, path in sorted(dated)]

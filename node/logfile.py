@@ -1,0 +1,38 @@
+"""Where a running node logs: to GROOVE_HOME/node.log, and to the terminal what someone must act on.
+
+What the owner should know while looking is told as events (`node.told`); the log is for the next
+morning and for reports of faults. No text of a prompt is in it, as in any log of the node.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from io import TextIOWrapper
+from logging.handlers import RotatingFileHandler
+from pathlib import Path
+
+FILE = "node.log"
+SIZE_BYTES_MAX = 4 << 20  # then the file becomes node.log.1, and the one before that goes
+
+
+class _Private(RotatingFileHandler):
+    def _open(self) -> TextIOWrapper:
+        descriptor = os.open(self.baseFilename, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        return os.fdopen(descriptor, "a", encoding="utf-8")
+
+
+def log_to(home: Path, *, verbose: bool) -> None:
+    """Log from now on; verbose: all of it to stderr instead. Raises OSError."""
+    logging.raiseExceptions = False  # a log on a full disk is no reason to fill the terminal
+    shown = logging.StreamHandler()
+    handlers: list[logging.Handler] = [shown]
+    form = logging.Formatter("%(asctime)s %(levelname)s %(name)s %(message)s")
+    shown.setFormatter(form)
+    if not verbose:
+        shown.setLevel(logging.ERROR)
+        shown.setFormatter(logging.Formatter("error: %(message)s"))
+        kept = _Private(home / FILE, maxBytes=SIZE_BYTES_MAX, backupCount=1)
+        kept.setFormatter(form)
+        handlers.append(kept)
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
