@@ -10,6 +10,7 @@ import fcntl
 import os
 import sqlite3
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -122,6 +123,7 @@ class App:
         self.home = home
         self.clock = clock or SystemClock()
         self.config = config_file.load(home)
+        self.halt = threading.Event()  # once set, the scrubber gives up each text that it is at
         self._known: KnownHere | None = None  # the scrubber's
         self._withheld: tuple[tuple[int, int], dict[LeafId, str]] | None = None
 
@@ -175,13 +177,14 @@ class App:
     @cached_property
     def scrubber(self) -> PIIScrubber:
         """Knows the secrets of this machine too: of the environment and of its projects."""
+        from .capture.halt import halting
         from .capture.known import open_known
         from .capture.known_folders import looked_into
         from .capture.scrubber import PIIScrubber
 
         folders = looked_into(self.consent, self.user_id)
         self._known = open_known(self.home, self.config.capture, os.environ, folders)
-        return PIIScrubber(self._known)
+        return PIIScrubber(self._known, timer=halting(self.halt))
 
     def look_into(self, folder: str | None) -> None:
         """Have the scrubber know the secrets of the project that a session is about."""

@@ -1,17 +1,22 @@
 """The consent database: rows that are only ever added, each a decision and its receipt.
 
-What a row allows is read from its receipt, whose hash the next receipt holds; the columns beside it
-are for finding rows and for reading by eye. Rows of the earlier form have no receipt; they prove
-nothing, so they are history and allow nothing.
+Who decided what is read from the receipts alone, each of which holds the hash of the one before.
+The columns beside them are for reading by eye; where they say something else, somebody edited the
+store, and nothing in it is in force until the owner is asked again. Rows of the earlier form have
+no receipt; they prove nothing, so they are history and allow nothing.
+
+The whole chain is proved whenever the database was written, and what it says is kept until then.
+The file may also be removed or replaced under a process that has it open, whose handle would go on
+saying what nobody can change any more: so every use looks first whether it is still the same file.
 """
 
 from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,13 +45,16 @@ _ADDED = (
     "key_doc BLOB NOT NULL DEFAULT x''",
     "signed_at REAL",
 )
-_RECEIPT = "receipt, hash, signature, key_doc, signed_at"
+_RECEIPT = "CAST(receipt AS TEXT), hash, signature, key_doc, signed_at"
 _COLUMNS = "user_id, opted_in, consent_version, scopes, metadata, at, receipt, hash"
-_HEAD = "(SELECT hash FROM consent ORDER BY id DESC LIMIT 1)"
 
 
 class ConsentUnreadableError(OwnerError):
     """The consent database cannot be used; nothing may be captured."""
+
+
+class ConsentGoneError(ConsentUnreadableError):
+    """The database that was opened is not in its place any more, and none that can be used is."""
 
 
 class ConsentLockedError(OwnerError):
@@ -55,10 +63,25 @@ class ConsentLockedError(OwnerError):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """One decision. proven: it has a receipt, and that was not altered."""
+    """One decision. proven: its receipt was not altered, and no later one says it was not in force.
+
+    Of a row that lacks such a receipt, the decision is what the columns tell.
+    """
 
     decision: Decision
     proven: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Chain:
+    """All rows as one. sound: from the last that begins anew, each follows and none was edited."""
+
+    latest: Mapping[str, Row]  # by user
+    head: str  # hash of the last receipt; empty if there is none
+    sound: bool
+
+
+EMPTY = Chain({}, "", sound=True)
 
 
 class ConsentStore:
@@ -70,16 +93,29 @@ class ConsentStore:
         Raises WideOpenError if others can reach it, ConsentUnreadableError if it cannot be used.
         """
         self._path = path
-        private_dir(path.parent)
-        with self._told(), suppress(FileExistsError):
-            os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
-        check_private(path)
-        with self._told():
-            self._db = self._opened()
+        self._chain: tuple[int, Chain] | None = None  # as of a value of PRAGMA data_version
+        self._make()
+        self._file, self._held = self._opened()
 
-    def _opened(self) -> sqlite3.Connection:
+    def _make(self) -> None:
+        private_dir(self._path.parent)
+        with self._told(), suppress(FileExistsError):
+            os.close(os.open(self._path, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o600))
+
+    def _opened(self) -> tuple[tuple[int, int], sqlite3.Connection]:
+        """The database that is there, and which file it is. Makes none."""
+        with self._told():
+            file = _file_at(self._path)  # first: of one replaced meanwhile, the next use sees it
+            check_private(self._path)
+            return file, self._connected()
+
+    def _connected(self) -> sqlite3.Connection:
         db = sqlite3.connect(
-            self._path, timeout=WAIT_S, isolation_level=None, check_same_thread=False
+            f"{self._path.as_uri()}?mode=rw",
+            uri=True,
+            timeout=WAIT_S,
+            isolation_level=None,
+            check_same_thread=False,
         )
         try:
             db.execute("PRAGMA journal_mode=WAL")
@@ -99,49 +135,61 @@ class ConsentStore:
         return db
 
     def close(self) -> None:
-        self._db.close()
+        self._held.close()
 
-    def marks(self, user_id: str) -> tuple[str, str] | None:
-        """The hash of a user's last decision, and that of the last one of all users. About 6 µs."""
+    @property
+    def _db(self) -> sqlite3.Connection:
+        """The connection, to the file that is in its place now. Raises ConsentGoneError.
+
+        A file that is missing is not made: somebody may be about to put a copy there.
+        """
+        if self._held.in_transaction:
+            return self._held
         try:
-            found = self._db.execute(
-                f"SELECT hash, {_HEAD} FROM consent WHERE user_id = ? ORDER BY id DESC LIMIT 1",
-                (user_id,),
-            ).fetchone()
+            same = _file_at(self._path) == self._file
+        except OSError as problem:
+            raise self._gone(problem.strerror or "it is missing") from None
+        if not same:
+            try:
+                file, db = self._opened()
+            except OwnerError as problem:
+                raise self._gone(problem.what) from None
+            self._held.close()
+            self._file, self._held, self._chain = file, db, None
+        return self._held
+
+    def _gone(self, why: str) -> ConsentGoneError:
+        return ConsentGoneError(
+            f"{self._path} was removed or replaced while it was open: {why}",
+            unchanged="Nothing is allowed by this process.",
+            next_step="Put the home back as it was, or grant again.",
+        )
+
+    def renew(self) -> None:
+        """Make the database anew if it was removed; for whoever has something to write."""
+        try:
+            _ = self._db
+        except ConsentGoneError:
+            self._make()
+            _ = self._db
+
+    def chain(self) -> Chain:
+        """All rows, proved: read again only after somebody wrote. Else about 5 µs."""
+        try:
+            db = self._db
+            version: int = db.execute("PRAGMA data_version").fetchone()[0]
+            if self._chain is None or self._chain[0] != version:
+                rows = db.execute(f"SELECT {_COLUMNS} FROM consent ORDER BY id").fetchall()
+                self._chain = version, _proved(rows)
         except sqlite3.Error as problem:
             raise _for_the_owner(self._path, problem) from None
-        return found or None
-
-    def latest(self, user_id: str) -> tuple[Row, str] | None:
-        """A user's last decision, and the hash of the last one of all users."""
-        with self._told():
-            found = self._db.execute(
-                f"SELECT {_COLUMNS}, {_HEAD} FROM consent WHERE user_id = ? "
-                "ORDER BY id DESC LIMIT 1",
-                (user_id,),
-            ).fetchone()
-        return (_row(found[:-1]), found[-1]) if found else None
-
-    def latest_of_all(self) -> list[Row]:
-        """The last decision of each user."""
-        return self._rows("WHERE id IN (SELECT MAX(id) FROM consent GROUP BY user_id)")
+        return self._chain[1]
 
     def history(self, user_id: str) -> list[Row]:
         """All decisions of a user, oldest first."""
-        return self._rows("WHERE user_id = ?", user_id)
-
-    def _rows(self, where: str, *values: str) -> list[Row]:
         with self._told():
-            found = self._db.execute(
-                f"SELECT {_COLUMNS} FROM consent {where} ORDER BY id", values
-            ).fetchall()
-        return [_row(each) for each in found]
-
-    def head(self) -> str:
-        """The hash of the last receipt; empty if there is none."""
-        with self._told():
-            found = self._db.execute(f"SELECT {_HEAD}").fetchone()
-        return found[0] or ""
+            found = self._db.execute(f"SELECT {_COLUMNS} FROM consent ORDER BY id").fetchall()
+        return [row for row in map(_row, found) if row.decision.user_id == user_id]
 
     def last_number(self) -> int:
         """The number of the last receipt; 0 if there is none."""
@@ -169,9 +217,9 @@ class ConsentStore:
                 f"SELECT {_COLUMNS} FROM consent WHERE hash != '' ORDER BY id"
             ).fetchall()
         return [
-            decision.number
+            row.decision.number
             for each in found
-            if (decision := receipts.read(each[6], each[7])) and each[:6] != _columns(decision)
+            if (row := _row(each)).proven and each[:6] != _columns(row.decision)
         ]
 
     @contextmanager
@@ -181,11 +229,15 @@ class ConsentStore:
             self._db.execute("BEGIN IMMEDIATE")
             try:
                 yield
-                self._db.execute("COMMIT")
+                self._held.execute("COMMIT")
             except BaseException:
-                if self._db.in_transaction:
-                    self._db.execute("ROLLBACK")
+                if self._held.in_transaction:
+                    self._held.execute("ROLLBACK")
                 raise
+            finally:
+                self._chain = None  # PRAGMA data_version counts what others wrote
+            if _file_at(self._path) != self._file:
+                raise self._gone("what was written went with it")
 
     def append(self, decision: Decision, receipt: Receipt) -> None:
         self._db.execute(
@@ -265,6 +317,33 @@ def _migrate(db: sqlite3.Connection) -> None:
         raise
 
 
+def _file_at(path: Path) -> tuple[int, int]:
+    found = os.stat(path)  # noqa: PTH116 - half the time of Path.stat, on every call
+    return found.st_dev, found.st_ino
+
+
+def _proved(rows: Iterable[Sequence[Any]]) -> Chain:
+    """Follow the receipts, oldest first; what the columns say proves nothing."""
+    latest: dict[str, Row] = {}
+    head, number, sound = "", 0, True
+    for found in rows:
+        row, hash_ = _row(found), found[-1]
+        said = row.decision
+        if said.broken and row.proven:
+            # The word of somebody who was told that nothing was in force, whatever stood before.
+            latest = {user: replace(each, proven=False) for user, each in latest.items()}
+            sound = True
+        if row.proven:
+            follows = said.previous == head and said.number > number
+            sound = sound and follows and found[:6] == _columns(said)
+            number = said.number
+        elif hash_:
+            sound = False
+        latest[said.user_id] = row
+        head = hash_
+    return Chain(latest, head, sound)
+
+
 def _columns(decision: Decision) -> tuple[str, int, str, str, str, float]:
     return (
         decision.user_id,
@@ -278,9 +357,13 @@ def _columns(decision: Decision) -> tuple[str, int, str, str, str, float]:
 
 def _row(found: Sequence[Any]) -> Row:
     user_id, opted_in, version, scopes, metadata, at, body, hash_ = found
-    decision = receipts.read(body, hash_) if hash_ else None
-    if decision is not None and decision.user_id == user_id:
+    decision = receipts.read(body, hash_) if hash_ and isinstance(body, str) else None
+    if decision is not None:
         return Row(decision, proven=True)
+    try:
+        read = msgspec.json.decode(metadata, type=dict[str, Any])
+    except msgspec.DecodeError:
+        read = {}
     told = Decision(
         number=0,
         user_id=user_id,
@@ -291,7 +374,7 @@ def _row(found: Sequence[Any]) -> Row:
         sources=(),
         folders=(),
         at=at,
-        metadata=msgspec.json.decode(metadata),
+        metadata=read,
         disclosure="",
         previous="",
     )

@@ -39,7 +39,7 @@ def grant(
         [Scope(scope) for scope in scopes],
         sources=sources,
         folders=folders,
-        disclosure=disclosure.sha256(disclosure.text(scopes, sources)),
+        disclosure=disclosure.sha256(disclosure.text(scopes, sources, folders)),
     )
     return in_force(app)
 
@@ -143,12 +143,12 @@ def preview(
     if Scope.CAPTURE not in after.scopes or not (is_new or not lists.within(before)):
         return None
     # Not `app.scrubber`: that one remembers what it gathered, and nobody has said yes so far.
-    scrubber = PIIScrubber(Known(gather(os.environ, [Path.cwd()]), None))
+    scrubber = PIIScrubber(Known(gather(os.environ, [Path.cwd(), *sorted(after.folders)]), None))
     samples = latest_asks(
         [each for each in formats() if each.name in after.sources],
         SAMPLES,
-        lambda source, folder: (
-            after.captures(source, folder) and not before.captures(source, folder)
+        lambda source, folders: (
+            after.captures(source, *folders) and not before.captures(source, *folders)
         ),
     )
     shown = []

@@ -41,6 +41,7 @@ from .foreign import Known, State
 from .home import write_atomic
 from .mailbox import Dial, Fetch, Letter, Retract
 from .overview import RUN_FILE
+from .threads import bring_out
 from .told import Tell, Told
 from .watching import Watcher
 
@@ -51,7 +52,8 @@ RETRACTED = "retracted by its owner"
 ROLLED_BACK = "peers hold later words of this node than it has: it was restored from a backup"
 REFRESH_S = 5.0
 RETRY_S = 60.0
-WATCHER_STOPS_S = 1.5
+WATCHER_STOPS_S = 2.0
+HALT_S = 0.5
 
 
 class _Watched:
@@ -188,8 +190,8 @@ class Daemon:
     async def _watch_sources(self) -> None:
         """Take in what other tools write: a thread's work, for it reads, scrubs and waits.
 
-        If it does not stop in time it ends with the process, as a kill would end it: see
-        `node.capture.sources.following`.
+        At the end it gives up the text that it is at: see `node.threads`. One that does not stop
+        in time ends as a kill would end it: see `node.capture.sources.following`.
         """
         watcher, ended = Watcher(self._app, self._tell), trio.Event()
         token = trio.lowlevel.current_trio_token()
@@ -199,14 +201,17 @@ class Daemon:
             with suppress(trio.RunFinishedError):
                 token.run_sync_soon(ended.set)
 
-        threading.Thread(target=work, name="watcher", daemon=True).start()
+        thread = threading.Thread(target=work, name="watcher", daemon=True)
+        thread.start()
         try:
             await ended.wait()
         finally:
             watcher.stop()
+            self._app.halt.set()  # the text at hand is read again at the next start
             with trio.move_on_after(WATCHER_STOPS_S) as patience:
                 patience.shield = True
                 await ended.wait()
+            bring_out(thread, HALT_S)
 
     # ---- what goes out ---------------------------------------------------------------------------
 

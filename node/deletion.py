@@ -223,10 +223,11 @@ def _carry_out(app: App, order: Order, report: Report) -> dict[str, Any]:
         compact(app.home)
         receipt = _receipt(order, plan)
         _keep(app, receipt)
-    except (OSError, sqlite3.Error) as problem:
+    except (OSError, sqlite3.Error, OwnerError) as problem:  # whose own words are of other orders
         raise DeletionError(
-            f"the deletion is not finished: {problem}",
-            unchanged="What was deleted so far stays deleted, and nothing more is captured of it.",
+            f"the deletion is ordered and not finished: {problem}",
+            unchanged="The order stands. What was deleted so far stays deleted, and nothing more "
+            "is captured of it.",
             next_step="Mend it; the next command, whichever it is, goes on with the deletion.",
         ) from None
     (app.home / MARKER).unlink(missing_ok=True)

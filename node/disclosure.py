@@ -38,15 +38,18 @@ sessions of Claude Code, Codex and the like are used for finding domains and for
 unless you set `restricted_outputs = true` under `[training]` in groove.toml."""
 _FOOT = """\
 Everything is off until you allow it. You can withdraw at any time: `groove-node consent revoke`
-ends it at once, also in a session that is running. `groove-node data --delete` deletes all
-that was captured, and asks peers to drop what was trained on it: honest ones do within 7 days."""
+ends it at once, also in a session that is running. `groove-node data --delete` deletes all that was
+captured, and asks peers to drop what was trained on it: honest ones do within 7 days."""
 
 
-def text(scopes: Collection[str], sources: Collection[str] = ()) -> str:
-    """What concerns these scopes; a grant of sources or folders alone is of capture."""
-    asked = [said for scope, said in _TEXTS.items() if scope in (scopes or {"capture"})]
-    lines = ["What this allows, and what it does not:", "", *asked, ""]
-    if sources or "train" in scopes:
+def text(
+    scopes: Collection[str], sources: Collection[str] = (), folders: Collection[Any] = ()
+) -> str:
+    """What concerns what is asked for; sources and folders are of capture."""
+    asked = {*scopes, "capture"} if sources or folders else {*scopes}
+    told = [said for scope, said in _TEXTS.items() if scope in asked]
+    lines = ["What this allows, and what it does not:", "", *told, ""]
+    if sources or folders or "train" in asked:
         lines += [_TERMS, ""]
     return "\n".join([*lines, _FOOT])
 
@@ -103,7 +106,7 @@ def standing_line(standing: dict[str, Any]) -> str:
         case "never asked":
             return "nothing yet: `groove-node consent grant capture`"
         case "revoked":
-            return "nothing: you withdrew it"
+            return "nothing, you withdrew it"
         case "terms changed":
             return (
                 f"NOTHING until you answer again: {standing['reason']}. "

@@ -127,7 +127,7 @@ def _consent(app: App) -> Finding:
         text = f"{problems[0]} ({counted(len(problems), 'finding')})"
         return Finding("consent", "bad", text, "groove-node consent receipts --verify")
     if stands["standing"] == "revoked":  # the owner's word, and nothing to mend
-        return Finding("consent", "ok", "nothing is allowed: you withdrew it")
+        return Finding("consent", "ok", "nothing is allowed, you withdrew it")
     if not stands["scopes"]:
         reason = stands["reason"] or "nothing is allowed, so nothing is captured"
         return Finding("consent", "note", reason, stands["again"])

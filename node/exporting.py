@@ -73,9 +73,7 @@ def export(
     from .capture.export import export as write
 
     chosen = form_of(path, form)
-    wanted = Wanted(
-        filters.user_id, filters.domain, filters.after, _sessions_of(app, filters.leaf)
-    )
+    wanted = Wanted(filters.user_id, filters.domain, filters.after, _sessions_of(app, filters.leaf))
     if wanted != Wanted():
         check_something_fits(app, wanted.record, filters)
     joined: Mapping[str, Vector] | None = None
@@ -138,9 +136,7 @@ def check_something_fits(
 
 
 def _nothing_fits(what: str, next_step: str) -> NothingFitsError:
-    return NothingFitsError(
-        what, unchanged="Nothing was written or deleted.", next_step=next_step
-    )
+    return NothingFitsError(what, unchanged="Nothing was written or deleted.", next_step=next_step)
 
 
 def _there_are(asked: str, names: Sequence[str]) -> str:

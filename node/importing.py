@@ -183,14 +183,13 @@ def _named(wanted: Wanted) -> Sequence[str]:
 
 
 def _jsonl_files(names: Sequence[str]) -> list[Path]:
-    from .capture.sources.jsonl import SOURCE, STDIN
+    from .capture.sources.jsonl import SOURCE
     from .capture.sources.kinds import kind_of
 
     paths = [Path(name).expanduser() for name in names]
     for path in paths:
-        if path == STDIN:
-            continue
         _check_there(path)
+        # A pipe is read once: it is not looked into.
         if path.is_file() and (kind := kind_of(path)) not in ("", SOURCE):
             raise _wrong_kind(SOURCE, path, kind)
     return paths
@@ -265,6 +264,14 @@ class _Transcripts:
                 self._done.unreadable += 1
                 self._done.files.append(problem.what)
                 continue
+            except Exception as problem:  # a fault in one file's parsing must not stop the others
+                reason = type(problem).__name__  # the message might quote a text
+                log.warning("transcript not read source=%s reason=%s", self._format.name, reason)
+                self._done.unreadable += 1
+                self._done.files.append(f"{path} cannot be read: {reason}")
+                continue
+            if not all(map(self._allows, reading.sessions)):
+                reading.counts.unknown.clear()  # a name may say what the folder is about
             if reading.counts.unknown and not drifts(self._format, path, reading):
                 self._done.strangers += 1
                 self._done.files.append(f"{path} is no transcript of {self._format.name}")
@@ -279,6 +286,10 @@ class _Transcripts:
                 self._done.files[0],
                 next_step="Check that the file is whole and yours to read, then import again.",
             )
+
+    def _allows(self, session: SourceSession) -> bool:
+        allowed = self._app.consent.allowed(self._app.user_id)
+        return allowed.captures(self._format.name, *session.folders)
 
 
 def _files(format_: TranscriptFormat, wanted: Wanted) -> list[tuple[float, Path]]:

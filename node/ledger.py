@@ -6,25 +6,25 @@ step leaves a store whose last word is certain or which counts as off. See `node
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
 
 import msgspec
 
 from . import receipts
 from .clock import Clock
-from .consent_store import ConsentStore, Row
+from .consent_store import EMPTY, Chain, ConsentGoneError, ConsentStore, Row
 from .errors import OwnerError
 from .receipts import DECISION, SUSPENSION, Decision, Receipt, Signer
 from .witness import Step, Witness, WitnessBusyError
 
-T = TypeVar("T")
+log = logging.getLogger(__name__)
+
 LOST = "the store was replaced, by a backup or by hand"
-ROWS_KEPT_MAX = 64  # read rows; a personal node asks for one of them again and again
 
 
 class Ledger:
@@ -38,42 +38,42 @@ class Ledger:
         self._clock = clock
         self._signer = signer
         self._in_turn = False
-        self._rows: dict[str, Row] = {}  # by hash: a row never changes
+        self._is_gone = False  # said in the log once, not at every text
 
     # ---- reading ---------------------------------------------------------------------------------
 
     def latest(self, user_id: str) -> tuple[Row, Step] | None:
         """A user's last decision, and how the store stands; a withdrawal is not judged."""
         with self.lock:
-            marks = self.store.marks(user_id)
-            if marks is None:
-                return None
-            row = self._rows.get(marks[0])
+            chain = self._chain()
+            row = chain.latest.get(user_id)
             if row is None:
-                row = self._read(user_id)[0]
-                if len(self._rows) >= ROWS_KEPT_MAX:
-                    self._rows.clear()
-                if row.proven:
-                    self._rows[marks[0]] = row
-            if not row.decision.opted_in or self._witness.judge(marks[1]) is Step.IN_STEP:
+                return None
+            if not row.decision.opted_in or self._judge(chain) is Step.IN_STEP:
                 return row, Step.IN_STEP
-            return self._settled(lambda: self._read(user_id))
-
-    def _read(self, user_id: str) -> tuple[Row, str]:
-        found = self.store.latest(user_id)
-        assert found is not None, "rows are only added"
-        return found
+            chain, step = self._settled()
+            row = chain.latest.get(user_id)
+            return (row, step) if row else None
 
     def in_force(self) -> list[Decision]:
         """Each user's last decision; none if the store is not the one that was written last."""
         with self.lock:
-            rows, step = self._settled(lambda: (self.store.latest_of_all(), self.store.head()))
-        return [row.decision for row in rows if row.proven and step is Step.IN_STEP]
+            chain, step = self._settled()
+        if step is not Step.IN_STEP:
+            return []
+        return [row.decision for row in chain.latest.values() if row.proven]
+
+    def unnoted(self) -> str:
+        """The folder where this process could not note its last decision, nor remove the note of
+        before, which a backup that is put back may fit; empty if there is none.
+        """
+        return str(self._witness.folder) if self._witness.outdated else ""
 
     def problems(self, origin: bytes | None) -> list[str]:
         """What is wrong with the receipts; origin: of the node that must have signed."""
         with self.lock:
-            kept, step = self._settled(lambda: (self.store.receipts(), self.store.head()))
+            step = self._settled()[1]
+            kept = self.store.receipts()
             differing = self.store.differing()
         found = receipts.problems(kept, origin)
         found += [f"receipt {n}: the row beside it says something else" for n in differing]
@@ -81,19 +81,33 @@ class Ledger:
             found.append(f"the last receipt: {step.value}")
         return found
 
-    def _settled(self, look: Callable[[], tuple[T, str]]) -> tuple[T, Step]:
-        """Read something and the last receipt's hash, and judge.
+    def _chain(self) -> Chain:
+        """What the store says: nothing, once it was taken away."""
+        try:
+            chain, self._is_gone = self.store.chain(), False
+        except ConsentGoneError as problem:
+            if not self._is_gone:
+                log.warning("consent is off reason=%s", problem.what)
+            chain, self._is_gone = EMPTY, True
+        return chain
+
+    def _judge(self, chain: Chain) -> Step:
+        step = self._witness.judge(chain.head)
+        return Step.EDITED if step is Step.IN_STEP and not chain.sound else step
+
+    def _settled(self) -> tuple[Chain, Step]:
+        """What the store says, and how it stands.
 
         Out of step, it is looked at again when nobody is writing: between the steps of a decision
         the store and what is remembered do not agree.
         """
-        found, head = look()
-        step = self._witness.judge(head)
+        chain = self._chain()
+        step = self._judge(chain)
         if step is not Step.IN_STEP and not self._in_turn:
             with suppress(WitnessBusyError), self.turn():  # busy for seconds: then it is off
-                found, head = look()
-                step = self._witness.judge(head)
-        return found, step
+                chain = self._chain()
+                step = self._judge(chain)
+        return chain, step
 
     # ---- writing ---------------------------------------------------------------------------------
 
@@ -124,8 +138,9 @@ class Ledger:
         stands: what was in force is within what will be; grants: something is added to it.
         before: called with the decisions before anything is written.
         """
-        head, users = self.store.head(), self.store.latest_of_all()
-        broken = self._broken(head, bool(users))
+        held = self.store.chain()
+        head, users = held.head, held.latest.values()
+        broken = self.broken()
         in_step = not (users and broken)
         if not in_step:
             # What a restored store allows others may not come into force with this decision.
@@ -150,21 +165,19 @@ class Ledger:
                 for decision, receipt in chain:
                     self.store.append(decision, receipt)
         except BaseException as problem:
-            if stands and self.store.head() == head:
+            if stands and self._chain().head == head:
                 self._witness.settle(first - 1, head)
             elif isinstance(problem, OwnerError):
                 problem.unchanged = "It was not recorded; until it is, nothing at all is allowed."
             raise
         self._witness.settle(last, end)
 
-    def _broken(self, head: str, holds: bool) -> str:
-        """Why the last decision in the store was not in force; empty if it was, or there was none.
-
-        holds: the store has decisions.
-        """
-        if not holds:
+    def broken(self) -> str:
+        """Why the last decision is not in force, in turn; empty if it is, or there was none."""
+        chain = self._chain()
+        if not chain.latest:
             return LOST if self._witness.number else ""
-        match self._witness.judge(head):
+        match self._judge(chain):
             case Step.IN_STEP:
                 return ""
             case Step.INTERRUPTED:
@@ -173,13 +186,15 @@ class Ledger:
                 return "the home was moved here, or what is remembered outside it was lost"
             case Step.OTHER:
                 return LOST
+            case Step.EDITED:
+                return "a row was edited by hand"
 
     def mend(self) -> None:
         """After a crash between two steps that left no doubt, finish what is remembered."""
         if self._witness.is_settled():
             return
         with self.turn():
-            head = self.store.head()
+            head = self.store.chain().head
             if self._witness.judge(head) is Step.IN_STEP:
                 self._witness.settle(self.store.last_number(), head)
 

@@ -189,6 +189,7 @@ _DROPS = {
     "dropped_scrub": "not to be scrubbed",
     "dropped_too_long": "too long",
     "dropped_error": "by an error",
+    "dropped_deleted": "of deleted sessions",
 }
 
 

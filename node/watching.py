@@ -16,11 +16,13 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .consent import FREE_SOURCES, Scope
 from .errors import OwnerError
+from .grants import Grants
 from .show import counted
 from .tally import SourceCounts, Tally
 from .told import Tell, Told
@@ -106,21 +108,24 @@ class Watcher:
         sources = app.consent.allowed_sources(app.user_id) - FREE_SOURCES
         if Scope.CAPTURE not in allowed or not app.config.capture.watch:
             sources = frozenset()
-        answer = (sources, app.consent.allowed_folders(app.user_id) if sources else ())
+        grants = Grants(app.consent.get_consent_history(app.user_id) if sources else ())
+        # What was withdrawn and granted again between two questions has another date.
+        ahead = grants.last > app.clock.now_s()
+        answer = (sources, grants.sources, grants.folders, ahead) if sources else ()
         if answer == self._allowed:
             return False
         if sources or self._state is not None:
-            self._rebuild(sources)
+            self._rebuild(sources, grants)
         self._allowed = answer
         return True
 
-    def _rebuild(self, sources: frozenset[str]) -> None:
+    def _rebuild(self, sources: frozenset[str], grants: Grants) -> None:
         from .capture.sources.following import Follower, State, StateFile
         from .capture.sources.held import HeldRecords
         from .capture.sources.source import formats
         from .importing import intake_of
 
-        app = self._app
+        app, now = self._app, self._app.clock.now_s()
         state = self._state = self._state or StateFile(app.home)
         for name in state.sources.keys() - sources:
             del state.sources[name]
@@ -131,7 +136,7 @@ class Watcher:
         for each in formats(tool_output=app.config.capture.tool_output):
             if each.name not in sources:
                 continue
-            since = self._allowed_since(each.name)
+            since = grants.since(each.name, (), now)
             if each.name not in state.sources or state.sources[each.name].since < since:
                 state.sources[each.name] = State(since)  # what was said before is not taken in
             self._followers.append(
@@ -142,22 +147,13 @@ class Watcher:
                     held,
                     state.sources[each.name],
                     idle_s=app.config.capture.idle_close_s,
+                    since=partial(grants.since, each.name, now_s=now),
                     stopping=self._stop.is_set,
                 )
             )
         state.save()
         names = sorted(follower.format.name for follower in self._followers)
         self._say("watching", f"watching {', '.join(names) or 'no source'}", sources=names)
-
-    def _allowed_since(self, source: str) -> float:
-        """When the source was allowed, if it was without a break: Unix seconds."""
-        since = self._app.clock.now_s()
-        for decision in reversed(self._app.consent.get_consent_history(self._app.user_id)):
-            allowed = decision.allowed
-            if Scope.CAPTURE not in allowed.scopes or source not in allowed.sources:
-                break
-            since = decision.timestamp
-        return since
 
     def _roots(self) -> frozenset[Path]:
         """The folders to watch; of a database its folder, for its log lies beside it."""
@@ -220,7 +216,7 @@ class Watcher:
         from .capture.sources.source import ParseCounts
 
         counts, follower.counts = follower.counts, ParseCounts()
-        if not (total.records or counts.lines):
+        if not (total.records or counts.lines or counts.left_out):
             return
         more = SourceCounts(
             sessions=total.sessions,

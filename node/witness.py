@@ -64,6 +64,7 @@ class Step(StrEnum):
     UNKNOWN = "nothing is remembered of this home in GROOVE_STATE: it was moved, or that was lost"
     OTHER = "this is not the store that was written last"  # restored from a backup, or edited
     INTERRUPTED = "a change of consent was interrupted"
+    EDITED = "a row was edited by hand: `groove-node consent receipts --verify` says which"
 
 
 class Remembered(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -80,6 +81,7 @@ class Witness:
 
     def __init__(self, store: Path) -> None:
         self._path = remembered_path(store, "consent")
+        self.outdated = False  # the file tells of an older store, and could not be changed
         self._seen: tuple[tuple[int, ...], Remembered | None] | None = None
 
     def judge(self, head: str) -> Step:
@@ -92,6 +94,10 @@ class Witness:
         if head == known.next or (head == known.last and (not known.next or known.stands)):
             return Step.IN_STEP
         return Step.INTERRUPTED if head == known.last else Step.OTHER
+
+    @property
+    def folder(self) -> Path:
+        return self._path.parent
 
     @property
     def number(self) -> int:
@@ -181,10 +187,12 @@ class Witness:
         private_dir(self._path.parent)
         write_atomic(self._path, msgspec.json.encode(remembered) + b"\n")
         self._seen = None
+        self.outdated = False
 
     def _forget(self) -> None:
         try:
             self._path.unlink(missing_ok=True)
             sync_dir(self._path.parent)
         except OSError as problem:
+            self.outdated = True
             log.warning("old file stays file=%s reason=%s", self._path, problem.strerror)

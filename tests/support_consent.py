@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
+import pytest
+
+from node import witness
 from node.consent import ConsentManager
 from node.receipts import Signer
 
@@ -54,3 +61,20 @@ class Home:
         """Put a backup in the home's place."""
         shutil.rmtree(self.folder)
         shutil.copytree(copy, self.folder)
+
+
+@contextmanager
+def read_only_state() -> Iterator[None]:
+    """Nothing can be noted or removed outside the home: as on a disk that became read-only."""
+    unlink = Path.unlink
+
+    def refuse(path: Path, *_: Any, **__: Any) -> None:
+        raise OSError(errno.EROFS, "Read-only file system", str(path))
+
+    def unlink_elsewhere(path: Path, *args: Any, **how: Any) -> None:
+        (refuse if path.name.startswith("consent-") else unlink)(path, *args, **how)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(witness, "write_atomic", refuse)
+        patched.setattr(Path, "unlink", unlink_elsewhere)
+        yield

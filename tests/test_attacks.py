@@ -260,6 +260,7 @@ def test_a_deletion_that_is_refused_is_not_carried_out_later(app: App) -> None:
 
 def test_deletion_goes_through_a_damaged_list_of_what_was_shown(app: App) -> None:
     (app.home / "shown.json").write_bytes(b"\xff{not json")
+    app.consent.grant_scope(app.user_id, Scope.CAPTURE)
     assert rights.delete(app)["consent_revoked"]
     assert not (app.home / "shown.json").exists() and not (app.home / rights.MARKER).exists()
 

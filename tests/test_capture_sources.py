@@ -445,7 +445,9 @@ def test_a_first_ask_that_is_dropped_takes_its_answers_along_and_the_next_begins
 def test_sessions_of_folders_that_are_not_marked_are_counted_and_left_out(made: Capture) -> None:
     made.consent.allow(USER, sources=["claude-code"], folders=[Path("/work/mine")])
     folders = ["/work/mine/api", "/work/other", "/work/other", None]
-    sessions = [replace(one(n), folder=folder) for n, folder in enumerate(folders)]
+    sessions = [
+        replace(one(n), folders=(folder,) if folder else ()) for n, folder in enumerate(folders)
+    ]
     result = import_sessions(sessions, made.intake, USER, "claude-code")
     assert (result.added, result.not_allowed) == (1, 3)
     assert result.folders == {"/work/other": 2}
@@ -463,7 +465,7 @@ def test_a_folder_that_is_withdrawn_while_its_sessions_are_scrubbed_is_not_writt
         return really(records, **how)
 
     monkeypatch.setattr(made.corpus, "add_records", withdrawn_first)
-    sessions = [replace(one(n), folder=f"/work/{name}") for n, name in enumerate("ab")]
+    sessions = [replace(one(n), folders=(f"/work/{name}",)) for n, name in enumerate("ab")]
     result = import_sessions(sessions, made.intake, USER, "codex")
     assert (result.added, result.refused) == (1, 1)
     assert contents(made) == ["What does function 1 do?", "It returns 1."]

@@ -284,3 +284,24 @@ def test_a_file_that_cannot_be_written_is_one_clear_line(ready: Run, tmp_path: P
     ready("consent", "grant", "capture", "--yes")
     text = refused(ready("data", "--export", str(tmp_path / "absent" / "mine.jsonl")))
     assert "absent" in text
+
+
+@pytest.mark.parametrize("verbose", [False, True])
+def test_a_running_node_logs_to_a_private_file_unless_it_is_asked_to_show_it(
+    home: Path, verbose: bool
+) -> None:
+    program = (
+        "import logging; from pathlib import Path; from node.logfile import log_to; "
+        f"log_to(Path({str(home)!r}), verbose={verbose}); log = logging.getLogger('node.x'); "
+        "log.info('leaf promoted'); log.error('disk full')"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    file = home / "node.log"
+    if verbose:
+        assert "INFO node.x leaf promoted" in done.stderr and not file.exists()
+    else:
+        assert done.stderr == "error: disk full\n"
+        assert "INFO node.x leaf promoted" in file.read_text()
+        assert file.stat().st_mode & 0o077 == 0

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support_consent import HandClock, Home
+from support_consent import HandClock, Home, read_only_state
 from support_transcripts import ClaudeChat, claude_path, written
 
 from node import disclosure
@@ -158,7 +158,7 @@ def test_a_yes_is_recorded_with_the_text_that_was_shown(place: Path, groove: Run
     assert verified.returncode == 0
     told = json.loads(verified.stdout)
     assert told["problems"] == []
-    shown_text = disclosure.text(["capture"], ["claude-code"])
+    shown_text = disclosure.text(["capture"], ["claude-code"], shown["folders"])
     assert [each["disclosure"] for each in told["receipts"]] == [disclosure.sha256(shown_text)]
     assert " ".join(shown_text.split()) in seen
     assert all(each["signed"] and not each["signed_late"] for each in told["receipts"])
@@ -242,6 +242,25 @@ def test_sources_and_folders_are_withdrawn_by_name(place: Path, groove: Run) -> 
     ]
 
 
+def test_a_withdrawal_that_could_not_be_noted_outside_the_home_is_told_with_what_to_do(
+    place: Path, groove: Run
+) -> None:
+    groove("consent", "grant", "capture", "--yes")
+    with read_only_state():
+        done = groove("consent", "revoke")
+    assert done.returncode == 0 and "still allowed: nothing" in done.stdout
+    assert f"Make {place / 'state'} writable, and revoke again" in done.stderr
+    assert "revoke again" not in groove("consent", "revoke").stderr
+
+
+def test_a_withdrawal_after_the_store_was_removed_is_recorded(place: Path, groove: Run) -> None:
+    groove("consent", "grant", "capture", "--yes")
+    for path in (place / "groove").glob("consent.db*"):
+        path.unlink()
+    assert groove("consent", "revoke").returncode == 0
+    assert json.loads(groove("consent", "show", "--json").stdout)["standing"] == "revoked"
+
+
 def test_a_restored_home_says_so_and_how_to_say_yes_again(place: Path, groove: Run) -> None:
     kettle = str(place / "ada" / "kettle")
     groove("consent", "grant", "capture", "--source", "codex", "--folder", kettle, "--yes")
@@ -287,7 +306,10 @@ def test_what_a_terminal_would_obey_is_not_shown() -> None:
 def test_the_page_is_about_what_was_asked_for() -> None:
     text = disclosure.text(["publish"])
     assert "Signed leaf states" in text and "What is kept" not in text
-    assert "What is kept" in disclosure.text([], ["codex"]), "sources and folders are capture's"
+    for lists in ((["codex"], []), ([], ["/kettle"])):
+        widened = disclosure.text(["fetch"], *lists)
+        assert "What is kept" in widened, "sources and folders are capture's"
+        assert "Peers' adapters are fetched" in widened
     assert disclosure.sha256(text) != disclosure.sha256(disclosure.text(["fetch"]))
 
 

@@ -157,4 +157,6 @@ def test_an_export_says_how_much_it_holds_and_of_what(typed: Typed, tmp_path: Pa
     result = document(typed("--export", str(target), "--format", "chat", "--json"))
     assert (result["exported"], result["format"], result["left_out"]) == (120, "chat", {})
     assert "120 sessions in" in typed("--export", str(target), "--format", "chat")
-    assert "140 records (and 70 closing rows) in" in typed("--export", str(target), "--leaf", "domain-2")
+    assert "140 records (and 70 closing rows) in" in typed(
+        "--export", str(target), "--leaf", "domain-2"
+    )

@@ -15,8 +15,8 @@ from support_capture import NOON, HandClock, record
 from leaves.model import unit
 from node.capture import TrainingCorpus, TrainingRecord
 from node.capture.corpus import CorpusError
-from node.errors import MisuseError
 from node.capture.export import Form, ParquetMissingError, Training, Wanted, export, form_of
+from node.errors import MisuseError
 
 VECTOR = unit(np.arange(1, 385, dtype=np.float32)[None])[0]
 
@@ -28,9 +28,7 @@ def said(number: int, session: str, kind: str, text: str, **more: Any) -> Traini
 
 def closing(number: int, session: str, outcome: str) -> TrainingRecord:
     metadata = {"event": "SESSION_CLOSE", "outcome": outcome, "source": "jsonl"}
-    return said(
-        number, session, "workflow", "SESSION_CLOSE", metadata=metadata, domain="general"
-    )
+    return said(number, session, "workflow", "SESSION_CLOSE", metadata=metadata, domain="general")
 
 
 @pytest.fixture

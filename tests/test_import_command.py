@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
@@ -58,10 +59,12 @@ def transcript(
     chat = ClaudeChat(session_id=name, cwd=cwd, prefix=name)
     chat.ask(f"ask of {name}, from ann@example.com")
     chat.text(f"answer to {name}")
+    changed = app.clock.now_s() - age_days * DAY_S
+    for row in chat.rows:
+        row["timestamp"] = datetime.fromtimestamp(changed, UTC).isoformat()
     path = projects / "-somewhere" / f"{name}.jsonl"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(lines_of(chat.rows))
-    changed = app.clock.now_s() - age_days * DAY_S
     os.utime(path, (changed, changed))
     return path
 
@@ -281,7 +284,8 @@ def test_a_running_watcher_takes_in_what_is_written_and_stops_when_told(
     try:
         allow(app)  # while it runs
         assert heard.wait(lambda told: told.event == "watching")
-        shutil.copy(transcript(projects, "one", app), projects / "-somewhere" / "two.jsonl")
+        said = transcript(projects, "one", app, age_days=0.0)
+        shutil.copy(said, projects / "-somewhere" / "two.jsonl")
         assert heard.wait(lambda told: told.event == "captured")
         app.consent.revoke_consent(app.user_id)
         assert heard.wait(lambda told: told.text == "watching no source")

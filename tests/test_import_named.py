@@ -139,7 +139,7 @@ def test_the_folder_of_llms_configuration_and_of_codex_are_imported(
 
 @pytest.mark.parametrize("source", ["claude-code", "codex", "llm", "jsonl"])
 def test_a_name_of_nothing_is_said_to_be_of_nothing(app: App, tmp_path: Path, source: str) -> None:
-    with pytest.raises(SourceRefusedError, match="there is no file or folder .*absent") as caught:
+    with pytest.raises(SourceRefusedError, match=r"there is no file or folder .*absent") as caught:
         bring(app, source, tmp_path / "absent")
     assert caught.value.unchanged == "Nothing was imported."
 

@@ -8,12 +8,15 @@ import shlex
 import signal
 import subprocess
 import sys
+from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+import support_transcripts
 import tiny_llama
 
 from node.cli import command
+from node.home import groove_cache
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -34,7 +37,14 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     home.mkdir(mode=0o700)
     chassis = tiny_llama.build(tmp_path / "chassis")
     (home / "groove.toml").write_text(f'[training]\nchassis = "{chassis}"\nsteps = 2\n')
-    environment = {**os.environ, "GROOVE_HOME": str(home), "HF_HUB_OFFLINE": "1"}
+    write_history(tmp_path)
+    environment = {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "GROOVE_HOME": str(home),
+        "GROOVE_CACHE": str(groove_cache()),  # not that of the new HOME, where no model is
+        "HF_HUB_OFFLINE": "1",
+    }
     commands = shown_commands()
     assert ["groove-node", "init"] in commands and ["groove-node", "run"] in commands
     for name, *arguments in commands:
@@ -49,6 +59,18 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
             argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
         )
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
+
+
+def write_history(home: Path) -> None:
+    """A project, and what a coding assistant has kept of a session in it."""
+    project = home / "work" / "shop"
+    project.mkdir(parents=True)
+    now = datetime.now(UTC).isoformat(timespec="milliseconds")
+    chat = support_transcripts.ClaudeChat(cwd=str(project))
+    chat.ask("Why does the price of the kettle round down?", timestamp=now)
+    chat.text("It is cut to an integer before the tax is added.", timestamp=now)
+    path = home / ".claude" / "projects" / "shop" / "session.jsonl"
+    support_transcripts.written(path, chat.rows)
 
 
 def run_until_it_listens(argv: list[str], environment: dict[str, str]) -> None:

@@ -17,7 +17,7 @@ from support_rights import ALIEN, HEIR, KEPT_HOME, PHRASES, PUBLISHED, World, wo
 
 from leaves.lifecycle import Purpose, Rules, due
 from leaves.model import Stage
-from node import rights, screening
+from node import consent_store, deleted, rights, screening
 from node.app import App
 from node.consent import Scope
 from node.deletion import DeletionError
@@ -196,6 +196,22 @@ def test_consent_that_was_withdrawn_before_is_not_said_to_be_withdrawn_by_the_de
     assert rights.delete(app)["consent_revoked"] is False
 
 
+def test_a_deletion_that_a_locked_consent_store_stops_says_that_its_order_stands(
+    home: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(consent_store, "WAIT_S", 0.05)
+    app = home.open()
+    holder = sqlite3.connect(app.home / "consent.db", isolation_level=None)
+    holder.execute("BEGIN IMMEDIATE")
+    with pytest.raises(DeletionError, match="ordered and not finished") as caught:
+        rights.delete(app)
+    holder.close()
+    assert "order stands" in caught.value.unchanged and "Nothing was" not in caught.value.unchanged
+    assert "next command" in caught.value.next_step
+    assert not app.consent.may_capture(app.user_id)
+    assert not list(home.open().corpus.records()), "it was carried out by the next that opened"
+
+
 def test_what_a_filter_does_not_fit_is_not_touched(home: World) -> None:
     app = home.open()
     before = {path: path.read_bytes() for path in app.corpus.files()}
@@ -280,6 +296,9 @@ def test_a_deletion_killed_at_any_step_is_finished_by_the_next_start(
         assert len(rights.receipts(app)) == 1, f"step {step}"
         if selection.everything:
             assert retractions(app) == {PUBLISHED}, f"step {step}"
+            assert deleted.undone(home.home) is None, f"step {step}"
+            (home.home / deleted.RECEIPTS).unlink()  # as in a home of before
+            assert deleted.undone(home.home) is not None, f"step {step}"
         else:
             leaves = app.forests.forest().leaves
             assert leaves[KEPT_HOME].adapter is leaves[HEIR].adapter is None, f"step {step}"

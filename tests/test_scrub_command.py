@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from node import scrubbing
+from node.capture.scrubber import Finding, Label
 from node.errors import MisuseError
 from node.home import groove_cache
 
@@ -24,12 +26,19 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 
 @pytest.fixture
 def run(tmp_path: Path) -> Run:
-    def scrub(*arguments: str, given: str = TEXT) -> subprocess.CompletedProcess[str]:
+    def scrub(
+        *arguments: str, given: str = TEXT, folder: Path = ROOT
+    ) -> subprocess.CompletedProcess[str]:
         env = {**os.environ, "GROOVE_HOME": str(tmp_path / "home"), "MY_TOKEN": SECRET}
         return subprocess.run(
             [sys.executable, "-m", "node.cli", "scrub", *arguments],
-            env={**env, "GROOVE_CACHE": str(groove_cache()), "HOME": str(tmp_path)},
-            cwd=ROOT,
+            env={
+                **env,
+                "GROOVE_CACHE": str(groove_cache()),
+                "HOME": str(tmp_path),
+                "PYTHONPATH": str(ROOT),
+            },
+            cwd=folder,
             input=given,
             capture_output=True,
             text=True,
@@ -73,6 +82,40 @@ def test_json_is_one_document_without_the_values(run: Run) -> None:
         "label": "EMAIL",
     }
     assert first["reason"] and SECRET not in done.stdout + done.stderr
+
+
+def test_what_a_later_round_finds_is_told_at_its_place_in_the_text_given() -> None:
+    """One place a placeholder: what a later find takes in counts no more."""
+
+    def find(text: str) -> list[Finding]:
+        first = [Finding(*m.span(), Label.IP, "digits") for m in re.finditer(r"\d+", text)]
+        later = re.finditer(r"x\[IP\]y|q+", text)
+        return first or [Finding(*m.span(), Label.EMAIL, "later") for m in later]
+
+    text = "aä 123 qq x4567y 8 end"
+    found = scrubbing.found_in_rounds(find, text)
+    assert [(text[each.start : each.end], str(each.label)) for each in found] == [
+        ("123", "IP"),
+        ("qq", "EMAIL"),
+        ("x4567y", "EMAIL"),
+        ("8", "IP"),
+    ]
+
+
+@pytest.mark.parametrize("text", [TEXT, "a@example.org, b@example.org\n" * 2])
+def test_as_many_are_listed_as_placeholders_are_printed(text: str) -> None:
+    done = scrubbing.scrub(text, {"MY_TOKEN": SECRET})
+    assert len(done.replaced) == len(re.findall(r"\[[A-Z_]+\]", done.text)) > 0
+
+
+def test_the_secrets_of_the_project_that_holds_the_working_folder_are_found(
+    run: Run, tmp_path: Path
+) -> None:
+    folder = tmp_path / "kettle" / "sub"
+    folder.mkdir(parents=True)
+    (tmp_path / "kettle" / ".env").write_text("KETTLE_PASSWORD=blue-hunter2!kettle\n")
+    done = run(given="it is blue-hunter2!kettle\n", folder=folder)
+    assert done.stdout == "it is [API_KEY]\n"
 
 
 def test_a_text_with_nothing_in_it_is_printed_as_it_is(run: Run) -> None:

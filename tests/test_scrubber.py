@@ -60,6 +60,11 @@ scrub = PIIScrubber().scrub
             '<add key="ApiSecret" value="aB3dE5gH7jK9mN1pQ3sT"/>',
             '<add key="ApiSecret" value="[API_KEY]"/>',
         ),
+        ("redis://:hunter2hunter2@db.example/0", "[REDACTED_URL]"),
+        ("Reply from fe80::1677:2a4a: time=2ms", "Reply from [IP]: time=2ms"),
+        ("aws configure set api_token abc123DEF456ghi", "aws configure set api_token [API_KEY]"),
+        ("tel 030 1234567 or 030 7654321", "tel [PHONE] or [PHONE]"),
+        ("tel 4930123456, 1700000000", "tel [PHONE], 1700000000"),
     ],
 )
 def test_each_category_of_the_specification_gets_its_placeholder(text: str, clean: str) -> None:
@@ -95,6 +100,13 @@ def test_each_category_of_the_specification_gets_its_placeholder(text: str, clea
         "_ZNKSt7__cxx1110moneypunctIwLb0EE8groupingEv",
         "-----BEGIN PUBLIC KEY-----\nMIIBIjANBgkqhkiG9w0BAQEFAAOCAQ8A\n-----END PUBLIC KEY-----",
         "[EMAIL] [PHONE] [IP] [SSN] [CREDIT_CARD] [AWS_KEY] [PRIVATE_KEY] [API_KEY] [FILE_PATH]",
+        "tel 12, 1700000000",
+        "he charged her phone 742 / 106 = 7 times",
+        "```text\n2 3 4 5 6 7 8 9 10\n```",
+        "a portable drive holds 3600-1200=2400 files",
+        "are there 14 -credit courses?",
+        "curl --password password|ntlm_hash",
+        'text[i] in "0123456789"',
     ],
 )
 def test_what_only_looks_like_it_is_left_alone(text: str) -> None:

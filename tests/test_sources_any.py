@@ -221,6 +221,8 @@ def test_the_newest_asks_of_all_tools_come_newest_first(
     ]
     assert latest_asks(formats(), 2) == samples[:2]
     assert latest_asks(formats(), 0) == []
+    assert {sample.answer for sample in samples} == {"Yes."}
+    assert latest_asks(formats(), 1, lambda source, folders: source == "llm") == samples[1:2]
     assert "Codex" not in repr(samples[0])
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from support_transcripts import BEGIN, CLAUDE, FOLDER, ClaudeChat, claude_path, 
 from node.capture.record import ContentType
 from node.capture.sources.claude_code import PARSER, ClaudeCode
 from node.capture.sources.source import Reading, SourceError, SourceSession, Turn
+from node.capture.sources.transcript import FOLDERS_MAX, NAMES_MAX
 
 
 def read(tmp_path: Path, chat: ClaudeChat, **more: object) -> Reading:
@@ -250,28 +252,94 @@ def test_an_open_model_behind_a_proxy_is_not_called_the_sellers(tmp_path: Path) 
     assert (answer.source_provider, answer.source_model) == ("", "qwen3-coder")
 
 
-def test_the_folder_is_the_narrowest_that_holds_all_places(tmp_path: Path) -> None:
+def test_all_folders_of_a_session_are_told_as_they_stand(tmp_path: Path) -> None:
     chat = old_chat()
     chat.ask("more", cwd=f"{FOLDER}/lid")
-    assert only(read(tmp_path, chat)).folder == FOLDER
     chat.ask("elsewhere", cwd="/srv/../etc")
-    assert only(read(tmp_path, chat)).folder == "/"
+    chat.ask("back", cwd=FOLDER)
+    assert only(read(tmp_path, chat)).folders == (FOLDER, f"{FOLDER}/lid", "/srv/../etc")
 
 
-def test_what_is_unknown_is_counted_by_a_short_printable_name(tmp_path: Path) -> None:
+def test_a_session_of_too_many_folders_is_in_the_root_too(tmp_path: Path) -> None:
+    chat = old_chat()
+    for number in range(100):
+        chat.ask(f"ask {number}", cwd=f"{FOLDER}/{number}")
+    folders = only(read(tmp_path, chat)).folders
+    assert len(folders) == FOLDERS_MAX + 1
+    assert folders[-1] == "/"
+
+
+def test_what_is_unknown_is_counted_by_a_name_that_can_hold_no_text(tmp_path: Path) -> None:
     chat = new_chat()
-    chat.aside("hologram\x1b[2J" + "x" * 500)
-    chat.aside("")
+    drawn = "ghp_" + "a1B2c3D4e5F6g7H8i9J0k1L2m3N4o5P6q7R8"
+    said = ["hologram\x1b[2J" + "x" * 500, "", drawn, "my.password-is_hunter2-BLUE", "two words"]
+    for kind in said:
+        chat.aside(kind)
     chat.rows.append({"type": 7})
     chat.say({"type": "hologram"})
-    for number in range(200):
-        chat.aside(f"kind-{number}")
+    chat.aside("brand-new/kind_of.line")
+    assert read(tmp_path, chat).counts.unknown == {
+        "(other)": len(said),
+        "(int)": 1,
+        "block/hologram": 1,
+        "brand-new/kind_of.line": 1,
+    }
+
+
+def test_no_more_than_so_many_unknown_kinds_have_a_name(tmp_path: Path) -> None:
+    chat = new_chat()
+    kinds = [f"kind-{a}{b}" for a in "abcdefghijklm" for b in "abcdefghijklm"]
+    for kind in kinds:
+        chat.aside(kind)
     counts = read(tmp_path, chat).counts
-    assert counts.unknown["block/hologram"] == 1
-    assert counts.unknown["(int)"] == 1
-    assert len(counts.unknown) == 65
-    assert all(name.isprintable() and len(name) <= 64 for name in counts.unknown)
-    assert counts.unknown.total() == 204
+    assert len(counts.unknown) == NAMES_MAX + 1
+    assert counts.unknown.total() == len(kinds)
+
+
+def test_a_date_of_any_length_is_no_date_and_hurts_nothing(tmp_path: Path) -> None:
+    path = written(claude_path(tmp_path), old_chat().rows)
+    for length in (20, 400, 5_000):
+        line = f'{{"type":"user","timestamp":{"9" * length},"message":{{"content":"when?"}}}}\n'
+        with path.open("a") as file:
+            file.write(line + '["\\ud800 half a pair, and no record"]\n')
+    assert ("prompt", "when?") in said(only(ClaudeCode().read(path)).turns)
+
+
+def test_lines_of_one_time_and_text_without_an_id_are_one_line(tmp_path: Path) -> None:
+    chat = ClaudeChat()
+    for _ in range(3):
+        chat.ask("go on", uuid=None, timestamp="2026-04-26T12:00:00Z")
+        chat.text("ok", uuid=None, timestamp="2026-04-26T12:00:00Z")
+    session = only(read(tmp_path, chat))
+    assert said(session.turns) == [("prompt", "go on"), ("completion", "ok")]
+
+
+def test_a_message_of_many_blocks_takes_time_in_line_with_their_number(tmp_path: Path) -> None:
+    def cost(blocks: int) -> float:
+        chat = ClaudeChat()
+        chat.ask("Count.")
+        chat.say(*({"type": "text", "text": f"part {n}"} for n in range(blocks)))
+        path = written(claude_path(tmp_path), chat.rows)
+        began = time.process_time()
+        ClaudeCode().read(path)
+        return time.process_time() - began
+
+    cost(10)
+    assert cost(20_000) < 40 * max(cost(2_000), 0.005)
+
+
+@pytest.mark.parametrize("name", ["settings.json", "projects/p/a.jsonl"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setenv("CLAUDE_CONFIG_DIR", str(tmp_path))
+    pipe = tmp_path / name
+    pipe.parent.mkdir(parents=True, exist_ok=True)
+    os.mkfifo(pipe)
+    assert ClaudeCode().expiry_days() == 30
+    with pytest.raises(SourceError) as refused:
+        ClaudeCode().read(pipe)
+    assert str(tmp_path) not in refused.value.reason
 
 
 def test_lines_that_are_no_records_are_counted(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from typing import BinaryIO
 from node.clock import Clock, SystemClock
 from node.errors import OwnerError
 from node.home import owner_path, sync_dir, write_atomic
+from node.writers import LOCK
 
 from . import whole
 from .record import (
@@ -83,7 +84,7 @@ class TrainingCorpus:
         self.deleted = Tombstones(self._root)
         try:
             self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
-            self._gate = os.open(self._root / ".lock", os.O_RDWR | os.O_CREAT, 0o600)
+            self._gate = os.open(self._root / LOCK, os.O_RDWR | os.O_CREAT, 0o600)
             # Not at the interpreter's exit: a sync that is due may still take its turn then.
             weakref.finalize(self, os.close, self._gate).atexit = False
             with self._turn():
@@ -170,6 +171,11 @@ class TrainingCorpus:
         self.deleted.refresh()
         return session_id in self.deleted
 
+    def bury(self, session_ids: Collection[str]) -> None:
+        """Take sessions for deleted by the owner: they are parts of what was."""
+        with self._turn():
+            self.deleted.add(session_ids)
+
     def flush(self) -> None:
         """Make durable what was added. Raises CorpusError."""
         with self._turn():
@@ -255,7 +261,8 @@ class TrainingCorpus:
         """Remove sessions for good, whatever an import finds later; counts as `delete_user`."""
         gone = frozenset(session_ids)
         with self._turn():
-            self.deleted.add(gone)
+            records = {each.record_id for each in self.records() if each.session_id in gone}
+            self.deleted.add(gone | records)
         return self.delete_where(lambda record: record.session_id in gone)
 
     def delete_where(self, gone: Callable[[TrainingRecord], bool]) -> int:

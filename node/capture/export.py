@@ -50,8 +50,8 @@ class ParquetMissingError(OwnerError):
 class Wanted:
     """Which records are exported; None stands for all.
 
-    Of a domain also the closing records are, of sessions that are. A session is in a chat or preference file if its ask is the user's, of the domain, and its last
-    record is younger than `after`.
+    Closing records follow their sessions, of whatever domain. A session is in a chat or preference
+    file if its ask is the user's, of the domain, and its last record is younger than `after`.
     """
 
     user_id: str | None = None

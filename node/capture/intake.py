@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
+import re
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -11,13 +13,19 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-import msgspec
-
 from node.clock import Clock, SystemClock
 from node.consent import ConsentManager, Scope
+from node.home import USER_ID_CHARS_MAX
 
 from .corpus import TrainingCorpus
-from .record import ContentType, TrainingRecord, is_date
+from .record import (
+    LINE_BYTES_MAX,
+    ContentType,
+    TrainingRecord,
+    decode_line,
+    encode_line,
+    is_date,
+)
 from .scrubber import PIIScrubber, ScrubError
 from .tagger import DomainTagger
 from .terms import Terms, terms_of
@@ -26,6 +34,10 @@ log = logging.getLogger(__name__)
 
 CONTENT_CHARS_MAX = 4 * 2**20  # of one text; what is longer is refused, never cut in a secret
 API = "api"  # the source of what an application hands over itself
+IDS_KEPT_MAX = 1_000  # that were looked at already
+
+_ID = re.compile(r"[\w.:-]{1,128}")
+_HASH = re.compile(r"[0-9a-f]{32}")
 
 
 class Refusal(StrEnum):
@@ -34,11 +46,17 @@ class Refusal(StrEnum):
     NO_CONSENT = "no consent"
     SCRUB = "scrub"  # it could not be made clean
     TOO_LONG = "too long"
+    MALFORMED = "malformed"  # something else than the text, the ids and the metadata of a `Draft`
+    DELETED = "deleted by the owner"  # the session; an application goes on with it
 
 
 @dataclass(frozen=True, slots=True)
 class Draft:
-    """A text on its way in, not yet scrubbed. Never written, logged or shown."""
+    """A text on its way in, not yet scrubbed. Never written, logged or shown.
+
+    The user's id is written as it is, for consent and deletion are asked for by it. Other ids are,
+    if they are plain names that the scrubber finds nothing in; else a hash stands for them.
+    """
 
     user_id: str
     session_id: str
@@ -79,6 +97,7 @@ class TrainingDataIntake:
         self._scrubber = scrubber
         self._tagger = tagger
         self._clock = clock or SystemClock()
+        self._ids: dict[str, str] = {}  # as given, and as written
 
     def submit(
         self,
@@ -111,14 +130,17 @@ class TrainingDataIntake:
                     dict(item.get("metadata") or {}),
                 )
                 record = self.admit(draft)
-            except (KeyError, TypeError, ValueError) as problem:
+            except (AttributeError, KeyError, TypeError, ValueError) as problem:
                 log.warning("capture rejected reason=%s", type(problem).__name__)
                 continue
             if record:
                 kept.append(record)
-        users = {record.user_id for record in kept}
-        if not self.corpus.add_records(kept, allowed=lambda: all(map(self.allowed, users))):
-            kept = []
+        written: set[str] = set()
+        for user_id in dict.fromkeys(record.user_id for record in kept):
+            mine = [record for record in kept if record.user_id == user_id]
+            written.update(record.record_id for record in self.written(mine) or ())
+        self.corpus.flush()
+        kept = [record for record in kept if record.record_id in written]
         return {
             "accepted": len(kept),
             "rejected": len(records) - len(kept),
@@ -144,24 +166,38 @@ class TrainingDataIntake:
     def write(
         self, records: Sequence[TrainingRecord], source: str = API, folder: str | None = None
     ) -> bool:
-        """Write prepared records of one user; False, and counted, if consent has ended meanwhile.
+        """Write prepared records of one user; False, and counted, if none of them was to be."""
+        return not records or bool(self.written(records, source, folder))
 
-        A few are durable soon, as the corpus has it; many are durable at once.
+    def written(
+        self, records: Sequence[TrainingRecord], source: str = API, folder: str | None = None
+    ) -> list[TrainingRecord] | None:
+        """Write prepared records of one user, and return those that were written.
+
+        None if consent has ended meanwhile. Those of sessions that the owner has deleted are left
+        out. A few are durable soon, as the corpus has it; many are durable at once.
         """
         if not records:
-            return True
-        user_id = records[0].user_id
+            return []
+        stands = True
 
         def allowed() -> bool:
-            return self.allowed(user_id, source, folder)
+            nonlocal stands
+            stands = self.allowed(records[0].user_id, source, folder)
+            return stands
 
         if len(records) == 1:
-            written = self.corpus.add_record(records[0], allowed=allowed)
+            count = int(self.corpus.add_record(records[0], allowed=allowed))
         else:
-            written = bool(self.corpus.add_records(records, allowed=allowed))
-        if not written:
+            count = self.corpus.add_records(records, allowed=allowed)
+        if not stands:
             self.refused[Refusal.NO_CONSENT] += len(records)  # withdrawn while they were scrubbed
-        return written
+            return None
+        if count == len(records):
+            return list(records)
+        kept = [record for record in records if not self.corpus.was_deleted(record.session_id)]
+        self.refused[Refusal.DELETED] += len(records) - len(kept)
+        return kept
 
     @property
     def replaced(self) -> int:
@@ -183,6 +219,9 @@ class TrainingDataIntake:
     def admit(self, draft: Draft) -> TrainingRecord | None:
         """Return the scrubbed and tagged record of a draft without writing it, None if refused."""
         kind = ContentType(draft.content_type)  # a wrong one is the caller's error, allowed or not
+        if not _is_draft(draft):
+            self._refuse(Refusal.MALFORMED)
+            return None
         version = self.version(draft.user_id)
         if version is None or not self.allowed(draft.user_id, draft.source, draft.folder):
             self._refuse(Refusal.NO_CONSENT)
@@ -194,40 +233,65 @@ class TrainingDataIntake:
 
         version: as `version` gave it for that batch.
         """
+        if not _is_draft(draft):
+            self._refuse(Refusal.MALFORMED)
+            return None
         if len(draft.content) > CONTENT_CHARS_MAX:
             self._refuse(Refusal.TOO_LONG)
             return None
-        about = draft.metadata
-        provider = draft.source_provider or str(about.get("source_provider", ""))
-        model = draft.source_model or str(about.get("source_model", about.get("model_name", "")))
-        terms = draft.terms_class or str(about.get("terms_class", ""))
-        if not terms:
-            terms = Terms.OWN if kind is ContentType.PROMPT else terms_of(provider, model)
         try:
-            content = _encodable(self._clean(draft.content, kind))
-            metadata = self._scrubber.scrub_value(about) if about else {}
-            provider = self._scrubber.scrub(provider) if provider else ""
-            model = self._scrubber.scrub(model) if model else ""
-            msgspec.json.encode((metadata, provider, model))  # what no line can hold fails here
+            record = self._cleaned(draft, kind, version)
+            line = encode_line(record)
+            if decode_line(line) is None:  # one that cannot be read back must not be written
+                raise ScrubError("no line can hold it")
         except Exception as problem:  # fail closed; only a ScrubError's words are free of the text
             detail = problem if isinstance(problem, ScrubError) else type(problem).__name__
             log.warning("capture dropped reason=scrub detail=%s", detail)
             self._refuse(Refusal.SCRUB)
             return None
+        if len(line) > LINE_BYTES_MAX:
+            self._refuse(Refusal.TOO_LONG)
+            return None
+        return record
+
+    def _cleaned(self, draft: Draft, kind: ContentType, version: str) -> TrainingRecord:
+        """The record of a draft: nothing of the caller's own stands in it that was not looked at.
+
+        Raises ScrubError, and whatever else the scrubber may.
+        """
+        about = draft.metadata
+        provider = draft.source_provider or str(about.get("source_provider", ""))
+        model = draft.source_model or str(about.get("source_model", about.get("model_name", "")))
+        content = _encodable(self._clean(draft.content, kind))
+        metadata = self._scrubber.scrub_value(about) if about else {}
         return TrainingRecord(
-            record_id=draft.record_id or uuid.uuid4().hex,
+            record_id=uuid.uuid4().hex if draft.record_id is None else self._id(draft.record_id),
             user_id=draft.user_id,
-            session_id=draft.session_id,
+            session_id=self._id(draft.session_id),
             timestamp=self._dated(draft.timestamp),
             domain=self._tagger.tag(content),
             content_type=kind.value,
             content=content,
             metadata={**metadata, **draft.own},
             consent_version=version,
-            source_provider=provider,
-            source_model=model,
-            terms_class=str(terms),
+            source_provider=self._scrubber.scrub(provider) if provider else "",
+            source_model=self._scrubber.scrub(model) if model else "",
+            terms_class=_terms(draft, kind, provider, model).value,
         )
+
+    def _id(self, given: str) -> str:
+        """An id as it may be written: itself, or a hash, so that a session stays together."""
+        if _HASH.fullmatch(given):  # as this node makes them; digits in a row mean nothing there
+            return given
+        if not _ID.fullmatch(given):
+            return _hash(given)
+        known = self._ids.get(given)
+        if known is None:
+            known = _hash(given) if self._scrubber.find(given) else given
+            if len(self._ids) >= IDS_KEPT_MAX:
+                self._ids.clear()
+            self._ids[given] = known
+        return known
 
     def _refuse(self, why: Refusal) -> None:
         self.refused[why] += 1
@@ -260,3 +324,28 @@ class TrainingDataIntake:
 def _encodable(text: str) -> str:
     """The text with lone surrogates, which UTF-8 has not, replaced."""
     return text if text.isascii() else text.encode("utf-8", "replace").decode()
+
+
+def _is_draft(draft: Draft) -> bool:
+    """False if a caller handed over something else than what a draft is said to hold."""
+    user_id = draft.user_id
+    return (
+        isinstance(draft.content, str)
+        and isinstance(draft.session_id, str)
+        and isinstance(draft.metadata, dict)
+        and isinstance(user_id, str)
+        and 0 < len(user_id) <= USER_ID_CHARS_MAX
+        and user_id.isprintable()
+    )
+
+
+def _terms(draft: Draft, kind: ContentType, provider: str, model: str) -> Terms:
+    """The class that the caller states; one that is none is unknown. Else by kind and model."""
+    stated = draft.terms_class or draft.metadata.get("terms_class", "")
+    if not stated:
+        return Terms.OWN if kind is ContentType.PROMPT else terms_of(provider, model)
+    return next((each for each in Terms if each == stated), Terms.UNKNOWN)
+
+
+def _hash(given: str) -> str:
+    return hashlib.sha256(given.encode("utf-8", "surrogatepass")).hexdigest()[:32]

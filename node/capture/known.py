@@ -24,8 +24,8 @@ import ahocorasick_rs
 import msgspec
 import re2
 
-from ..home import write_atomic
 from ..folders import resolved
+from ..home import write_atomic
 from .known_sources import entropy, gather, gather_more, keyring_values, limited
 
 if TYPE_CHECKING:

@@ -3,10 +3,14 @@
 `offer` only puts. Consent, scrubbing and writing happen on the worker's thread, so a slow disk
 costs captured texts and never a caller's time. What does not fit is dropped and counted. The worker
 takes what waits as one batch: one question to consent, one turn to write, one sync.
+
+A process that ends without `close` waits for the worker for a moment: a thread that the interpreter
+stops inside the scrubber's C++ takes the whole process down with it.
 """
 
 from __future__ import annotations
 
+import atexit
 import errno
 import logging
 import os
@@ -18,6 +22,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from sys import getsizeof
 from typing import Any
 
 from node.clock import Clock
@@ -25,23 +30,28 @@ from node.config import load
 from node.consent import ConsentManager
 from node.home import get_or_create_user_id, groove_home
 from node.tally import Tally
+from node.threads import bring_out
 
 from .corpus import CorpusError, TrainingCorpus
-from .intake import CONTENT_CHARS_MAX, Refusal
+from .halt import halting
+from .intake import Refusal
 from .known import open_known
 from .known_folders import looked_into
 from .record import ContentType, TrainingRecord
 from .scrubber import PIIScrubber
 from .session import CaptureSession
+from .sizes import TooManyError, size_bytes
 from .tagger import DomainTagger
 
 log = logging.getLogger(__name__)
 
 ITEMS_MAX = 10_000  # the specification's
-CHARS_MAX = 64 * 2**20  # of all texts in the queue together
+BYTES_MAX = 64 * 2**20  # of memory, of all items in the queue together
 BATCH = 512
 SESSIONS_MAX = 1_000  # open at once; the longest untouched is closed for a new one
 TALLY_S = 30.0  # between two writings of the counters, while there is work
+EXIT_WRITE_S = 1.0  # for what waits when a process ends without `close`
+EXIT_HALT_S = 0.5  # then, for the text that is being scrubbed to be given up; and once more
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +79,9 @@ class SessionEnd:
 Item = CaptureItem | SessionEnd | Mapping[str, Any]
 
 
+_Sized = tuple[Item, int]  # bytes, as counted when it was offered: a caller may change it since
+
+
 class _Stop:
     """The last thing in the queue; private, so that no caller can offer it."""
 
@@ -84,6 +97,7 @@ class Counters:
     dropped_too_long: int
     dropped_error: int
     waiting: int
+    dropped_deleted: int = 0  # of sessions that the owner has deleted
     untold: int = 0  # times that the counters could not be written to the home
 
 
@@ -97,21 +111,23 @@ class CaptureQueue:
         items_max: int = ITEMS_MAX,
         on_close: Callable[[], None] = lambda: None,
         tally: Tally | None = None,
+        halt: threading.Event | None = None,
     ) -> None:
         """open_session: makes the session of an id, all of one user and of the source `api`.
 
         on_close: run by the worker when it ends. tally: where the counters go for `status`.
+        halt: set once what is left is discarded, for the scrubber to give up what it has begun.
         """
         self._open_session = open_session
         self._on_close = on_close
         self._items_max = items_max
-        self._items: queue.SimpleQueue[Item | _Stop] = queue.SimpleQueue()
+        self._items: queue.SimpleQueue[_Sized | _Stop] = queue.SimpleQueue()
         self._counts: Counter[str] = Counter()
         self._full = 0
-        self._chars_in = 0  # written by callers, under the GIL's races: a bound, not a figure
-        self._chars_out = 0  # written by the worker
+        self._bytes_in = 0  # written by callers, under the GIL's races: a bound, not a figure
+        self._bytes_out = 0  # written by the worker
         self._closed = False
-        self._discard = False
+        self._halt = halt or threading.Event()
         self._sessions: OrderedDict[str, CaptureSession] = OrderedDict()
         self._warned: set[str] = set()
         self._tally = tally
@@ -121,6 +137,7 @@ class CaptureQueue:
 
     def start(self) -> CaptureQueue:
         self._worker.start()
+        atexit.register(self._at_exit)
         return self
 
     @property
@@ -129,20 +146,23 @@ class CaptureQueue:
         return self._worker.is_alive()
 
     def offer(self, item: Item) -> bool:
-        """Hand an item over; False if it was dropped. Never raises, never waits; about 1 µs."""
+        """Hand an item over; False if it was dropped. Never raises, never waits; about 2 µs."""
         try:
-            chars = _chars(item)
+            size = _size(item)
             full = (
                 self._items.qsize() >= self._items_max
-                or self._chars_in - self._chars_out + chars > CHARS_MAX
+                or self._bytes_in - self._bytes_out + size > BYTES_MAX
             )
             if full or self._closed:
                 self._full += 1
                 return False
-            self._chars_in += chars
-            self._items.put(item)
+            self._bytes_in += size
+            self._items.put((item, size))
+        except TooManyError:
+            self._counts[Refusal.TOO_LONG] += 1
+            return False
         except Exception:  # the promise to the caller: this is no item
-            self._counts["malformed"] += 1
+            self._counts[Refusal.MALFORMED] += 1
             return False
         return True
 
@@ -155,8 +175,9 @@ class CaptureQueue:
             dropped_no_consent=counts[Refusal.NO_CONSENT],
             dropped_scrub=counts[Refusal.SCRUB],
             dropped_too_long=counts[Refusal.TOO_LONG],
-            dropped_error=counts["error"] + counts["malformed"],
+            dropped_error=counts["error"] + counts[Refusal.MALFORMED],
             waiting=self._items.qsize(),
+            dropped_deleted=counts[Refusal.DELETED],
             untold=counts["untold"],
         )
 
@@ -169,8 +190,16 @@ class CaptureQueue:
         self._items.put(_Stop())
         if self._worker.is_alive():
             self._worker.join(timeout)
-        self._discard = True
-        return not self._worker.is_alive()
+        self._halt.set()
+        if self._worker.is_alive():
+            return False
+        atexit.unregister(self._at_exit)
+        return True
+
+    def _at_exit(self) -> None:
+        """Bring the worker out of the scrubber; a fork has the queue, and not its worker."""
+        if self._worker.is_alive() and not self.close(EXIT_WRITE_S):
+            bring_out(self._worker, EXIT_HALT_S)
 
     def _work(self) -> None:
         ending = False
@@ -180,19 +209,19 @@ class CaptureQueue:
                 waiting.append(self._items.get())
             batch = [item for item in waiting if not isinstance(item, _Stop)]
             ending = ending or len(batch) < len(waiting)
-            if batch and not self._discard:
+            if batch and not self._halt.is_set():
                 self._take(batch)
             self._tell(every_s=TALLY_S)
         self._finish()
 
-    def _take(self, batch: list[Item]) -> None:
+    def _take(self, batch: list[_Sized]) -> None:
         """Capture a batch; whatever goes wrong is counted, and says nothing of the text."""
         work = _Batch()
-        for item in batch:
-            if self._discard:
-                return
+        for item, size in batch:
+            if self._halt.is_set():
+                break
+            self._bytes_out += size
             try:
-                self._chars_out += _chars(item)
                 self._prepare(item, work)
             except Exception as problem:
                 self._failed(problem)
@@ -220,9 +249,6 @@ class CaptureQueue:
         session = self._session(item.session_id, work)
         if session is None or work.version is None:
             self._counts[Refusal.NO_CONSENT] += 1
-            return
-        if len(item.content) > CONTENT_CHARS_MAX:
-            self._counts[Refusal.TOO_LONG] += 1
             return
         record = session.prepare(item.content, kind, item.metadata, work.version)
         if record is None:
@@ -255,14 +281,41 @@ class CaptureQueue:
         """Write what is prepared, and take it for captured only once that has succeeded."""
         texts = len(work.entries)
         try:
-            if not work.write():
-                self._counts[Refusal.NO_CONSENT] += texts
-                self._sessions.clear()
-                return
-            self._counts["captured"] += texts
-            work.write_ends()
+            kept = work.write()
         except Exception as problem:
             self._failed(problem, max(1, texts))
+            return
+        if kept is None:
+            self._counts[Refusal.NO_CONSENT] += texts
+            self._sessions.clear()
+            return
+        self._counts["captured"] += kept
+        self._counts[Refusal.DELETED] += texts - kept
+        self._write_ends(work)
+
+    def _write_ends(self, work: _Batch) -> None:
+        """After the texts, for they tell of them; one that fails costs the others nothing."""
+        if work.version is None:
+            return
+        closing: list[TrainingRecord] = []
+        for session, how in work.ends:
+            try:
+                record = session.closing(
+                    work.version,
+                    how.outcome,
+                    how.routing,
+                    corrections=how.corrections,
+                    errors=how.errors,
+                )
+            except Exception as problem:
+                self._failed(problem)
+            else:
+                closing += [record] if record is not None else []
+        try:
+            if closing:
+                work.ends[0][0].intake.written(closing)
+        except Exception as problem:
+            self._failed(problem)
 
     def _failed(self, problem: Exception, items: int = 1) -> None:
         """Count; and warn once of each cause, for the owner's log is not to be flooded either."""
@@ -275,12 +328,12 @@ class CaptureQueue:
     def _finish(self) -> None:
         """Close what is open: nothing more of these sessions will come through this process."""
         try:
-            open_ = [] if self._discard else list(self._sessions.values())
+            open_ = [] if self._halt.is_set() else list(self._sessions.values())
             for first in range(0, len(open_), BATCH):
                 ends = [(session, SessionEnd("")) for session in open_[first : first + BATCH]]
                 work = _Batch(ends=ends)
                 work.ask(ends[0][0])
-                work.write_ends()
+                self._write_ends(work)
         except Exception as problem:
             self._failed(problem)
         self._tell()
@@ -319,32 +372,21 @@ class _Batch:
         if not self.asked:
             self.asked, self.version = True, session.consented()
 
-    def write(self) -> bool:
-        """Write the texts; False if consent has ended meanwhile. Raises CorpusError."""
-        if not self.entries:
-            return True
-        intake = self.entries[0][0].intake
-        if not intake.write([record for _, record in self.entries]):
-            return False
-        for session, record in self.entries:
-            session.count(record)
-        return True
+    def write(self) -> int | None:
+        """Write the texts, and return how many were; None if consent has ended meanwhile.
 
-    def write_ends(self) -> None:
-        """Write the closing records; after the texts, for they tell of them."""
-        if self.version is None or not self.ends:
-            return
-        closing = [
-            session.closing(
-                self.version,
-                how.outcome,
-                how.routing,
-                corrections=how.corrections,
-                errors=how.errors,
-            )
-            for session, how in self.ends
-        ]
-        self.ends[0][0].intake.write([record for record in closing if record is not None])
+        Raises CorpusError.
+        """
+        if not self.entries:
+            return 0
+        written = self.entries[0][0].intake.written([record for _, record in self.entries])
+        if written is None:
+            return None
+        kept = {record.record_id for record in written}
+        for session, record in self.entries:
+            if record.record_id in kept:
+                session.count(record)
+        return len(written)
 
 
 def _cause(problem: Exception) -> str:
@@ -360,19 +402,22 @@ def _cause(problem: Exception) -> str:
             return type(problem).__name__
 
 
-def _chars(item: Item) -> int:
-    match item:
-        case SessionEnd():
-            return 0
-        case CaptureItem():
-            return len(item.content)
-        case _:
-            return len(item["content"])
+def _size(item: Item) -> int:
+    """What an item takes in memory. Raises TypeError if it is none, TooManyError."""
+    if isinstance(item, CaptureItem):  # first, and without a list: the hot path
+        size = getsizeof(item.content) + getsizeof(item.session_id) + getsizeof(item.content_type)
+        return size + size_bytes(item.metadata) if item.metadata else size
+    if isinstance(item, SessionEnd):
+        return size_bytes([item.session_id, item.outcome, item.routing])
+    if isinstance(item, Mapping):
+        return size_bytes(item)
+    raise TypeError(f"an item, not a {type(item).__name__}")
 
 
-def _scrubber(home: Path, folders: Iterable[Path]) -> PIIScrubber:
+def _scrubber(home: Path, folders: Iterable[Path], halt: threading.Event) -> PIIScrubber:
     """One that knows this machine's own secrets: of the environment and of its projects."""
-    return PIIScrubber(open_known(home, load(home).capture, os.environ, folders))
+    known = open_known(home, load(home).capture, os.environ, folders)
+    return PIIScrubber(known, timer=halting(halt))
 
 
 def open_queue(clock: Clock | None = None) -> CaptureQueue | None:
@@ -390,15 +435,16 @@ def open_queue(clock: Clock | None = None) -> CaptureQueue | None:
         return None
     tagger = DomainTagger()
     scrubber: PIIScrubber | None = None
+    halt = threading.Event()
 
     def open_session(session_id: str) -> CaptureSession:
         nonlocal scrubber  # made by the worker: to look for known secrets takes its time
         if scrubber is None:
-            scrubber = _scrubber(home, looked_into(consent, user_id))
+            scrubber = _scrubber(home, looked_into(consent, user_id), halt)
         return CaptureSession(user_id, session_id, consent, corpus, scrubber, tagger, clock=clock)
 
     def close() -> None:
         corpus.close()
         consent.close()
 
-    return CaptureQueue(open_session, on_close=close, tally=Tally(home)).start()
+    return CaptureQueue(open_session, on_close=close, tally=Tally(home), halt=halt).start()

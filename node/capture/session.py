@@ -21,6 +21,8 @@ from .record import EDIT, SESSION_CLOSE, ContentType, TrainingRecord
 from .scrubber import PIIScrubber
 from .tagger import DomainTagger
 
+COUNT_MAX = 1_000_000  # of corrections and errors in a session
+
 
 @dataclass(frozen=True, slots=True)
 class EncoderTag:
@@ -55,12 +57,14 @@ def close_draft(
     stated: a quality, 0 to 100, that whoever made the session states; else the outcome's.
     """
     told = dict(metadata or {})
+    corrections, errors = _count(corrections), _count(errors)
+    outcome = outcome if outcome in list(Outcome) else ""
     scored = quality.score(outcome, corrections=corrections, errors=errors)
-    if routing is not None:
+    if isinstance(routing, Mapping):
         told["routing"] = dict(routing)
     own: dict[str, Any] = {
         "event": SESSION_CLOSE,
-        "outcome": outcome if outcome in set(Outcome) else "",
+        "outcome": str(outcome),
         "corrections": corrections,
         "errors": errors,
         "quality": scored if stated is None else stated,
@@ -84,6 +88,11 @@ def close_draft(
         folder=folder,
         own=own,
     )
+
+
+def _count(given: object) -> int:
+    """A figure that a caller gives, within reason: what is none counts nothing."""
+    return max(0, min(given, COUNT_MAX)) if isinstance(given, int) else 0
 
 
 class CaptureSession:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import resource
 import sqlite3
 import sys
 from collections.abc import Sequence
@@ -29,11 +30,18 @@ __all__ = [
 ]
 
 
+STDIN = "/dev/stdin"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Run one command. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
+    # A core dump would hold texts that are not scrubbed yet.
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
+    given = sys.argv[1:] if arguments is None else arguments
+    given = [STDIN if each == "-" else each for each in given]  # the parser takes - for an option
     try:
-        command(arguments, exit_on_error=False, print_error=False)
+        command(given, exit_on_error=False, print_error=False)
     except cyclopts.CycloptsError as problem:
         Terminal.error(misuse(problem))
         sys.exit(2)

@@ -14,7 +14,8 @@ First steps: `init`, then `consent grant capture train`, `import pydoc libp2p ne
 `tree`.
 Everything stays on this machine until you grant `publish`. GROOVE_HOME (default ~/.groove) is
 yours; GROOVE_CACHE holds converted models and can be deleted; GROOVE_STATE remembers, outside the
-home, which consent was the last: a home put back from a backup asks again.
+home, which consent and which deletion of everything were the last: a home put back from a backup
+asks again.
 """
 
 command = Command(

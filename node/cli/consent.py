@@ -69,7 +69,7 @@ def consent_grant(
     app = App.open()
     _check(app, scopes, source, folder)
     told = out.note if json else out.line
-    told(disclosure.text(scopes, source))
+    told(disclosure.text(scopes, source, folder))
     if not yes:
         if not sys.stdin.isatty():
             words = [
@@ -160,6 +160,11 @@ def consent_revoke(
     left = consenting.revoke(app, scopes, source, folder)
     for each in idle:
         out.note(f"{each}: nothing of it was allowed")
+    if folder_outside := app.consent.unnoted():
+        out.note(
+            "this withdrawal stands, but could not be noted outside the home: a backup that is put "
+            f"back would not know of it. Make {folder_outside} writable, and revoke again"
+        )
     still = ", ".join(word for words in left.values() for word in words)
     out.done(left, f"still allowed: {still or 'nothing'}")
     if idle and len(idle) == len([*scopes, *source, *folder]):

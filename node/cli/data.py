@@ -17,12 +17,22 @@ from .base import AsJson, Yes, command
 
 Form = Literal["jsonl", "parquet", "chat", "preference"]
 
+Export = Annotated[
+    Path | None, Parameter(help="Write a copy to this file: .jsonl or .ndjson, .parquet or .pq.")
+]
 Delete = Annotated[
     bool,
     Parameter(
         negative="",
         help="Delete everything; or, with filters, whole sessions: each of which any record fits "
         "them. What was trained on it is retracted or trained again.",
+    ),
+]
+Domain = Annotated[
+    str | None,
+    Parameter(
+        help="Only this domain, as --stats names it: --export takes its records, --delete every "
+        "session that has one of them."
     ),
 ]
 After = Annotated[
@@ -41,22 +51,13 @@ AsForm = Annotated[
 def data(
     *,
     stats: Annotated[bool, Parameter(negative="", help="What is stored.")] = False,
-    export: Annotated[
-        Path | None,
-        Parameter(help="Write a copy to this file: .jsonl or .ndjson, .parquet or .pq."),
-    ] = None,
+    export: Export = None,
     delete: Delete = False,
     rescan: Annotated[
         bool, Parameter(negative="", help="Scrub what is stored by the rules of today.")
     ] = False,
     user: Annotated[str | None, Parameter(help="Only the records of this user.")] = None,
-    domain: Annotated[
-        str | None,
-        Parameter(
-            help="Only this domain, as --stats names it: --export takes its records, --delete "
-            "every session that has one of them."
-        ),
-    ] = None,
+    domain: Domain = None,
     after: After = None,
     session: Annotated[
         list[str] | None,
@@ -141,7 +142,7 @@ def _delete(out: Terminal, app: App, chosen: rights.Selection, yes: bool) -> Non
         question = show.deletion_question(rights.preview_deletion(app, chosen, out.progress))
         if not sys.stdin.isatty():
             raise MisuseError(
-                f"{question} Nobody is at a terminal to answer",
+                f"nobody is at a terminal to answer: {question}",
                 unchanged="Nothing was deleted.",
                 next_step="The same command with --yes deletes it without asking.",
             )

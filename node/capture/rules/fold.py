@@ -145,6 +145,8 @@ def _tokens(text: bytes, start: int, end: int) -> bool:
 
 
 def _is_text(data: bytes) -> bool:
+    if data.isascii() or len(data) == 1:
+        return data.isascii()
     try:
         data.decode()
     except UnicodeDecodeError:

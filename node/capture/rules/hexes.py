@@ -41,10 +41,13 @@ _PUBLIC = (40, 56, 64, 96, 128)  # digits of SHA-1, SHA-224, SHA-256, SHA-384 an
 
 def is_secret(text: bytes, start: int, end: int) -> bool:
     """True for a run of forty or more that nothing calls a digest."""
-    if text[start : start + 1] * 40 == text[start : start + 40]:
+    run = text[start:end]
+    if run[:1] * 40 == run[:40]:
         return False  # forty equal digits are a filler
     line = text.rfind(b"\n", max(0, start - _BEFORE), start) + 1 or max(0, start - _BEFORE)
     before, after = text[line:start], text[end : end + 32]
+    if run.isdigit() and not _SECRET_BEFORE.search(before):
+        return False  # a number of mathematics
     if end - start not in _PUBLIC:
         return True
     if before.endswith(_PLAINLY) and len(before) < 24:

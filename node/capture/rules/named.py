@@ -305,9 +305,17 @@ def _lists(scan: Scan) -> Iterator[Span]:
         limit = text.find(b"]", match.end(), match.end() + VALUE_BYTES_MAX)
         limit = limit if limit >= 0 else min(len(text), match.end() + VALUE_BYTES_MAX)
         for item in _ITEMS.finditer(text, match.end() - 1, limit):
-            if _is_secret(item[1], b"", quoted=True) and not drawn.stands_in(item[1]):
+            if drawn.stands_in(item[1]) or _is_dotted_name(item[1]):
+                continue
+            if _is_secret(item[1], b"", quoted=True):
                 yield Span(*item.span(1), Label.API_KEY, "item of a telling name")
         done = limit
+
+
+def _is_dotted_name(value: bytes) -> bool:
+    """True for `decoder.block.0.layer.1.weight`: words and counts, none of them drawn."""
+    parts = value.split(b".")
+    return len(parts) > 2 and not any(drawn.is_drawn(part) for part in parts)
 
 
 def _has_digit(value: bytes) -> bool:

@@ -25,7 +25,7 @@ _AMERICAN = compiled(
 # A trunk zero and three or more groups: how most of the world writes a number at home.
 _TRUNK = compiled(r"(?:\(0|\b0)[1-9]\d{0,3}\)?[ /-]{1,2}\d{2,4}(?:[ -]\d{2,4}){1,3}")
 _NOUNS = (
-    r"(?:(?:tele|smart|i)?phone\w{0,10}|ph|tel\w{0,12}"
+    r"(?:(?:tele|smart|i)?phone\w{0,10}|\bph[.: ]|tel\w{0,12}"
     r"|t[\xc3\xa9e]{1,2}l[\xc3\xa9e]{1,2}ph\w{0,6}|tel[\xc3\xa9e]{1,2}fono|mob(?:ile"
     r"|il)?\w{0,8}|m[o\xc3\xb3]{1,2}vil|cell(?:ular|phone)?s?\b|celular|fax\w{0,8}"
     r"|whats ?app|signal\b|sms|msisdn|handy\w{0,6}|portable\b|rufnummer|anruf\w{0,3}|hotline"
@@ -88,7 +88,7 @@ def find(scan: Scan) -> Iterator[Span]:
         start, end = _fitted(text, *match.span())
         if _before_number(scan, start) or scan.joined_after(end):
             continue
-        if _DECIMAL.match(text, start, end):
+        if _DECIMAL.match(text, start, end) or _is_term(text, start, end):
             continue
         digits = re.sub(rb"\D", b"", re.split(rb"[a-zA-Z#;]", text[start:end])[0])
         if text[start : start + 1] in b"+(":
@@ -180,6 +180,17 @@ def _named(scan: Scan, match: re.Match[bytes]) -> Span | None:
     if end == match.end(1):
         end = match.end()  # with its extension
     return Span(start, end, Label.PHONE, "named number")
+
+
+def _is_term(text: bytes, start: int, end: int) -> bool:
+    """True for what is added in a formula: `3306971 + 2999007604624*I`."""
+    if text[end : end + 1] == b"*":
+        return True
+    return (
+        text[start - 1 : start] == b" "
+        and text[start : start + 2] == b"+ "
+        and (text[start - 2 : start - 1] in b"0123456789)]I")
+    )
 
 
 def _counted(number: bytes) -> bool:

@@ -61,10 +61,7 @@ class Scan:
     def matches(self, pattern: Any) -> Iterator[Any]:
         """The matches of an RE2 pattern, from left to right."""
         self._tick()
-        for count, match in enumerate(pattern.finditer(self.text), 1):
-            if count % _TICK_CANDIDATES == 0:
-                self._tick()
-            yield match
+        return pattern.finditer(self.text, self._tick)
 
     def span(self, match: Any, label: Label, reason: str, group: int = 0) -> Span:
         """The span of a match, or of one of its groups."""
@@ -154,14 +151,17 @@ class Pattern:
     def fullmatch(self, text: bytes, start: int = 0, end: int | None = None) -> Found | None:
         return self._first(_ANCHOR_BOTH, text, start, end)
 
-    def finditer(self, text: bytes) -> Iterator[Found]:
+    def finditer(self, text: bytes, tick: Callable[[], None] = lambda: None) -> Iterator[Found]:
         """The matches from left to right; after an empty one it goes on at the next byte."""
-        match, at, end = self._match, 0, len(text)
+        match, at, end, count = self._match, 0, len(text), 0
         while at <= end:
             spans = match(_UNANCHORED, text, at, end)
             start, stop = spans[0]
             if start < 0:
                 return
+            count += 1
+            if not count % _TICK_CANDIDATES:
+                tick()
             yield Found(text, spans)
             at = stop if stop > start else stop + 1
 

@@ -134,7 +134,8 @@ class ClaudeCode:
         counts = ParseCounts()
         head = _head(path)
         reader = LineReader(path, start, counts)
-        told = _Transcript(counts, continued=reader.position > 0, tool_output=self._tool_output)
+        start = reader.position
+        told = _Transcript(counts, continued=start > 0, tool_output=self._tool_output)
         told.session.folders.seen(head.cwd)
         told.version = word(head.version)
         for place, line in reader:
@@ -156,7 +157,7 @@ class ClaudeCode:
         )
         position = reader.position if held is None else held
         held_back = int(held is not None)
-        return Reading((session,) if turns else (), position, counts, held_back)
+        return Reading((session,) if turns else (), position, counts, held_back, start)
 
     def recent(self, path: Path, budget: int) -> int:
         return near_end(path, budget)

@@ -173,7 +173,8 @@ class Codex:
         if head.sub_run:
             counts.left_out[SUB_RUN] += sum(1 for _ in reader)
             return Reading((), reader.position, counts)
-        told = _Rollout(head, counts, reader.position > 0, self._tool_output)
+        start = reader.position
+        told = _Rollout(head, counts, start > 0, self._tool_output)
         for place, line in reader:
             record = decode(_decoder, line, counts)
             if record is not None:
@@ -192,7 +193,7 @@ class Codex:
         )
         position = reader.position if held is None else held
         held_back = int(held is not None and told.exchange.answered)
-        return Reading((session,) if turns else (), position, counts, held_back)
+        return Reading((session,) if turns else (), position, counts, held_back, start)
 
     def recent(self, path: Path, budget: int) -> int:
         return near_end(path, budget)

@@ -1,9 +1,10 @@
 """Sessions of a source into the corpus: each record once, however and however often it is read.
 
 The id of a session is a hash of the user, the source and the session's key; that of a record adds
-the turn's key. A record is missing or it is there, so an import that was killed, a session that
-went on and a watcher that reads a file in pieces all come to the same corpus. A session ends with
-a closing record; one that goes on after that gets another when it ends again, and the last counts.
+the turn's key, or is of that alone if it is unique in the source. A record is missing or it is
+there, so an import that was killed, a session that went on and a watcher that reads a file in
+pieces all come to the same corpus. A session ends with a closing record; one that goes on after
+that gets another when it ends again, and the last counts.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from leaves.ports import Progress, Report, silent
 from node.capture.intake import Draft, Refusal, TrainingDataIntake
@@ -44,6 +45,7 @@ __all__ = [
 CHUNK_SESSIONS = 256  # written and synced together, unless CHUNK_TURNS are reached before
 CHUNK_TURNS = 1_024
 AHEAD_S = 86_400.0  # a turn dated later than that after now has a wrong date
+Since = Callable[[SourceSession], float | None]
 _ASKS = frozenset({ContentType.PROMPT, ContentType.CONVERSATION})
 
 
@@ -129,7 +131,12 @@ def import_sessions(
         )
     with _alone(intake.corpus.root):
         taker = Taker(
-            intake, user_id, source, HeldRecords(intake.corpus), since=since, dry_run=dry_run
+            intake,
+            user_id,
+            source,
+            HeldRecords(intake.corpus),
+            since=lambda session: since,
+            dry_run=dry_run,
         )
         chunk: list[SourceSession] = []
         taken = turns = 0
@@ -168,11 +175,21 @@ def _broken_off(problem: SourceError, so_far: ImportResult, dry_run: bool) -> So
     )
 
 
+class Ended(NamedTuple):
+    """How a reading ended: with which session, and whether its last ask was dropped.
+
+    Then what answers it is dropped as well, though it may come with the next reading.
+    """
+
+    session_id: str
+    lost_ask: bool
+
+
 @dataclass(slots=True)
 class _Plan:
     """What is to be written of one session. `started`: something of it was there before."""
 
-    folder: str | None
+    folders: tuple[str, ...]
     started: bool
     answered: bool  # an answer was there before: the session's terms are known
     records: list[TrainingRecord]
@@ -188,19 +205,23 @@ class Taker:
         source: str,
         held: HeldRecords,
         *,
-        since: float | None = None,
+        since: Since = lambda session: None,
+        undated_s: float = math.inf,
         dry_run: bool = False,
         stopping: Callable[[], bool] = lambda: False,
-        lost_ask: bool = False,
+        ended: Ended | None = None,
     ) -> None:
-        """stopping: asked between two turns; once it is true nothing more is written.
-        lost_ask: the reading before ended with an ask that was dropped.
+        """since: Unix seconds; what was said before is left out. undated_s: at least when turns
+        that have no date, nor any before them, were said.
+        stopping: asked between two turns; once it is true nothing more is written.
+        ended: as the reading before this one left it.
         """
         self._intake = intake
         self._user_id = user_id
         self._source = source
         self._held = held
         self._since = since
+        self.undated_s = undated_s
         self._dry_run = dry_run
         self._stopping = stopping
         self._replaced_before = intake.replaced
@@ -208,13 +229,7 @@ class Taker:
         self._dropped: Counter[str] = Counter()
         self._folders: Counter[str] = Counter()
         self._untrainable: Counter[str] = Counter()
-        self._last: str | None = None  # the session that was taken last
-        self._lost_ask = lost_ask
-
-    @property
-    def lost_ask(self) -> bool:
-        """True if the last ask of what was taken was dropped, and its answers may yet come."""
-        return self._lost_ask
+        self.ended = ended
 
     def take(self, sessions: Sequence[SourceSession], *, only_close: bool = False) -> bool:
         """Write what the corpus lacks of some sessions and wait until it is durable.
@@ -226,18 +241,21 @@ class Taker:
             return True
         self._held.catch_up()
         version = self._intake.version(self._user_id)
-        allowed: dict[str | None, bool] = {}
+        allowed: dict[tuple[str, ...], bool] = {}
         plans: dict[str, _Plan] = {}
         for session in sessions:
-            if session.folder not in allowed:
-                self._intake.look_into(session.folder)  # also of those that are left out
-                allowed[session.folder] = version is not None and self._allows(session.folder)
+            if session.folders not in allowed:
+                for folder in session.folders or (None,):
+                    self._intake.look_into(folder)  # also of those that are left out
+                allowed[session.folders] = version is not None and self._allows(session.folders)
             if version is None:
                 self._counts["refused"] += 1
-            elif not allowed[session.folder]:
+            elif not allowed[session.folders]:
                 self._leave_out(session)
             elif not self._plan(session, version, plans, only_close):
                 return False
+        if self._stopping():  # the last text may have been given up
+            return False
         self._write(plans)
         return True
 
@@ -256,13 +274,16 @@ class Taker:
             untrainable=dict(self._untrainable),
         )
 
-    def _allows(self, folder: str | None) -> bool:
+    def _allows(self, folders: tuple[str, ...]) -> bool:
+        """True if every folder is allowed: what was said in one may be about another."""
+        return all(map(self._allows_one, folders or (None,)))
+
+    def _allows_one(self, folder: str | None) -> bool:
         return self._intake.allowed(self._user_id, self._source, folder)
 
     def _leave_out(self, session: SourceSession) -> None:
         self._counts["not allowed"] += 1
-        if session.folder is not None:
-            self._folders[session.folder] += 1
+        self._folders.update([each for each in session.folders if not self._allows_one(each)][:1])
 
     # ---- what is missing -------------------------------------------------------------------------
 
@@ -276,24 +297,30 @@ class Taker:
         belong to the ask that an earlier reading ended with.
         """
         session_id = record_id(self._user_id, self._source, session.key)
-        if self._intake.corpus.was_deleted(session_id):
+        if self._was_deleted(session, session_id):
             self._dropped["deleted by the owner"] += len(session.turns)
             return True
         plan = plans.get(session_id)  # a source may tell a session in pieces
         if plan is None:
             started, answered = session_id in self._held, answer_mark(session_id) in self._held
-            plan = _Plan(session.folder, started, answered, [])
+            plan = _Plan(session.folders, started, answered, [])
         planned = {record.record_id for record in plan.records}
-        lost = self._lost_ask and self._last in (None, session_id)
-        answering, at = (plan.started or bool(planned)) and not lost, None
+        answering, at = plan.started or bool(planned), None
+        if self.ended is not None and self.ended.session_id == session_id:
+            answering = not self.ended.lost_ask
         first: Turn | None = None  # the ask that the session begins with
-        turns = self._wanted(session)
-        for turn in turns:
+        since = self._since(session)
+        turns: list[Turn] = []
+        for turn in self._wanted(session):
             if self._stopping():
                 return False
-            id_ = record_id(session_id, turn.key)
+            id_ = self._id_of(turn, session_id)
             at = self._date(turn, at)
             known = id_ in planned or id_ in self._held
+            if since is not None and (self.undated_s if at is None else at) < since:
+                answering = known if turn.kind in _ASKS else answering
+                continue
+            turns.append(turn)
             if known or only_close:
                 if turn.kind in _ASKS:
                     answering, first = True, first or (turn if known else None)
@@ -312,16 +339,33 @@ class Taker:
             self._close(session, session_id, turns[-1], first, at, version, plan)
         if begun or turns:
             plans[session_id] = plan
-        if turns and not only_close:
-            self._last, self._lost_ask = session_id, not answering
+        if session.turns and not only_close:
+            self.ended = Ended(session_id, not answering)
+        return True
+
+    def _id_of(self, turn: Turn, session_id: str) -> str:
+        """A key that is unique in the source keeps its record known in whatever session it is."""
+        if turn.unique:
+            return record_id(self._user_id, self._source, "turn", turn.key)
+        return record_id(session_id, turn.key)
+
+    def _was_deleted(self, session: SourceSession, session_id: str) -> bool:
+        """True if the owner has deleted this session, or one that it was a part of.
+
+        A tool that cuts off the head of a transcript makes another session of the rest.
+        """
+        corpus = self._intake.corpus
+        if corpus.was_deleted(session_id):
+            return True
+        if not any(t.unique and self._id_of(t, "") in corpus.deleted for t in session.turns):
+            return False
+        if not self._dry_run:
+            corpus.bury([session_id])  # the next reading may begin after what tells it
         return True
 
     def _wanted(self, session: SourceSession) -> list[Turn]:
-        since = self._since
         wanted = []
         for turn in session.turns:
-            if since is not None and turn.timestamp is not None and turn.timestamp < since:
-                continue
             if not turn.text.strip():
                 self._dropped["empty"] += 1
                 continue
@@ -427,7 +471,7 @@ class Taker:
                 for record in plan.records
                 if record.record_id not in self._held  # another process may have been first
             ]
-            folders = {plan.folder for plan in plans.values()}
+            folders = {plan.folders for plan in plans.values()}
             # Each day has a file of its own: going to and fro between them would cost a sync each.
             records.sort(key=lambda record: day_of(record.timestamp))
             allowed = self._intake.corpus.add_records(
@@ -436,8 +480,8 @@ class Taker:
             )
             if allowed or not records:
                 return {record.record_id for record in records}
-            ended = {folder for folder in folders if not self._allows(folder)} or folders
-            for session_id in [id_ for id_, plan in plans.items() if plan.folder in ended]:
+            ended = {each for each in folders if not self._allows(each)} or folders
+            for session_id in [id_ for id_, plan in plans.items() if plan.folders in ended]:
                 self._counts["refused"] += bool(plans.pop(session_id).records)
         return set()
 

@@ -19,11 +19,10 @@ from __future__ import annotations
 
 import gzip
 import hashlib
-import sys
 import zlib
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import contextmanager
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, Final, cast
@@ -37,7 +36,6 @@ from node.capture.terms import Terms, terms_of
 from .source import SourceError, SourceSession, Turn
 
 SOURCE = "jsonl"
-STDIN = Path("-")
 LINE_BYTES_MAX = 16 * 2**20
 PLACES_MAX = 5  # lines without a session that are named
 _GZIP = b"\x1f\x8b"
@@ -59,7 +57,7 @@ _NO_TEXTS = "neither prompt and completion nor messages of both user and assista
 
 
 class JsonlSource:
-    """Reads one file, or the standard input. After a reading, `problems` says what held none."""
+    """Reads one file, or a pipe. After a reading, `problems` says what held none."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -69,7 +67,7 @@ class JsonlSource:
 
     @property
     def name(self) -> str:
-        return "the standard input" if self._path == STDIN else str(self._path)
+        return str(self._path)
 
     @property
     def malformed(self) -> int:
@@ -82,7 +80,7 @@ class JsonlSource:
         self.places.clear()
         number = 0
         try:
-            with closing(opened(self._path)) as lines:
+            with opened(self._path) as lines:
                 while line := lines.readline(LINE_BYTES_MAX):
                     number += 1
                     if not line.strip():
@@ -105,15 +103,15 @@ class JsonlSource:
             self.places.append((number, reason))
 
 
-def opened(path: Path) -> IO[bytes]:
-    """A file's bytes, unpacked if it is gzipped; "-" is the standard input."""
-    if path == STDIN:
-        given = sys.stdin.buffer
-        packed = cast(BufferedReader, given).peek(2).startswith(_GZIP)
-        return cast(IO[bytes], gzip.open(given)) if packed else given
-    with path.open("rb") as file:
-        packed = file.read(2) == _GZIP
-    return cast(IO[bytes], gzip.open(path)) if packed else path.open("rb")
+@contextmanager
+def opened(path: Path) -> Iterator[IO[bytes]]:
+    """A file's bytes, unpacked if it is gzipped. Opened once: a pipe cannot be read again."""
+    with path.open("rb", buffering=2**16) as file:
+        if cast(BufferedReader, file).peek(2).startswith(_GZIP):
+            with gzip.GzipFile(fileobj=file) as unpacked:
+                yield cast(IO[bytes], unpacked)
+        else:
+            yield file
 
 
 def _reason(problem: Exception) -> str:

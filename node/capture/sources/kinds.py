@@ -30,7 +30,9 @@ _BARE_CODEX = frozenset({"id", "timestamp", "instructions"})
 def kind_of(path: Path) -> str:
     """The source that a file is of: claude-code, codex, llm, jsonl; "" if nothing tells."""
     try:
-        with closing(jsonl.opened(path)) as file:
+        if not path.is_file():
+            return ""  # a pipe would wait for its writer
+        with jsonl.opened(path) as file:
             begun = file.readline(_LINE_BYTES_MAX)
             if begun.startswith(_SQLITE):
                 return _database(path)
@@ -57,6 +59,8 @@ def is_stranger(format_: TranscriptFormat, path: Path) -> bool:
         return not format_.read(path).sessions
     except SourceError:
         return bool(kind)
+    except Exception:
+        return False  # a fault in the parser says nothing of the file; the reading tells of it
 
 
 def drifts(format_: TranscriptFormat, path: Path, reading: Reading) -> bool:

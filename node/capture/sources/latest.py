@@ -28,13 +28,14 @@ class Sample:
     folder: str | None
     text: str = field(repr=False)
     answer: str = field(default="", repr=False)  # all that was said until the next ask
+    folders: tuple[str, ...] = ()  # all that the session was in
 
 
-Wanted = Callable[[str, str | None], bool]  # of a source and a folder
+Wanted = Callable[[str, tuple[str, ...]], bool]  # of a source and the folders of a session
 
 
 def latest_asks(
-    formats: Sequence[TranscriptFormat], limit: int, wanted: Wanted = lambda source, folder: True
+    formats: Sequence[TranscriptFormat], limit: int, wanted: Wanted = lambda source, folders: True
 ) -> list[Sample]:
     """Return up to `limit` asks, newest first, no text twice; never raises.
 
@@ -54,7 +55,7 @@ def latest_asks(
 
 
 def _is(sample: Sample, wanted: Wanted) -> bool:
-    return wanted(sample.source, sample.folder)
+    return wanted(sample.source, sample.folders)
 
 
 def _date(dated: tuple[float, Sample]) -> float:
@@ -69,7 +70,7 @@ def _newest(formats: Sequence[TranscriptFormat]) -> list[tuple[float, Path, Tran
                 try:
                     found.append((path.stat().st_mtime, path, source))
                 except OSError:
-                    log.debug("transcript gone while listing file=%s", path)
+                    continue  # deleted since it was listed
     return sorted(found, key=lambda entry: entry[0], reverse=True)[:FILES_MAX]
 
 
@@ -79,10 +80,16 @@ def _asks(source: TranscriptFormat, path: Path, changed: float) -> list[tuple[fl
         try:
             reading = source.read(path, source.recent(path, budget))
         except SourceError as problem:
-            log.info("no preview file=%s reason=%s", path, problem.what)
+            log.info("no preview source=%s reason=%s", source.name, problem.reason)
+            return []
+        except Exception as problem:  # a parser's fault in one file is no reason not to ask
+            log.warning("no preview source=%s reason=%s", source.name, type(problem).__name__)
             return []
         asks = [
-            (ask.timestamp or changed, Sample(source.name, session.folder, ask.text, answer))
+            (
+                ask.timestamp or changed,
+                Sample(source.name, session.folder, ask.text, answer, session.folders),
+            )
             for session in reading.sessions
             for ask, answer in _answered(session)
         ]

@@ -38,6 +38,7 @@ from .transcript import (
     fields,
     items,
     key_of,
+    opened,
     plain,
     provider_of,
     seconds,
@@ -49,11 +50,14 @@ SOURCE = "llm"
 PARSER = "llm/1"  # raised whenever the same database would give other turns
 _FILE = "logs.db"
 WAIT_S = 5.0  # for a writer to finish
-CHAIN_MAX = 1_000  # messages of one turn; a damaged tree could be a ring
+CHAIN_MAX = 100  # messages of one turn; a damaged tree could be a ring
+VALUE_BYTES_MAX = 64 * 2**20  # a column that is computed may be of any length
+_ROW_NAMES = ("rowid", "_rowid_", "oid")  # a column may have one of them, and any value
 # A position is the last row of both tables: that of `turns` above these bits.
 _ROW_BITS = 31
 _ROW_MASK = (1 << _ROW_BITS) - 1
 _ROWS_RECENT = 50
+_PLACE = "groove_row"  # the row's number, beside its columns
 _MARKED: Final = {
     "reasoning": THINKING,
     "tool_call": TOOL_CALL,
@@ -115,7 +119,7 @@ class LlmLogs:
                 for call in log.calls(start):
                     told = conversations.setdefault(call.conversation, _Conversation(start > 0))
                     told.take(call, counts)
-        except (sqlite3.Error, OSError, ValueError) as problem:
+        except (sqlite3.Error, OSError, ValueError, OverflowError) as problem:
             raise unreadable(path, problem) from None
         sessions = (told.session(key) for key, told in conversations.items() if told.turns)
         return Reading(tuple(sessions), position, counts)
@@ -125,7 +129,7 @@ class LlmLogs:
         try:
             with closing(_opened(path)) as database:
                 last = _Log(database, ParseCounts()).last()
-        except (sqlite3.Error, OSError, ValueError) as problem:
+        except (sqlite3.Error, OSError, ValueError, OverflowError) as problem:
             raise unreadable(path, problem) from None
         turns, responses = last >> _ROW_BITS, last & _ROW_MASK
         return max(0, turns - _ROWS_RECENT) << _ROW_BITS | max(0, responses - _ROWS_RECENT)
@@ -135,9 +139,11 @@ class LlmLogs:
 
 
 def _opened(path: Path) -> sqlite3.Connection:
+    opened(path).close()  # refuses what is no regular file
     database = sqlite3.connect(
         f"file:{quote(str(path))}?mode=ro", uri=True, timeout=WAIT_S, isolation_level=None
     )
+    database.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, VALUE_BYTES_MAX)
     database.row_factory = sqlite3.Row
     database.text_factory = lambda raw: raw.decode("utf-8", "replace")
     database.execute("BEGIN")  # one state of both tables, whatever is written meanwhile
@@ -152,6 +158,8 @@ class _Log:
         self._counts = counts
         names = database.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
         self._tables = {str(row["name"]) for row in names}
+        self._columns_of: dict[str, frozenset[str]] = {}
+        self._rows_of: dict[tuple[str, str], dict[object, list[int]] | None] = {}
 
     def last(self) -> int:
         turns, responses = (self._last_row(table) for table in ("turns", "responses"))
@@ -164,26 +172,55 @@ class _Log:
     def _last_row(self, table: str) -> int:
         if table not in self._tables:
             return 0
-        row = self._database.execute(f"SELECT max(rowid) FROM {table}").fetchone()  # a constant
-        return min(int(row[0] or 0), _ROW_MASK)
+        name = self._row_name(table)
+        row = self._database.execute(f"SELECT max({name}) FROM {table}").fetchone()  # constants
+        return max(0, min(int(row[0] or 0), _ROW_MASK))
+
+    def _row_name(self, table: str) -> str:
+        columns = {name.lower() for name in self._columns(table)}
+        return next((name for name in _ROW_NAMES if name not in columns), _ROW_NAMES[0])
 
     def _rows(self, table: str, after: int) -> Iterator[dict[str, Any]]:
         if table in self._tables:
+            name = self._row_name(table)
             rows = self._database.execute(
-                f"SELECT rowid AS row, * FROM {table} WHERE rowid > ? ORDER BY rowid", (after,)
+                f"SELECT *, {name} AS {_PLACE} FROM {table} WHERE {name} > ? ORDER BY {name}",
+                (after,),
             )
             for row in rows:
                 self._counts.lines += 1
                 yield dict(row)
 
-    def _of(self, table: str, column: str, value: object, order: str = "rowid") -> list[Any]:
+    def _of(self, table: str, column: str, value: object) -> list[dict[str, Any]]:
         """The rows of a table that belong to something; none if there is no such table."""
-        if table not in self._tables:
+        if table not in self._tables or column not in self._columns(table):
             return []
-        found = self._database.execute(
-            f"SELECT * FROM {table} WHERE {column} = ? ORDER BY {order}", (value,)
-        )
-        return [dict(row) for row in found]
+        rows = self._by_value(table, column)
+        if rows is None:
+            found = self._database.execute(f"SELECT * FROM {table} WHERE {column} = ?", (value,))
+            return [dict(row) for row in found]
+        query = f"SELECT * FROM {table} WHERE {self._row_name(table)} = ?"
+        return [dict(self._database.execute(query, (n,)).fetchone()) for n in rows.get(value, ())]
+
+    def _by_value(self, table: str, column: str) -> dict[object, list[int]] | None:
+        """Where the values of a column stand, read once; None if the table has an index for it."""
+        if (table, column) not in self._rows_of:
+            found: dict[object, list[int]] | None = None
+            if not self._is_indexed(table, column):
+                found = {}
+                name = self._row_name(table)
+                for value, row in self._database.execute(f"SELECT {column}, {name} FROM {table}"):
+                    found.setdefault(value, []).append(row)
+            self._rows_of[table, column] = found
+        return self._rows_of[table, column]
+
+    def _is_indexed(self, table: str, column: str) -> bool:
+        for index in self._database.execute(f"PRAGMA index_list({table})").fetchall():
+            name = str(index["name"]).replace('"', '""')
+            first = self._database.execute(f'PRAGMA index_info("{name}")').fetchone()
+            if first is not None and first["name"] == column and not index["partial"]:
+                return True
+        return False
 
     def _per_response(self, table: str, where: str = "") -> dict[object, int]:
         """How many rows a table has for each response; one query, for not all are indexed."""
@@ -197,8 +234,11 @@ class _Log:
             ).fetchall()
         )
 
-    def _columns(self, table: str) -> set[str]:
-        return {str(row["name"]) for row in self._database.execute(f"PRAGMA table_info({table})")}
+    def _columns(self, table: str) -> frozenset[str]:
+        if table not in self._columns_of:
+            rows = self._database.execute(f"PRAGMA table_info({table})")
+            self._columns_of[table] = frozenset(str(row["name"]) for row in rows)
+        return self._columns_of[table]
 
     def _responses(self, after: int) -> Iterator[_Call]:
         if "logs" in self._tables:
@@ -211,7 +251,7 @@ class _Log:
         }
         failed = self._per_response("tool_results", "exception")
         for row in self._rows("responses", after):
-            own = key_of(row.get("id"), str(row["row"]))
+            own = key_of(row.get("id"), str(row[_PLACE]))
             for kind, numbers in beside.items():
                 self._counts.left_out[kind] += numbers.get(row.get("id"), 0)
             yield _Call(
@@ -227,14 +267,14 @@ class _Log:
 
     def _turns(self, after: int) -> Iterator[_Call]:
         for row in self._rows("turns", after):
-            own = key_of(row.get("id"), str(row["row"]))
+            own = key_of(row.get("id"), str(row[_PLACE]))
             if self._of("responses", "id", row.get("id")):
                 continue  # written to both generations, and read there
             parent, tip = row.get("parent_message_hash"), row.get("tip_message_hash")
             asked = list(self._chain(parent, until=None, roles=("user", "tool")))
             said = list(self._chain(tip, until=parent, roles=None))
-            prompt, failed = self._text(message for message in asked if message["role"] == "user")
-            _, failed_tools = self._text(message for message in asked if message["role"] == "tool")
+            prompt, failed = self._text(each for each in asked if each.get("role") == "user")
+            _, failed_tools = self._text(each for each in asked if each.get("role") == "tool")
             response, _ = self._text(said)
             yield _Call(
                 own,
@@ -265,7 +305,8 @@ class _Log:
         texts: list[str] = []
         failed = 0
         for message in messages:
-            for part in self._of("parts", "message_hash", message.get("hash"), "position"):
+            parts = self._of("parts", "message_hash", message.get("hash"))
+            for part in sorted(parts, key=_position):
                 kind, payload = part.get("type"), _payload(part.get("payload"))
                 if kind == "text":
                     texts.append(plain(part.get("text")))
@@ -278,6 +319,11 @@ class _Log:
                 else:
                     count_unknown(self._counts, f"part/{kind}")
         return "".join(texts), failed
+
+
+def _position(part: dict[str, Any]) -> float:
+    position = part.get("position")
+    return position if isinstance(position, int | float) else 0
 
 
 def _payload(value: object) -> dict[str, Any]:

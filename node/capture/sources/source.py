@@ -86,6 +86,7 @@ class Reading:
     position: int  # where to read on: just after the last whole line, or the last row of a table
     counts: ParseCounts
     open_answers: int = 0  # held back, as they may still be growing
+    start: int = 0  # where it began; 0 also if the position that was asked for is not of this file
 
 
 class TranscriptFormat(Protocol):

@@ -54,7 +54,7 @@ def opened(path: Path) -> IO[bytes]:
     try:
         if not stat.S_ISREG(os.fstat(fd).st_mode):
             raise OSError(0, "it is no regular file")
-        return open(fd, "rb", buffering=2**20)
+        return os.fdopen(fd, "rb", buffering=2**20)
     except BaseException:
         os.close(fd)
         raise
