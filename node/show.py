@@ -229,7 +229,7 @@ def source_facts(sources: list[dict[str, Any]], *, watched: bool) -> list[tuple[
 
 def within(folders: int | None) -> str:
     """Which of a tool's transcripts are captured: nothing to say if it knows no folders."""
-    return "" if folders is None else f" here, captured of {counted(folders, 'allowed folder')}"
+    return "" if folders is None else f" here, captured from {counted(folders, 'allowed folder')}"
 
 
 def terms_lines(sessions: int, untrainable: dict[str, int]) -> list[str]:

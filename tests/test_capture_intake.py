@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support_capture import NOON, USER, Capture, capture
 
 from node.capture import DomainTagger, PIIScrubber, Scope, TrainingDataIntake
-from node.capture.intake import CONTENT_CHARS_MAX, Refusal
+from node.capture.intake import CONTENT_CHARS_MAX, Draft, Refusal
 from node.capture.quality import score
 from node.capture.session import DEFAULT_ENCODER
 from node.capture.terms import TRAINABLE, Terms, terms_of
@@ -251,3 +252,127 @@ def test_a_lone_surrogate_is_written_as_something_that_utf_8_has(made: Capture) 
     assert made.intake.submit(USER, "s", "half a pair \ud800 here", "prompt")
     (record,) = made.corpus.records()
     assert record.content.startswith("half a pair ")
+
+
+@pytest.mark.parametrize(
+    "session_id",
+    [f"session of my key {SECRET}", SECRET, "ann@example.com", "", "x" * 129, "half \ud800", "a/b"],
+)
+def test_a_session_id_that_is_no_plain_name_is_written_as_a_hash_and_the_session_stays_together(
+    made: Capture, session_id: str
+) -> None:
+    session = made.session(session_id)
+    session.start()
+    session.record_prompt("ask")
+    session.record_completion("answer")
+    session.end()
+    assert made.intake.submit(USER, session_id, "later, by another process", "prompt")
+    ids = {record.session_id for record in made.corpus.records()}
+    assert len(list(made.corpus.records())) == 4
+    assert len(ids) == 1
+    assert len(ids.pop()) == 32
+    assert SECRET.encode() not in made.on_disk()
+    assert b"ann@" not in made.on_disk()
+
+
+@pytest.mark.parametrize("session_id", ["chat-1", "2f1d:3.b", "ab" * 16, "0" * 32, "сессия"])
+def test_a_session_id_that_is_a_plain_name_is_kept(made: Capture, session_id: str) -> None:
+    made.intake.submit(USER, session_id, "text", "prompt")
+    (record,) = made.corpus.records()
+    assert record.session_id == session_id
+
+
+@pytest.mark.parametrize("stated", [f"x {SECRET}", {"key": SECRET}, "\ud800", 7, ["own"]])
+def test_a_terms_class_that_is_none_is_unknown_and_not_written(
+    made: Capture, stated: object
+) -> None:
+    made.intake.submit(USER, "s", "text", "prompt", {"terms_class": stated})
+    (record,) = made.corpus.records()
+    assert record.terms_class == "unknown"
+    assert SECRET.encode() not in made.on_disk()
+
+
+@pytest.mark.parametrize(
+    ("user_id", "session_id", "content", "metadata"),
+    [
+        (7, "s", "text", {}),
+        ("", "s", "text", {}),
+        ("u" * 129, "s", "text", {}),
+        ("a\0b", "s", "text", {}),
+        ("\ud800", "s", "text", {}),
+        (USER, 7, "text", {}),
+        (USER, None, "text", {}),
+        (USER, "s", b"text", {}),
+        (USER, "s", None, {}),
+        (USER, "s", "text", [1, 2]),
+    ],
+)
+def test_what_is_no_text_of_a_user_and_a_session_is_refused_and_raises_nothing(
+    made: Capture, user_id: Any, session_id: Any, content: Any, metadata: Any
+) -> None:
+    assert made.intake.submit(user_id, session_id, content, "prompt", metadata) is None
+    assert made.intake.refused == {Refusal.MALFORMED: 1}
+    assert list(made.corpus.records()) == []
+
+
+def test_a_bad_row_costs_the_rest_of_its_batch_nothing(made: Capture) -> None:
+    good = {"user_id": USER, "session_id": "s", "content": "text", "content_type": "prompt"}
+    made.corpus.delete_sessions(["gone"])
+    batch: list[Any] = [
+        good,
+        {**good, "session_id": "\ud800"},
+        {**good, "user_id": "\ud800"},
+        {**good, "metadata": {"terms_class": "\ud800"}},
+        {**good, "session_id": "gone"},
+        7,
+        None,
+        good,
+    ]
+    result = made.intake.submit_batch(batch)
+    assert (result["accepted"], result["rejected"]) == (4, 4)
+    assert [record.record_id for record in made.corpus.records()] == result["record_ids"]
+    assert made.corpus.damaged_lines == 0
+
+
+def test_a_user_whose_consent_ends_in_the_middle_costs_others_of_the_batch_nothing(
+    made: Capture,
+) -> None:
+    class Revoking(DomainTagger):
+        def tag(self, text: str) -> str:
+            if text == "last":
+                made.consent.revoke_consent("other")
+            return super().tag(text)
+
+    made.consent.record_consent("other", True, "1.0")
+    intake = TrainingDataIntake(made.consent, made.corpus, PIIScrubber(), Revoking())
+    rows = [
+        {"user_id": user, "session_id": "s", "content": text, "content_type": "prompt"}
+        for user, text in (("other", "first"), (USER, "second"), (USER, "last"))
+    ]
+    assert intake.submit_batch(rows)["accepted"] == 2
+    assert {record.user_id for record in made.corpus.records()} == {USER}
+
+
+@pytest.mark.parametrize("given", ["many " + SECRET, None, -3, 10**30, [1]])
+def test_figures_that_are_none_are_no_place_for_a_text(made: Capture, given: Any) -> None:
+    session = made.session("s")
+    session.start()
+    session.record_prompt("Do it")
+    session.end([SECRET], [SECRET], corrections=given, errors=given)  # type: ignore[arg-type]
+    close = list(made.corpus.records())[-1]
+    assert close.closes
+    assert close.metadata["outcome"] == ""
+    assert close.metadata["corrections"] == close.metadata["errors"]
+    assert 0 <= close.metadata["errors"] <= 1_000_000
+    assert SECRET.encode() not in made.on_disk()
+
+
+def test_a_record_id_of_another_form_becomes_a_hash_that_is_the_same_every_time(
+    made: Capture,
+) -> None:
+    drafts = [Draft(USER, "s", "text", "prompt", record_id=f"row {SECRET}") for _ in range(2)]
+    first, second = (made.intake.keep(draft) for draft in drafts)
+    assert first is not None
+    assert second is not None
+    assert first.record_id == second.record_id
+    assert SECRET.encode() not in made.on_disk()

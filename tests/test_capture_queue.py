@@ -16,7 +16,8 @@ from support_capture import USER, Capture, capture
 
 from node.capture import CaptureItem, CaptureQueue, CaptureSession, SessionEnd
 from node.capture.corpus import CorpusError
-from node.capture.queue import open_queue
+from node.capture.queue import BYTES_MAX, open_queue
+from node.capture.sizes import NODES_MAX
 from node.home import get_or_create_user_id
 from node.tally import Tally
 
@@ -270,3 +271,99 @@ def test_many_threads_and_an_event_loop_lose_nothing(made: Capture, queue: Captu
     assert queue.close(30)
     assert queue.counters.captured == 250
     assert len(set(contents(made))) == 250
+
+
+@pytest.mark.parametrize(
+    "poison",
+    [
+        CaptureItem("\ud800", "fine", "prompt"),
+        CaptureItem(12, "fine", "prompt"),  # type: ignore[arg-type]
+        CaptureItem(["s0"], "fine", "prompt"),  # type: ignore[arg-type]
+        CaptureItem("z", b"fine", "prompt"),  # type: ignore[arg-type]
+        CaptureItem("z", "fine", "prompt", {"nan": float("nan"), "huge": 10**400}),
+        CaptureItem("z", "fine", "prompt", [1, 2]),  # type: ignore[arg-type]
+        SessionEnd("unknown"),
+        SessionEnd("s0", ["accepted"]),  # type: ignore[arg-type]
+        SessionEnd("s0", "accepted", corrections="many"),  # type: ignore[arg-type]
+        SessionEnd("s0", "accepted", errors=10**30),
+        SessionEnd("s0", "accepted", routing=[1]),  # type: ignore[arg-type]
+        SessionEnd("s0", "accepted", routing={"a": object()}),
+    ],
+    ids=repr,
+)
+def test_one_bad_item_costs_the_others_of_its_batch_nothing(
+    made: Capture, poison: CaptureItem | SessionEnd
+) -> None:
+    held = Held(made.session)
+    queue = CaptureQueue(held).start()
+    queue.offer(CaptureItem("first", "text", "prompt"))
+    assert held.reached.wait(10)
+    for number in range(20):
+        queue.offer(CaptureItem(f"s{number}", f"good {number}", "prompt"))
+    queue.offer(poison)
+    for number in range(20):
+        queue.offer(CaptureItem(f"s{number}", f"better {number}", "completion"))
+        queue.offer(SessionEnd(f"s{number}", "accepted"))
+    held.release.set()
+    assert queue.close(10)
+    kept = contents(made)
+    assert sum(text.startswith(("good", "better")) for text in kept) == 40
+    assert made.corpus.damaged_lines == 0
+    assert queue.counters.captured == len(kept)
+    closed = [session.session_id for session in made.corpus.sessions() if session.closed]
+    assert {f"s{number}" for number in range(1, 20)} <= set(closed)
+
+
+def test_a_text_of_a_deleted_session_leaves_the_other_sessions_open(
+    made: Capture, queue: CaptureQueue
+) -> None:
+    made.corpus.delete_sessions(["gone"])
+    for session in ("gone", "kept"):
+        queue.offer(CaptureItem(session, f"of {session}", "prompt"))
+    while queue.counters.captured + queue.counters.dropped_deleted < 2:
+        pass
+    queue.offer(CaptureItem("gone", "once more", "prompt"))
+    queue.offer(SessionEnd("kept", "accepted"))
+    assert queue.close(10)
+    (session,) = made.corpus.sessions()
+    assert (session.session_id, session.outcome) == ("kept", "accepted")
+    counters = queue.counters
+    assert (counters.dropped_deleted, counters.dropped_no_consent) == (2, 0)
+
+
+def test_metadata_count_for_the_room_that_waiting_items_have(made: Capture) -> None:
+    held = Held(made.session)
+    queue = CaptureQueue(held).start()
+    queue.offer(CaptureItem("s", "text", "prompt"))
+    assert held.reached.wait(10)
+    about = {"list": [{"deep": "x" * 2**20}]}
+    accepted = sum(queue.offer(CaptureItem("s", "text", "prompt", about)) for _ in range(200))
+    assert accepted == BYTES_MAX // 2**20 - 1
+    assert queue.counters.dropped_full == 200 - accepted
+    queue.close(0)
+    held.release.set()
+    assert queue.close(30)
+
+
+def test_room_that_was_taken_is_given_back_even_if_the_caller_changes_what_was_offered(
+    made: Capture,
+) -> None:
+    queue = CaptureQueue(made.session).start()
+    for _ in range(3):
+        about = {"text": "x" * (BYTES_MAX // 2)}
+        while not queue.offer(CaptureItem("s", "text", "thought", about)):
+            pass
+        about.clear()
+    assert queue.close(10)
+    assert queue.counters.dropped_error == 3
+
+
+@pytest.mark.parametrize("kind", ["wide", "in itself"])
+def test_more_values_than_the_scrubber_reads_are_refused_at_the_door(
+    queue: CaptureQueue, kind: str
+) -> None:
+    about: dict[str, Any] = {"values": list(range(NODES_MAX + 1))}
+    if kind == "in itself":
+        about["values"] = about
+    assert not queue.offer(CaptureItem("s", "text", "prompt", about))
+    assert queue.counters.dropped_too_long == 1

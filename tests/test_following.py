@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from node.capture.sources.claude_code import ClaudeCode
 from node.capture.sources.following import STATE_FILE, Follower, State, StateFile
 from node.capture.sources.held import HeldRecords
 from node.capture.sources.importing import import_sessions
+from node.capture.sources.source import Reading
 
 CLAUDE = "claude-code"
 IDLE_S = 1_800.0
@@ -74,10 +76,17 @@ class Tool:
 
 
 def follower(tool: Tool, made: Capture, state: StateFile) -> Follower:
-    mine = state.sources.setdefault(CLAUDE, State(since=NOON))
-    return Follower(
-        Here(tool.root), made.intake, USER, HeldRecords(made.corpus), mine, idle_s=IDLE_S
-    )
+    return following(tool, made, state.sources.setdefault(CLAUDE, State(since=NOON)))
+
+
+def following(
+    tool: Tool,
+    made: Capture,
+    mine: State,
+    since: Callable[[tuple[str, ...]], float] | None = None,
+) -> Follower:
+    held = HeldRecords(made.corpus)
+    return Follower(Here(tool.root), made.intake, USER, held, mine, idle_s=IDLE_S, since=since)
 
 
 @pytest.fixture
@@ -316,3 +325,179 @@ def test_files_that_the_tool_deletes_are_forgotten(tool: Tool, made: Capture) ->
     tool.path.unlink()
     watcher.look()
     assert state.sources[CLAUDE].files == {}
+
+
+def test_of_a_session_that_began_before_only_what_was_said_since_is_taken_in(
+    tool: Tool, made: Capture
+) -> None:
+    tool.say(0)
+    tool.say(1)
+    mine = State(since=NOON + 2)  # between the two
+    take(following(tool, made, mine))
+    assert said(made) == ["ask 1"]
+    tool.say(2)
+    take(following(tool, made, mine))
+    assert said(made) == ["ask 1", "answer 1", "ask 2"]
+
+
+def test_what_was_said_before_its_folder_was_allowed_is_left_to_the_import(
+    tool: Tool, made: Capture
+) -> None:
+    tool.say(0)
+    tool.say(1)
+    tool.say(2)
+    mine = State(since=NOON)
+    take(following(tool, made, mine, since=lambda folders: NOON + 2 if folders else NOON))
+    assert said(made) == ["ask 1", "answer 1", "ask 2"]
+
+
+def test_an_answer_whose_ask_was_said_before_is_left_with_it(tool: Tool, made: Capture) -> None:
+    tool.say(0)
+    tool.say(1)
+    mine = State(since=NOON + 1)  # between the ask and its answer
+    take(following(tool, made, mine))
+    assert said(made) == ["ask 1"]
+
+
+def test_undated_turns_are_taken_in_only_of_a_file_that_was_read_since(
+    tool: Tool, made: Capture
+) -> None:
+    def undated(number: int) -> None:
+        start = len(tool.chat.rows)
+        tool.chat.ask(f"ask {number}", timestamp=None)
+        tool.write(lines_of(tool.chat.rows[start:]))
+
+    mine = State(since=NOON)
+    undated(0)
+    take(following(tool, made, mine))
+    undated(1)
+    take(following(tool, made, mine))
+    assert said(made) == ["ask 1"]
+    mine.since = made.clock.time_s + 1  # withdrawn and allowed again
+    undated(2)
+    tool.at = mine.since
+    tool.write(b"")
+    take(following(tool, made, mine))
+    assert said(made) == ["ask 1"]
+
+
+def test_a_file_that_breaks_the_parser_is_put_aside_counted_and_stops_no_other(
+    tool: Tool,
+    made: Capture,
+    watcher: Follower,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    poison = tool.path.with_name("0-poison.jsonl")
+    poison.write_bytes(b"{}\n")
+    os.utime(poison, (tool.at, tool.at))
+    tool.say(0)
+    read = watcher.format.read
+
+    def breaks(path: Path, start: int = 0, *, growing: bool = False) -> Reading:
+        if path == poison:
+            raise OverflowError("a text of the owner")
+        return read(path, start, growing=growing)
+
+    monkeypatch.setattr(watcher.format, "read", breaks)
+    take(watcher)
+    assert said(made) == ["ask 0"]
+    assert watcher.counts.left_out == {"unreadable files: OverflowError": 1}
+    assert watcher.look() == []
+    assert "owner" not in caplog.text and str(tool.root) not in caplog.text
+
+
+def test_a_transcript_written_anew_in_its_place_is_read_from_its_beginning(
+    tool: Tool, made: Capture, watcher: Follower
+) -> None:
+    tool.say(0)
+    take(watcher)
+    tool.chat = ClaudeChat(session_id="another", prefix="another")
+    for number in range(5):
+        tool.chat.ask(f"new ask {number}")
+    with tool.path.open("r+b") as file:
+        file.truncate()
+        file.write(lines_of(tool.chat.rows))
+    tool.write(b"")
+    take(watcher)
+    assert said(made) == ["ask 0", *(f"new ask {number}" for number in range(5))]
+
+
+def with_uuids(tool: Tool, pairs: int) -> list[bytes]:
+    """The lines of a session as the tool writes them, with ids that nothing else has."""
+    for number in range(pairs):
+        tool.chat.ask(f"ask {number}", uuid=str(uuid.UUID(int=2 * number)))
+        tool.chat.text(f"answer {number}", uuid=str(uuid.UUID(int=2 * number + 1)))
+    return lines_of(tool.chat.rows).splitlines(keepends=True)
+
+
+def test_a_transcript_whose_head_was_cut_off_is_taken_once_and_goes_on(
+    tool: Tool, made: Capture, watcher: Follower
+) -> None:
+    lines = with_uuids(tool, 5)
+    tool.write(b"".join(lines[:8]))
+    take(watcher)
+    tool.path.unlink()
+    tool.write(b"".join(lines[4:8]))
+    take(watcher)
+    assert said(made) == [*(f"{who} {n}" for n in range(3) for who in ("ask", "answer")), "ask 3"]
+    tool.write(b"".join(lines[8:]))
+    take(watcher)
+    assert said(made)[-2:] == ["answer 3", "ask 4"]
+    assert len(said(made)) == 9
+
+
+def test_a_deleted_session_does_not_come_back_when_its_head_is_cut_off(
+    tool: Tool, made: Capture, watcher: Follower
+) -> None:
+    lines = with_uuids(tool, 5)
+    tool.write(b"".join(lines[:8]))
+    take(watcher)
+    made.corpus.delete_sessions({record.session_id for record in made.corpus.records()})
+    tool.path.unlink()
+    tool.write(b"".join(lines[4:8]))
+    take(watcher)
+    tool.write(b"".join(lines[8:]))
+    take(watcher)
+    sessions = Here(tool.root).read(tool.path).sessions
+    assert import_sessions(sessions, made.intake, USER, CLAUDE).records == 0
+    assert said(made) == []
+
+
+def test_a_growing_transcript_of_a_folder_that_is_not_allowed_is_read_once(
+    tool: Tool, made: Capture, watcher: Follower
+) -> None:
+    tool.chat.cwd = "/home/ada/elsewhere"
+    tool.say(0)
+    take(watcher)
+    tool.say(1)
+    assert watcher.look() == []
+    assert said(made) == []
+    made.consent.allow(USER, folders=["/home/ada/elsewhere"])
+    take(following(tool, made, State(since=NOON)))
+    assert said(made) == ["ask 0", "answer 0", "ask 1"]
+
+
+def test_what_links_lead_to_and_every_folder_of_a_session_must_be_allowed(
+    tool: Tool, made: Capture, tmp_path: Path
+) -> None:
+    place = tmp_path.resolve()
+    for name in ("a/b", "c", "secret/inner"):
+        (place / name).mkdir(parents=True)
+    (place / "a" / "link").symlink_to(place / "secret" / "inner")
+    made.consent.allow(USER, folders=[place / "a", place / "c"])
+    moves = {
+        "inside": ("a/b", "a"),
+        "siblings": ("a/b", "c"),
+        "link": ("a/b", "a/link"),
+        "back": ("a/link/../x",),
+        "outside": ("a", "secret"),
+    }
+    for name, folders in moves.items():
+        tool.chat = ClaudeChat(session_id=name, prefix=name)
+        for folder in folders:
+            tool.chat.ask(f"{name} in {folder}", cwd=f"{place}/{folder}")
+        tool.path = tool.path.with_name(f"{name}.jsonl")
+        tool.write(lines_of(tool.chat.rows))
+    take(following(tool, made, State(since=NOON)))
+    assert {text.split()[0] for text in said(made)} == {"inside", "siblings"}

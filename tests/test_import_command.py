@@ -247,6 +247,40 @@ def test_unknown_kinds_of_lines_show_in_status_and_cannot_flood_it(
     assert len(Tally(app.home).read().sources["claude-code"].unknown) == NAMES_MAX
 
 
+def test_a_session_of_a_folder_that_is_not_allowed_leaves_no_name_of_an_unknown_kind(
+    app: App, projects: Path
+) -> None:
+    allow(app)
+    path = transcript(projects, "one", app, cwd="/home/ada/secret")
+    with path.open("ab") as file:
+        file.write(b'{"type": "kettle-takeover-by-acme", "sessionId": "one"}\n')
+    done = bring(app)
+    assert (done.not_allowed, done.unknown.total()) == (1, 0)
+    assert "takeover" not in (app.home / "capture_counts.json").read_text()
+
+
+def test_a_file_that_breaks_the_parser_is_counted_as_unreadable_and_the_others_come_in(
+    app: App, projects: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    from node.capture.sources.claude_code import ClaudeCode
+
+    allow(app)
+    poison = transcript(projects, "poison", app, age_days=9)
+    transcript(projects, "good", app)
+    read = ClaudeCode.read
+
+    def breaks(self: ClaudeCode, path: Path, *where: int, **how: bool) -> object:
+        if path == poison:
+            raise OverflowError("a text of the owner")
+        return read(self, path, *where, **how)
+
+    monkeypatch.setattr(ClaudeCode, "read", breaks)
+    done = bring(app)
+    assert (done.added, done.unreadable) == (1, 1)
+    assert "OverflowError" in caplog.text
+    assert "owner" not in caplog.text and "poison" not in caplog.text
+
+
 def test_counts_that_are_damaged_begin_anew(app: App) -> None:
     tally = Tally(app.home)
     tally.add_queue({"captured": 2})

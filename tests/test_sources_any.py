@@ -59,6 +59,7 @@ ANY = st.recursive(
     st.none()
     | st.booleans()
     | st.integers()
+    | st.sampled_from([10**400, -(10**400)])
     | st.floats()
     | st.text()
     | st.sampled_from(["user", "assistant", "message", "text", "tool_result", "\ud800", "1e999"]),

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import sqlite3
+import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -175,3 +178,70 @@ def test_the_root_is_the_configured_database(
     [root] = LlmLogs().roots()
     assert list(LlmLogs().files(root)) == [root] == [tmp_path / "logs.db"]
     assert LlmLogs().expiry_days() is None
+
+
+def made(path: Path, *statements: str) -> Path:
+    with closing(sqlite3.connect(path)) as database, database:
+        for statement in statements:
+            database.execute(statement)
+    return path
+
+
+@pytest.mark.parametrize("value", ["9e999", "'x'", "-5"])
+def test_a_column_that_takes_the_name_of_the_row_number_hurts_nothing(
+    tmp_path: Path, value: str
+) -> None:
+    path = made(
+        tmp_path / "logs.db",
+        "CREATE TABLE responses (rowid, id, prompt, response)",
+        f"INSERT INTO responses VALUES ({value}, 'a', 'ask', 'answer')",
+    )
+    reading = LlmLogs().read(path)
+    assert [turn.text for turn in reading.sessions[0].turns] == ["ask", "answer"]
+    assert reading.position == 1
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        "CREATE TABLE responses (id TEXT PRIMARY KEY, prompt) WITHOUT ROWID",
+        "CREATE TABLE responses (id, prompt GENERATED ALWAYS AS (hex(zeroblob(90000000))))",
+    ],
+)
+def test_tables_that_no_tool_would_make_are_a_source_error(tmp_path: Path, table: str) -> None:
+    path = made(tmp_path / "logs.db", table, "INSERT INTO responses (id) VALUES ('a')")
+    with pytest.raises(SourceError) as refused:
+        LlmLogs().read(path)
+    assert str(tmp_path) not in refused.value.reason
+
+
+def test_turns_without_any_index_are_read_in_seconds(tmp_path: Path) -> None:
+    path = made(
+        tmp_path / "logs.db",
+        "CREATE TABLE responses (id)",
+        "CREATE TABLE turns (id, thread_id, parent_message_hash, tip_message_hash)",
+        "CREATE TABLE messages (hash, parent_hash, role)",
+        "CREATE TABLE parts (message_hash, type, text, payload, position)",
+    )
+    with closing(sqlite3.connect(path)) as database, database:
+        for n in range(3_000):
+            database.execute(
+                "INSERT INTO turns VALUES (?, 'thread', ?, ?)", (f"t{n}", f"q{n}", f"a{n}")
+            )
+            database.execute("INSERT INTO messages VALUES (?, NULL, 'user')", (f"q{n}",))
+            database.execute("INSERT INTO messages VALUES (?, ?, 'model')", (f"a{n}", f"q{n}"))
+            for who in "qa":
+                database.execute(
+                    "INSERT INTO parts VALUES (?, 'text', ?, NULL, 0)", (f"{who}{n}", f"{who} {n}")
+                )
+    began = time.process_time()
+    [session] = LlmLogs().read(path).sessions
+    assert time.process_time() - began < 5.0
+    assert [turn.text for turn in session.turns[-2:]] == ["q 2999", "a 2999"]
+    assert len(session.turns) == 6_000
+
+
+def test_a_pipe_in_the_place_of_the_database_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "logs.db")
+    with pytest.raises(SourceError):
+        LlmLogs().read(tmp_path / "logs.db")

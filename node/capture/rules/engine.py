@@ -7,7 +7,7 @@ from typing import Final
 
 from . import digits, emails, ipv6, named, paths, pem, phones, runs, services, tokens, urls
 from .fold import DEPTH_MAX, View, folded
-from .scan import Rule, Scan, Span, any_of, merged
+from .scan import Pattern, Rule, Scan, Span, any_of, merged
 
 _ALWAYS: Final[tuple[Rule, ...]] = (
     urls.find,
@@ -17,7 +17,7 @@ _ALWAYS: Final[tuple[Rule, ...]] = (
     phones.announced,
 )
 # What ordinary text seldom has: one scan passes over all the rules of a group.
-_SELDOM: Final[tuple[tuple[object, tuple[Rule, ...]], ...]] = (
+_SELDOM: Final[tuple[tuple[Pattern, tuple[Rule, ...]], ...]] = (
     (
         any_of(
             *pem.SHAPES,

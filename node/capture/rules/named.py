@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from . import drawn
-from .scan import ALNUM, WORD, Label, Scan, Span, any_of, compiled
+from .scan import ALNUM, WORD, Found, Label, Scan, Span, any_of, compiled
 
 VALUE_BYTES_MAX = 8192
 _JUDGED_BYTES = 200  # of a value, enough to tell what it is
@@ -152,7 +152,7 @@ def find(scan: Scan) -> Iterator[Span]:
     yield from _lists(scan)
 
 
-def _value(scan: Scan, match: re.Match[bytes]) -> Span | None:
+def _value(scan: Scan, match: Found) -> Span | None:
     text = scan.text
     begun, start = match.start(), match.end() - (8 if match.group(3) else 4)
     quote = text[start - 1 : start]
@@ -285,7 +285,7 @@ def commands(scan: Scan) -> Iterator[Span]:
             yield scan.span(match, Label.API_KEY, "line of a password file", 1)
 
 
-def _option(match: re.Match[bytes]) -> Iterator[Span]:
+def _option(match: Found) -> Iterator[Span]:
     start = match.start(1)
     value = match.group(1).rstrip(b",;).?!")
     if _CHOICE.fullmatch(value):

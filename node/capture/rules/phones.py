@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Final
 
-from .scan import ALNUM, WORD, Label, Scan, Span, any_of, compiled
+from .scan import ALNUM, WORD, Found, Label, Scan, Span, any_of, compiled
 
 _EXACT_MAX = 100  # numbers of one text that the library judges; it is slow, and more are then taken
 
@@ -138,7 +138,7 @@ def _announced(scan: Scan) -> Iterator[Span]:
             yield Span(start, end, Label.PHONE, "named number")
 
 
-def _named(scan: Scan, match: re.Match[bytes]) -> Span | None:
+def _named(scan: Scan, match: Found) -> Span | None:
     text = scan.text
     start, end = _fitted(text, *match.span(1))
     word = _WORD_BEFORE.search(text, max(0, start - 64, match.start()), start)

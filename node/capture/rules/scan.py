@@ -58,17 +58,17 @@ class Scan:
         """Another text, such as a decoded one, on the same clock."""
         return Scan(text, self._tick)
 
-    def matches(self, pattern: Any) -> Iterator[Any]:
+    def matches(self, pattern: Pattern) -> Iterator[Found]:
         """The matches of an RE2 pattern, from left to right."""
         self._tick()
         return pattern.finditer(self.text, self._tick)
 
-    def span(self, match: Any, label: Label, reason: str, group: int = 0) -> Span:
+    def span(self, match: Found, label: Label, reason: str, group: int = 0) -> Span:
         """The span of a match, or of one of its groups."""
         start, end = match.span(group)
         return Span(start, end, label, reason)
 
-    def has(self, pattern: Any) -> bool:
+    def has(self, pattern: Pattern) -> bool:
         """True if an RE2 pattern matches anywhere: one scan, and no candidate is looked at."""
         return pattern.search(self.text) is not None
 
