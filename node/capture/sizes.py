@@ -2,38 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from sys import getsizeof
+from types import NoneType
 from typing import Any
 
-NODES_MAX = 20_000  # values and keys, as many as the scrubber goes through; about 3 ms
+NODES_MAX = 20_000  # as many values as the scrubber goes through; about 2 ms
 
 
 class TooManyError(ValueError):
     """More values than are counted; or one that holds itself."""
 
 
+_LEAVES = frozenset({str, int, float, bool, NoneType})
+_CONTAINERS = (Mapping, list, tuple, set, frozenset)
+
+
 def size_bytes(value: Any) -> int:
-    """What JSON-like data take in memory; about 0.2 µs for each value. Raises TooManyError."""
-    total = nodes = 0
-    waiting = [value]
+    """What JSON-like data take in memory; about 0.1 µs for each value. Raises TooManyError."""
+    total, nodes = getsizeof(value), 0
+    waiting = [value] if isinstance(value, _CONTAINERS) else []
     while waiting:
         each = waiting.pop()
-        kind = type(each)
-        total += getsizeof(each)
-        if kind is str or kind is int or kind is float:
-            continue
-        if kind is dict or isinstance(each, Mapping):
-            nodes += 2 * len(each)
-            inner = each.values()
-            if nodes <= NODES_MAX:
-                total += sum(map(getsizeof, each))
-        elif isinstance(each, list | tuple | set | frozenset):
-            nodes += len(each)
-            inner = each
-        else:
-            continue
+        nodes += len(each)
         if nodes > NODES_MAX:
             raise TooManyError(f"more than {NODES_MAX} values")
-        waiting.extend(inner)
+        inner: Iterable[Any] = each
+        if type(each) is dict or isinstance(each, Mapping):
+            total += sum(map(getsizeof, each))
+            inner = each.values()
+        total += sum(map(getsizeof, inner))
+        waiting += [x for x in inner if type(x) not in _LEAVES and isinstance(x, _CONTAINERS)]
     return total

@@ -56,7 +56,7 @@ def findings(
     found = [*plain(scan), *extra(text)]
     views: list[View] = []
     while len(views) < DEPTH_MAX:
-        view = folded(views[-1].text if views else text)
+        view = folded(views[-1].text if views else text, tick)
         if view is None:
             break
         tick()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
@@ -23,6 +23,7 @@ _REACH: Final = 192  # bytes around a change that are read again
 _PIECE_BYTES: Final = 40  # of a string literal in pieces, looked at
 _DIGIT = re.compile(rb"[0-9]")
 _DRAWN = re.compile(rb"[0-9@\\]|[\"']/|[a-z][A-Z]|[A-Z][A-Z]")
+_TICK_CHANGES: Final = 4096  # between two looks at the clock
 _GAP: Final = b"\n\0\n"  # between two surroundings, so that nothing spans them
 
 _HEXADECIMAL = r"[0-9A-Fa-f]"
@@ -91,21 +92,24 @@ class View:
         return stood, stood + width
 
 
-def folded(text: bytes) -> View | None:
-    """The view of a text, or None if nothing in it may be disguised."""
-    changes = _changes(text)
-    return _view(text, changes) if changes else None
+def folded(text: bytes, tick: Callable[[], None] = lambda: None) -> View | None:
+    """The view of a text, or None if nothing in it may be disguised.
+
+    tick is called every few hundred changes; it may raise to end the work.
+    """
+    changes = _changes(text, tick)
+    return _view(text, changes, tick) if changes else None
 
 
-def _changes(text: bytes) -> list[_Change]:
+def _changes(text: bytes, tick: Callable[[], None]) -> list[_Change]:
     patterns = _patterns()
     changes = [
         change
-        for match in patterns.ascii.finditer(text)
+        for match in patterns.ascii.finditer(text, tick)
         if (change := _unescaped(text, *match.span())) is not None
     ]
     if not text.isascii():
-        changes += _unicode_changes(text, patterns)
+        changes += _unicode_changes(text, patterns, tick)
         changes.sort()
     return changes
 
@@ -169,9 +173,11 @@ def _character(code: int) -> bytes:
     return chr(code).encode()
 
 
-def _unicode_changes(text: bytes, patterns: _Patterns) -> Iterator[_Change]:
+def _unicode_changes(
+    text: bytes, patterns: _Patterns, tick: Callable[[], None]
+) -> Iterator[_Change]:
     table = compatible_bytes()
-    for match in patterns.unicode.finditer(text):
+    for match in patterns.unicode.finditer(text, tick):
         at, end = match.span()
         found = text[at:end]
         plain = table.get(found)
@@ -183,7 +189,7 @@ def _unicode_changes(text: bytes, patterns: _Patterns) -> Iterator[_Change]:
             width = len(character.encode())
             yield (at, at + width, table.get(character.encode(), b""))
             at += width
-    for match in patterns.mixed.finditer(text):
+    for match in patterns.mixed.finditer(text, tick):
         at = match.start()
         for character in match.group().decode():
             width = len(character.encode())
@@ -206,7 +212,7 @@ def _between(text: bytes, at: int, end: int, plain: bytes) -> bool:
     return _DIGIT.search(before + after) is not None
 
 
-def _view(text: bytes, changes: list[_Change]) -> View:
+def _view(text: bytes, changes: list[_Change], tick: Callable[[], None]) -> View:
     pieces: list[bytes] = []
     segments: list[tuple[int, int, int, int]] = []
     size = done = 0
@@ -217,7 +223,9 @@ def _view(text: bytes, changes: list[_Change]) -> View:
         segments.append((size, len(piece), start, width))
         size += len(piece)
 
-    for start, end, by in changes:
+    for number, (start, end, by) in enumerate(changes):
+        if not number % _TICK_CHANGES:
+            tick()
         if start < done:
             continue  # two disguises in one place: the next round takes the other off
         if start - done > 2 * _REACH + 64:
