@@ -121,9 +121,9 @@ def _unescaped(text: bytes, start: int, end: int) -> _Change | None:
             by = unquote_to_bytes(found)
             return (start, end, by) if _is_text(by) else None
         case b"&":
-            return _entity(start, end, found)
+            return _entity(text, start, end, found)
         case b"\\" if code := _ESCAPE.match(found):
-            return (start, end, _character(int(code[1], 16)))
+            return _written(text, start, end, _character(int(code[1], 16)))
         case b"\\":
             return (start, end, b"")
         case b"[" | b"(":  # 192[.]168[.]0[.]7, as those write who report an attack
@@ -158,13 +158,26 @@ def _is_text(data: bytes) -> bool:
     return True
 
 
-def _entity(start: int, end: int, found: bytes) -> _Change | None:
+def _entity(text: bytes, start: int, end: int, found: bytes) -> _Change | None:
     if found[1:2] != b"#":
         by = ENTITIES.get(found[1:-1].decode("ascii"))
-        return None if by is None else (start, end, by.encode())
+        return None if by is None else _written(text, start, end, by.encode())
     code = found[2:-1]
     number = int(code[1:], 16) if code[:1] in b"xX" else int(code)
-    return (start, end, _character(number))
+    return _written(text, start, end, _character(number))
+
+
+def _written(text: bytes, start: int, end: int, by: bytes) -> _Change | None:
+    """The change of an escape that stands for a character, or None if it can disguise nothing.
+
+    JSON escapes whole texts of other scripts, and HTML the quotes and brackets of all prose.
+    """
+    plain = by if by.isascii() else compatible_bytes().get(by)
+    if plain is None:
+        return (start, end, by) if by.decode() in CONFUSABLE else None
+    if plain in (b"<", b">") or (len(plain) == 1 and plain < b" " and plain not in b"\t\n"):
+        return None
+    return (start, end, by) if _tells(text, start, end, plain) else None
 
 
 def _character(code: int) -> bytes:
@@ -182,7 +195,7 @@ def _unicode_changes(
         found = text[at:end]
         plain = table.get(found)
         if plain is not None:  # one character
-            if plain == b"" or plain.isalnum() or plain == b"@" or _between(text, at, end, plain):
+            if _tells(text, at, end, plain):
                 yield (at, end, plain)
             continue
         for character in found.decode():
@@ -196,6 +209,11 @@ def _unicode_changes(
             if character in CONFUSABLE:
                 yield (at, at + width, CONFUSABLE[character].encode())
             at += width
+
+
+def _tells(text: bytes, at: int, end: int, plain: bytes) -> bool:
+    """True if it makes a difference that a character stands for this one of ASCII, or for none."""
+    return plain == b"" or plain.isalnum() or plain == b"@" or _between(text, at, end, plain)
 
 
 def _between(text: bytes, at: int, end: int, plain: bytes) -> bool:

@@ -23,6 +23,7 @@ _PRINTABLE: Final = bytes(range(32, 127)) + b"\t\n\r"
 # The first digit of four stands for the first six bits of three bytes: those that text begins with.
 _FIRST: Final = b"CDIJKLMNOPQRSTUVWXYZabcdefwxyz0123456789"
 _RUN_BYTES = 20
+_INTEGRITY: Final = (b"sha512-", b"sha384-", b"sha256-")
 _OUTSIDE: Final = bytes(chr(byte) not in _LETTERS for byte in range(256))
 _WRAPPED = re.compile(
     rb"(?:[A-Za-z0-9+/]{40,80}(?:\r?\n|\\n))+[A-Za-z0-9+/]{1,80}(?![A-Za-z0-9+/])"
@@ -45,6 +46,8 @@ def find(
     text, done = scan.text, 0
     for start, end in _long(text):
         run = text[start:end]
+        if text.startswith(_INTEGRITY, start - 7) and run[:24:4].translate(None, _FIRST):
+            continue  # of which a lock file holds thousands; and it hides no text
         if end - start >= 40:
             if _HEXADECIMAL.fullmatch(run):
                 if hexes.is_secret(text, start, end):
