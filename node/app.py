@@ -163,7 +163,7 @@ class App:
     @cached_property
     def consent(self) -> ConsentManager:
         from .consent import ConsentManager
-        from .receipts import KeySigner
+        from .consent.receipts import KeySigner
 
         signer = KeySigner(self.identity.keys)
         return ConsentManager(self.home / "consent.db", clock=self.clock, signer=signer)

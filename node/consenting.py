@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from leaves.model import Instant
 
-from . import deleted, disclosure
-from .disclosure import Shown
+from .consent import deleted, disclosure
+from .consent.disclosure import Shown
+from .consent.folders import inside, named
+from .consent.receipts import missing, read
 from .errors import OwnerError
-from .folders import inside, named
-from .receipts import missing, read
 from .show import moment
 
 if TYPE_CHECKING:

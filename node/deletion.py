@@ -5,7 +5,7 @@ the home next finishes what a crash left, and every step may be repeated:
 
     1  consent ends, if everything of a user goes, so that nothing more comes in
     2  the order names what it is about: the sessions, and the leaves whose trainings used them
-    3  if everything goes, that is remembered outside the home: see `node.deleted`;
+    3  if everything goes, that is remembered outside the home: see `node.consent.deleted`;
        retractions of leaves that peers know are left in the mailbox, the outbox of the running node
     4  records go, then vectors, adapters, lineage, journals and what a killed round left
     5  every database is written anew, so that no free page keeps what it held
@@ -34,7 +34,7 @@ from leaves.ports import Report, silent
 from leaves.store import Role
 
 from . import screening
-from .deleted import MARKER, RECEIPTS, Deletion, receipts_in, remember
+from .consent.deleted import MARKER, RECEIPTS, Deletion, receipts_in, remember
 from .errors import OwnerError
 from .exporting import Filters, check_something_fits
 from .home import sync_dir, write_atomic

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from leaves.ports import Report, silent
 
-from .deleted import MARKER
+from .consent.deleted import MARKER
 from .deletion import Selection, delete, receipts
 from .deletion import check as check_deletion
 from .deletion import finish as finish_deletion

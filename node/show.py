@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from leaves.model import DAY_S, Evaluation, Forest, Instant, Interval, Leaf, LeafId, Stage
 
-from . import disclosure
+from .consent import disclosure
 from .foreign import Known, State
 
 if TYPE_CHECKING:

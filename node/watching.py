@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .consent import FREE_SOURCES, Scope
+from .consent.grants import Grants
 from .errors import OwnerError
-from .grants import Grants
 from .show import counted
 from .tally import SourceCounts, Tally
 from .told import Tell, Told

@@ -11,9 +11,8 @@ from typing import Any
 
 import pytest
 
-from node import witness
-from node.consent import ConsentManager
-from node.receipts import Signer
+from node.consent import ConsentManager, witness
+from node.consent.receipts import Signer
 
 USER = "f8e7d6c5b4a3f8e7d6c5b4a3f8e7d6c5"
 

@@ -16,7 +16,7 @@ from support_capture import NOON, USER, HandClock, capture
 from node.capture import ConsentManager, Scope
 from node.capture.intake import Draft
 from node.consent import FREE_SOURCES, ConsentUnreadableError, NotGrantedError, Standing
-from node.folders import FolderError
+from node.consent.folders import FolderError
 from node.home import WideOpenError
 
 ROOT = Path(__file__).parent.parent

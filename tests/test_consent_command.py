@@ -17,8 +17,8 @@ import pytest
 from support_consent import HandClock, Home, read_only_state
 from support_transcripts import ClaudeChat, claude_path, written
 
-from node import disclosure
 from node.cli import main
+from node.consent import disclosure
 from node.identity import load_or_create
 
 ROOT = Path(__file__).parent.parent
@@ -285,8 +285,9 @@ def test_a_restored_home_says_so_and_how_to_say_yes_again(place: Path, groove: R
 def test_terms_that_changed_are_told_and_nothing_is_allowed(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from node import consent, consenting
+    from node import consenting
     from node.app import App
+    from node.consent import manager as consent
 
     monkeypatch.setenv("GROOVE_STATE", str(place / "state"))
     app = App(place / "groove")

@@ -11,11 +11,11 @@ import pytest
 from support_consent import USER, Home
 from support_rights import World, world
 
-from node import deleted, disclosure, rights
+from node import rights
 from node.app import App
 from node.cli import main
-from node.consent import ConsentManager, Standing
-from node.deleted import UndoneDeletionError
+from node.consent import ConsentManager, Standing, deleted, disclosure
+from node.consent.deleted import UndoneDeletionError
 from node.rights import Selection
 
 Typed = Callable[..., tuple[int, str]]

@@ -19,9 +19,9 @@ from hypothesis.stateful import (
 )
 from support_consent import Home
 
-from node import consent
 from node.consent import NotGrantedError, Scope, Standing
-from node.folders import FolderError
+from node.consent import manager as consent
+from node.consent.folders import FolderError
 
 USERS = ("ann", "bob")
 SOURCES = ("api", "jsonl", "pydoc", "claude-code", "codex", "llm")

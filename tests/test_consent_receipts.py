@@ -14,11 +14,9 @@ from support_consent import USER, Home
 
 from gossip.envelope import TYPES
 from gossip.wire import Head, Retract, WireError, decode, encode
-from node import consent_store
 from node.clock import SystemClock
-from node.consent import ConsentLockedError, ConsentManager, Scope
-from node.identity import load_or_create
-from node.receipts import (
+from node.consent import ConsentLockedError, ConsentManager, Scope, store
+from node.consent.receipts import (
     DOMAIN,
     Decision,
     KeySigner,
@@ -28,6 +26,7 @@ from node.receipts import (
     read,
     write,
 )
+from node.identity import load_or_create
 
 
 @pytest.fixture
@@ -230,7 +229,7 @@ def test_a_jump_that_no_receipt_explains_is_found(home: Home) -> None:
 def test_decisions_that_could_not_be_written_leave_no_gap_or_say_why(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consent_store, "WAIT_S", 0.05)
+    monkeypatch.setattr(store, "WAIT_S", 0.05)
     with home.open() as manager:
         manager.record_consent(USER, True, "1.0")
         holder = sqlite3.connect(home.db, isolation_level=None)

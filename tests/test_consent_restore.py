@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from support_consent import USER, Home
 
-from node import consent_store, gate, witness
+from node import gate
 from node.consent import (
     NOTHING,
     ConsentLockedError,
@@ -22,9 +22,11 @@ from node.consent import (
     ConsentUnreadableError,
     Scope,
     Standing,
+    store,
+    witness,
 )
+from node.consent.witness import Witness, WitnessBusyError, WitnessError
 from node.home import get_or_create_user_id
-from node.witness import Witness, WitnessBusyError, WitnessError
 
 ROOT = Path(__file__).parent.parent
 CRASH = 9
@@ -316,7 +318,7 @@ def test_a_grant_needs_the_place_outside_and_a_withdrawal_does_not(
 def test_a_locked_database_is_told_and_changes_nothing(
     home: Home, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consent_store, "WAIT_S", 0.05)
+    monkeypatch.setattr(store, "WAIT_S", 0.05)
     with home.open() as manager:
         manager.record_consent(USER, True, "1.0")
         holder = sqlite3.connect(home.db, isolation_level=None)

@@ -11,7 +11,7 @@ import pytest
 from support_consent import USER, Home, read_only_state
 
 from node.consent import ConsentManager, ConsentUnreadableError, Scope, Standing
-from node.witness import Step
+from node.consent.witness import Step
 
 ALL = set(Scope)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from node.consent import CURRENT_CONSENT_VERSION, ConsentRecord, Scope
-from node.grants import Grants
+from node.consent.grants import Grants
 
 CLAUDE, LLM = "claude-code", "llm"
 WORK, KETTLE, LID = "/work", "/work/kettle", "/work/kettle/lid"

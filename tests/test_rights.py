@@ -17,9 +17,9 @@ from support_rights import ALIEN, HEIR, KEPT_HOME, PHRASES, PUBLISHED, World, wo
 
 from leaves.lifecycle import Purpose, Rules, due
 from leaves.model import Stage
-from node import consent_store, deleted, rights, screening
+from node import rights, screening
 from node.app import App
-from node.consent import Scope
+from node.consent import Scope, deleted, store
 from node.deletion import DeletionError
 from node.errors import MisuseError
 from node.mailbox import Retract
@@ -199,7 +199,7 @@ def test_consent_that_was_withdrawn_before_is_not_said_to_be_withdrawn_by_the_de
 def test_a_deletion_that_a_locked_consent_store_stops_says_that_its_order_stands(
     home: World, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(consent_store, "WAIT_S", 0.05)
+    monkeypatch.setattr(store, "WAIT_S", 0.05)
     app = home.open()
     holder = sqlite3.connect(app.home / "consent.db", isolation_level=None)
     holder.execute("BEGIN IMMEDIATE")

@@ -24,7 +24,8 @@ import ahocorasick_rs
 import msgspec
 import re2
 
-from ..folders import resolved
+from node.consent.folders import resolved
+
 from ..home import write_atomic
 from .known_sources import entropy, gather, gather_more, keyring_values, limited
 

@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING
 
 import msgspec
 
+from node.consent.folders import resolved
+
 from ..consent import FOLDER_SOURCES
-from ..folders import resolved
 
 if TYPE_CHECKING:
     from ..consent import ConsentManager

@@ -9,11 +9,12 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
-from node import consenting, disclosure
+from node import consenting
 from node.app import App
-from node.deleted import refuse_if_undone
+from node.consent import disclosure
+from node.consent.deleted import refuse_if_undone
+from node.consent.folders import project_folder
 from node.errors import MisuseError
-from node.folders import project_folder
 from node.show import counted
 from node.terminal import Terminal
 

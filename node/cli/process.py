@@ -9,8 +9,9 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import Parameter
 
-from node import consenting, disclosure, overview, show
+from node import consenting, overview, show
 from node.app import App, prepare_models
+from node.consent import disclosure
 from node.errors import MisuseError
 from node.logfile import log_to
 from node.terminal import Terminal

@@ -11,8 +11,8 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from .errors import OwnerError
-from .home import home_path
+from node.errors import OwnerError
+from node.home import home_path
 
 
 class FolderError(OwnerError):

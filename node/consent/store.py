@@ -22,9 +22,10 @@ from typing import Any
 
 import msgspec
 
+from node.errors import OwnerError
+from node.home import check_private, private_dir
+
 from . import receipts
-from .errors import OwnerError
-from .home import check_private, private_dir
 from .receipts import Decision, Receipt
 
 WAIT_S = 5.0  # for another process that is writing

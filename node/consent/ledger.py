@@ -1,7 +1,7 @@
 """Decisions on their way into the consent store: in turn, chained, signed, and remembered outside.
 
 `node.consent` knows what a decision means; this knows how one is written, so that a crash at any
-step leaves a store whose last word is certain or which counts as off. See `node.witness`.
+step leaves a store whose last word is certain or which counts as off. See `witness`.
 """
 
 from __future__ import annotations
@@ -15,11 +15,12 @@ from pathlib import Path
 
 import msgspec
 
+from node.clock import Clock
+from node.errors import OwnerError
+
 from . import receipts
-from .clock import Clock
-from .consent_store import EMPTY, Chain, ConsentGoneError, ConsentStore, Row
-from .errors import OwnerError
 from .receipts import DECISION, SUSPENSION, Decision, Receipt, Signer
+from .store import EMPTY, Chain, ConsentGoneError, ConsentStore, Row
 from .witness import Step, Witness, WitnessBusyError
 
 log = logging.getLogger(__name__)

@@ -3,8 +3,8 @@
 Consent is append-only: the latest row of a user is in force, whole, the earlier ones are the proof
 of what was agreed before. Capture is also per source and, for the transcripts of coding assistants,
 per project folder: what is not on the list is not captured. A store that is not the one that was
-written last counts as off until the owner is asked again (`node.witness`); one in a home that is
-from before its last full deletion, until everything is deleted again (`node.deleted`).
+written last counts as off until the owner is asked again (`witness`); one in a home that is
+from before its last full deletion, until everything is deleted again (`deleted`).
 
 The flag file beside the database is what `node.gate` looks at. It may be missing while capture is
 allowed (the next opening mends that), never present while it is not: it is removed before a
@@ -26,17 +26,18 @@ from typing import Any, Final
 
 import msgspec
 
+from node.clock import Clock, SystemClock
+from node.errors import OwnerError
+from node.gate import FLAG_FILE
+from node.home import owner_path, sync_dir, write_atomic
+from node.writers import wait_for_writers
+
 from . import deleted
-from .clock import Clock, SystemClock
-from .consent_store import ConsentLockedError, ConsentUnreadableError, Row
-from .errors import OwnerError
 from .folders import inside, named, not_inside_of, project_folder, resolved
-from .gate import FLAG_FILE
-from .home import owner_path, sync_dir, write_atomic
 from .ledger import Ledger
 from .receipts import SUSPENSION, Decision, Receipt, Signer
+from .store import ConsentLockedError, ConsentUnreadableError, Row
 from .witness import Step
-from .writers import wait_for_writers
 
 __all__ = [
     "CURRENT_CONSENT_VERSION",

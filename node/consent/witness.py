@@ -41,8 +41,8 @@ from pathlib import Path
 import msgspec
 from msgspec import Struct
 
-from .errors import OwnerError
-from .home import private_dir, remembered_path, sync_dir, write_atomic
+from node.errors import OwnerError
+from node.home import private_dir, remembered_path, sync_dir, write_atomic
 
 log = logging.getLogger(__name__)
 

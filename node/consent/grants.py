@@ -11,8 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from .consent import FOLDER_SOURCES, NOTHING, ConsentRecord, Scope
 from .folders import resolved
+from .manager import FOLDER_SOURCES, NOTHING, ConsentRecord, Scope
 
 
 class Grants:

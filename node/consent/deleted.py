@@ -1,7 +1,7 @@
 """What is remembered outside the home of its last full deletion, so that an undone one is noticed.
 
 A backup that is restored brings back what was deleted since. The home cannot know; so a file in
-GROOVE_STATE, beside the one of `node.witness`, says when everything was deleted last, from whose
+GROOVE_STATE, beside the one of `witness`, says when everything was deleted last, from whose
 home, and how many records went: no text. A home of the same owner whose own list of deletions lacks
 that one is from before it. It is off, and nothing can be granted there until it is deleted again.
 
@@ -19,8 +19,8 @@ from typing import Any, Final
 import msgspec
 from msgspec import Struct
 
-from .errors import OwnerError
-from .home import USER_ID_FILE, private_dir, remembered_path, write_atomic
+from node.errors import OwnerError
+from node.home import USER_ID_FILE, private_dir, remembered_path, write_atomic
 
 log = logging.getLogger(__name__)
 
