@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate
 from typing import Final
 
 from . import digits, emails, ipv6, named, paths, pem, phones, runs, services, tokens, urls
-from .fold import DEPTH_MAX, View, folded
+from .fold import DEPTH_MAX, GAP, View, folded
 from .scan import Pattern, Rule, Scan, Span, any_of, merged
 
 _ALWAYS: Final[tuple[Rule, ...]] = (
@@ -52,17 +54,15 @@ def findings(
 
     tick is called every few hundred candidates; it may raise to end the search.
     """
-    scan = Scan(text, tick)
-    found = [*plain(scan), *extra(text)]
     views: list[View] = []
-    while len(views) < DEPTH_MAX:
-        view = folded(views[-1].text if views else text, tick)
-        if view is None:
-            break
+    while len(views) < DEPTH_MAX and (view := folded(views[-1].text if views else text, tick)):
         tick()
         views.append(view)
-        inner = scan.within(view.text)
-        found += (_mapped(span, views) for span in (*plain(inner), *extra(view.text)))
+    # Read in one go: to start each scan anew costs more than the little that a view holds.
+    whole = GAP.join([text, *(view.text for view in views)])
+    found = [*plain(Scan(whole, tick)), *extra(whole)]
+    if views:
+        found = list(_mapped(found, len(text), views))
     return merged(span for span in found if span.end > span.start)
 
 
@@ -81,9 +81,21 @@ def _ruled(scan: Scan) -> Iterator[Span]:
                 yield from rule(scan)
 
 
-def _mapped(span: Span, views: list[View]) -> Span:
-    """A span of the last view as one of the text."""
-    start, end = span.start, span.end
-    for view in reversed(views):
-        start, end = view.original(start, end)
-    return Span(start, end, span.label, f"disguised: {span.reason}")
+def _mapped(found: list[Span], size: int, views: list[View]) -> Iterator[Span]:
+    """Spans of the text and its views, one after the other, as spans of the text."""
+    begins = [
+        0,
+        *accumulate((len(view.text) + len(GAP) for view in views), initial=size + len(GAP)),
+    ]
+    ends = [size, *(begin + len(view.text) for begin, view in zip(begins[1:], views, strict=False))]
+    for span in found:
+        part = bisect_right(begins, span.start, hi=len(ends)) - 1
+        start, end = span.start - begins[part], min(span.end, ends[part]) - begins[part]
+        if start >= end:
+            continue  # in the gap
+        if part == 0:
+            yield Span(start, end, span.label, span.reason)
+            continue
+        for view in reversed(views[:part]):
+            start, end = view.original(start, end)
+        yield Span(start, end, span.label, f"disguised: {span.reason}")

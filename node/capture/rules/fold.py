@@ -24,7 +24,7 @@ _PIECE_BYTES: Final = 40  # of a string literal in pieces, looked at
 _DIGIT = re.compile(rb"[0-9]")
 _DRAWN = re.compile(rb"[0-9@\\]|[\"']/|[a-z][A-Z]|[A-Z][A-Z]")
 _TICK_CHANGES: Final = 4096  # between two looks at the clock
-_GAP: Final = b"\n\0\n"  # between two surroundings, so that nothing spans them
+GAP: Final = b"\n\0\n"  # between two surroundings, so that nothing spans them
 
 _HEXADECIMAL = r"[0-9A-Fa-f]"
 _PLUS = r"\s*(?:\+|\.{1,2}|&|<>|\|\||\\)\s*"
@@ -249,7 +249,7 @@ def _view(text: bytes, changes: list[_Change], tick: Callable[[], None]) -> View
         if start - done > 2 * _REACH + 64:
             last = _after_word(text, done + _REACH)
             add(text[done:last], done, last - done)
-            add(_GAP, start, 0)
+            add(GAP, start, 0)
             done = _before_word(text, start - _REACH)
         if start > done:
             add(text[done:start], done, start - done)
