@@ -16,13 +16,13 @@ from typing import Final, NamedTuple
 from urllib.parse import unquote_to_bytes
 
 from .disguises import CONFUSABLE, ENTITIES, INVISIBLE, MARKS, compatible, compatible_bytes
-from .scan import Pattern
+from .scan import Pattern, compiled
 
 DEPTH_MAX: Final = 3  # `%2540` is folded twice
 _REACH: Final = 192  # bytes around a change that are read again
-_PIECE_BYTES: Final = 40  # of a string literal in pieces, looked at
+_PIECE_BYTES: Final = 32  # of a string literal in pieces, looked at
 _DIGIT = re.compile(rb"[0-9]")
-_DRAWN = re.compile(rb"[0-9@\\]|[\"']/|[a-z][A-Z]|[A-Z][A-Z]")
+_DRAWN = compiled(r"[0-9@\\]|[\"']/|[a-z][A-Z]|[A-Z][A-Z]")
 _TICK_CHANGES: Final = 4096  # between two looks at the clock
 GAP: Final = b"\n\0\n"  # between two surroundings, so that nothing spans them
 
@@ -143,9 +143,8 @@ def _unescaped(text: bytes, start: int, end: int) -> _Change | None:
 
 def _tokens(text: bytes, start: int, end: int) -> bool:
     """True if the pieces on both sides of a break may be those of a token: not two words."""
-    left = text[max(0, start - _PIECE_BYTES) : start + 1]
-    right = text[end : end + _PIECE_BYTES]
-    return _DRAWN.search(left) is not None or _DRAWN.search(right) is not None
+    low, high = max(0, start - _PIECE_BYTES), min(len(text), end + _PIECE_BYTES)
+    return _DRAWN.search(text, low, high) is not None
 
 
 def _is_text(data: bytes) -> bool:
