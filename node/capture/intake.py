@@ -36,6 +36,7 @@ CONTENT_CHARS_MAX = 4 * 2**20  # of one text; what is longer is refused, never c
 API = "api"  # the source of what an application hands over itself
 IDS_KEPT_MAX = 1_000  # that were looked at already
 
+_COUNTED = re.compile(r"[A-Za-z_-]{1,10}[0-9]{0,6}")  # `sess_001`: too short to hold anything
 _ID = re.compile(r"[\w.:-]{1,128}")
 _HASH = re.compile(r"[0-9a-f]{32}")
 
@@ -281,7 +282,7 @@ class TrainingDataIntake:
 
     def _id(self, given: str) -> str:
         """An id as it may be written: itself, or a hash, so that a session stays together."""
-        if _HASH.fullmatch(given):  # as this node makes them; digits in a row mean nothing there
+        if _HASH.fullmatch(given) or _COUNTED.fullmatch(given):
             return given
         if not _ID.fullmatch(given):
             return _hash(given)

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections import Counter
 from itertools import pairwise
+from typing import Final
 
 import re2
-from typing import Final
 
 DOMAINS: Final = ("journalism", "code", "research", "planning", "general")
 GENERAL: Final = "general"
