@@ -5,12 +5,12 @@ Only names, sizes and dates of files are looked at here; nothing is opened.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .consent import FOLDER_SOURCES
+from .home import dated
 from .tally import Counts, SourceCounts
 
 if TYPE_CHECKING:
@@ -84,14 +84,6 @@ def transcripts(format_: TranscriptFormat) -> list[tuple[float, Path]]:
     for root in format_.roots():
         found += dated(format_.files(root))
     return sorted(found)
-
-
-def dated(paths: Iterable[Path]) -> Iterator[tuple[float, Path]]:
-    for path in paths:
-        try:
-            yield path.stat().st_mtime, path
-        except OSError:
-            continue  # deleted since it was listed
 
 
 def expires_soon(changed: float, expiry_days: int | None, app: App) -> bool:

@@ -10,6 +10,7 @@ import hashlib
 import os
 import stat
 import uuid
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from .errors import OwnerError
@@ -141,6 +142,15 @@ def get_or_create_user_id(home: Path) -> str:
             next_step=f"Restore {path} from a backup, or remove it to begin under a new id.",
         )
     return user_id
+
+
+def dated(paths: Iterable[Path]) -> Iterator[tuple[float, Path]]:
+    """Yield when each file was last changed, and its path; those that are gone are left out."""
+    for path in paths:
+        try:
+            yield path.stat().st_mtime, path
+        except OSError:
+            continue  # deleted since it was listed
 
 
 def private_dir(folder: Path) -> Path:

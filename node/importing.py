@@ -16,7 +16,8 @@ from leaves.ports import Progress, Report, silent
 from .clock import Clock
 from .consent import FOLDER_SOURCES, FREE_SOURCES
 from .errors import MisuseError, OwnerError
-from .history import dated, expires_soon, transcripts
+from .history import expires_soon, transcripts
+from .home import dated
 from .imported import Imported, shown
 from .tally import SourceCounts, Tally
 

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from node.consent.folders import resolved
+from node.home import dated
 
 from ..consent import FOLDER_SOURCES
 
@@ -64,13 +65,13 @@ def named_by_transcripts() -> Iterator[Path]:
     """The folders that coding assistants have lately worked in; of no transcript more is read."""
     from .sources.source import formats
 
-    dated: list[tuple[float, Path]] = []
+    listed: list[tuple[float, Path]] = []
     for each in formats():
         if each.name in FOLDER_SOURCES:
             for root in each.roots():
-                dated += _dated(each.files(root))
+                listed += dated(each.files(root))
     found: dict[Path, None] = {}
-    for _, path in sorted(dated, reverse=True)[:TRANSCRIPTS_MAX]:
+    for _, path in sorted(listed, reverse=True)[:TRANSCRIPTS_MAX]:
         for match in _CWD.finditer(_bytes(path, HEAD_BYTES)):
             folder = _folder(match[1])
             if folder is not None:
@@ -158,14 +159,6 @@ def _entries(folder: Path) -> list[os.DirEntry[str]]:
 def _may_hold(entry: os.DirEntry[str]) -> bool:
     ours = entry.name[0] not in "._" and entry.name not in _NOT_OURS
     return ours and entry.is_dir(follow_symlinks=False)
-
-
-def _dated(paths: Iterable[Path]) -> Iterator[tuple[float, Path]]:
-    for path in paths:
-        try:
-            yield path.stat().st_mtime, path
-        except OSError:
-            continue  # deleted since it was listed
 
 
 def _folder(quoted: bytes) -> Path | None:

@@ -23,7 +23,7 @@ from typing import Any, Final
 import msgspec
 
 from .asks import CONTEXT, OUTPUT, SUMMARY, Sign, human_ask, sign_of
-from .source import ParseCounts, Reading, SourceSession
+from .source import ParseCounts, Reading
 from .transcript import (
     DUPLICATE,
     IMAGE,
@@ -144,20 +144,11 @@ class ClaudeCode:
                 told.take(place, record)
         answer = told.session.answer
         held = answer.place if growing and answer is not None and not told.settled else None
-        turns = told.session.turns(held)
-        standing = told.session.course.standing(held)
-        session = SourceSession(
-            key_of(head.uuid or head.session_id, path.stem),
-            turns,
-            folders=told.session.folders.all,
-            outcome=standing.outcome,
-            corrections=standing.corrections,
-            errors=standing.errors,
-            metadata={"tool_version": told.version, "parser": PARSER},
-        )
+        key = key_of(head.uuid or head.session_id, path.stem)
+        sessions = told.session.told(key, held, tool_version=told.version, parser=PARSER)
         position = reader.position if held is None else held
         held_back = int(held is not None)
-        return Reading((session,) if turns else (), position, counts, held_back, start)
+        return Reading(sessions, position, counts, held_back, start)
 
     def recent(self, path: Path, budget: int) -> int:
         return near_end(path, budget)

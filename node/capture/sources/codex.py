@@ -27,7 +27,7 @@ from typing import Any, Final
 import msgspec
 
 from .asks import CONTEXT, OUTPUT, SUMMARY, Sign, human_ask, sign_of
-from .source import ParseCounts, Reading, SourceSession
+from .source import ParseCounts, Reading
 from .transcript import (
     IMAGE,
     SUB_RUN,
@@ -180,20 +180,11 @@ class Codex:
             if record is not None:
                 told.take(place, record)
         held = told.held() if growing else None
-        turns = told.session.turns(held)
-        standing = told.session.course.standing(held)
-        session = SourceSession(
-            head.root or path.stem,
-            turns,
-            folders=told.session.folders.all,
-            outcome=standing.outcome,
-            corrections=standing.corrections,
-            errors=standing.errors,
-            metadata={"tool_version": head.version, "parser": PARSER},
-        )
+        key = head.root or path.stem
+        sessions = told.session.told(key, held, tool_version=head.version, parser=PARSER)
         position = reader.position if held is None else held
         held_back = int(held is not None and told.exchange.answered)
-        return Reading((session,) if turns else (), position, counts, held_back, start)
+        return Reading(sessions, position, counts, held_back, start)
 
     def recent(self, path: Path, budget: int) -> int:
         return near_end(path, budget)

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from node.capture.record import ContentType
+from node.home import dated
 
 from .source import SourceError, SourceSession, TranscriptFormat, Turn
 
@@ -66,11 +67,7 @@ def _newest(formats: Sequence[TranscriptFormat]) -> list[tuple[float, Path, Tran
     found: list[tuple[float, Path, TranscriptFormat]] = []
     for source in formats:
         for root in source.roots():
-            for path in source.files(root):
-                try:
-                    found.append((path.stat().st_mtime, path, source))
-                except OSError:
-                    continue  # deleted since it was listed
+            found += ((changed, path, source) for changed, path in dated(source.files(root)))
     return sorted(found, key=lambda entry: entry[0], reverse=True)[:FILES_MAX]
 
 

@@ -25,9 +25,10 @@ from typing import IO, Any, Final, TypeVar
 import msgspec
 
 from node.capture.record import ContentType
+from node.home import dated
 
 from .asks import Course, Sign
-from .source import ParseCounts, SourceError, Turn
+from .source import ParseCounts, SourceError, SourceSession, Turn
 
 log = logging.getLogger(__name__)
 
@@ -416,6 +417,23 @@ class Session:
         self._turns.sort(key=lambda turn: turn[0])
         return tuple(turn for place, turn in self._turns if before is None or place < before)
 
+    def told(
+        self, key: str, held: int | None, *, tool_version: str, parser: str
+    ) -> tuple[SourceSession, ...]:
+        """The session as far as it was read, up to the place that is held back; or none."""
+        turns = self.turns(held)
+        standing = self.course.standing(held)
+        session = SourceSession(
+            key,
+            turns,
+            folders=self.folders.all,
+            outcome=standing.outcome,
+            corrections=standing.corrections,
+            errors=standing.errors,
+            metadata={"tool_version": tool_version, "parser": parser},
+        )
+        return (session,) if turns else ()
+
     def _unique(self, key: str) -> str:
         """Two messages of one id, of which no tool should write, keep keys apart."""
         self._keys[key] += 1
@@ -458,10 +476,4 @@ def beneath(folder: Path, wanted: Callable[[str], bool], *, without: str = "") -
 
 def by_age(paths: list[Path]) -> list[Path]:
     """Sort files, the oldest change first; those that are gone meanwhile are left out."""
-    dated: list[tuple[float, Path]] = []
-    for path in paths:
-        try:
-            dated.append((path.stat().st_mtime, path))
-        except OSError:
-            continue  # deleted since it was listed
-    return [path for _, path in sorted(dated)]
+    return [path for _, path in sorted(dated(paths))]
