@@ -131,8 +131,8 @@ def preview(
     from .capture import PIIScrubber
     from .capture.known import Known
     from .capture.known_sources import gather
+    from .capture.sources.formats import formats
     from .capture.sources.latest import latest_asks
-    from .capture.sources.source import formats
     from .consent import FOLDER_SOURCES, NOTHING, Allowed, Scope, named_by
 
     asked = named_by(map(Scope, scopes), sources, folders)

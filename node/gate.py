@@ -17,12 +17,11 @@ from __future__ import annotations
 import threading
 from typing import TYPE_CHECKING
 
-from .home import home_path
+from .home import FLAG_FILE, home_path
 
 if TYPE_CHECKING:
     from .capture.queue import CaptureQueue
 
-FLAG_FILE = "consent.flag"
 
 queue: CaptureQueue | None = None
 _lock = threading.Lock()

@@ -43,7 +43,7 @@ class History:
 def histories(app: App, counts: Counts) -> list[History]:
     """One for each tool that keeps something here, or that something came from."""
     from .capture.sources.following import StateFile
-    from .capture.sources.source import formats
+    from .capture.sources.formats import formats
 
     folders = len(app.consent.allowed_folders(app.user_id))
     allowed = app.consent.allowed_sources(app.user_id) if app.allows("capture") else frozenset()

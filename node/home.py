@@ -17,6 +17,7 @@ from .errors import OwnerError
 
 DEFAULT_HOME = "~/.groove"
 USER_ID_FILE = "user_id"
+FLAG_FILE = "consent.flag"  # there while something may be captured: all that the gate looks at
 USER_ID_CHARS_MAX = 128
 PRIVATE_FILE, PRIVATE_DIR = 0o600, 0o700
 

@@ -238,7 +238,7 @@ class _Transcripts:
     """The sessions of a tool's files, those first that the tool deletes first."""
 
     def __init__(self, app: App, wanted: Wanted, done: Imported, report: Report) -> None:
-        from .capture.sources.source import formats
+        from .capture.sources.formats import formats
 
         every = {each.name: each for each in formats(tool_output=app.config.capture.tool_output)}
         self._app = app

@@ -121,8 +121,8 @@ class Watcher:
 
     def _rebuild(self, sources: frozenset[str], grants: Grants) -> None:
         from .capture.sources.following import Follower, State, StateFile
+        from .capture.sources.formats import formats
         from .capture.sources.held import HeldRecords
-        from .capture.sources.source import formats
         from .importing import intake_of
 
         app, now = self._app, self._app.clock.now_s()

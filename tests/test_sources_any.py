@@ -28,9 +28,10 @@ from support_transcripts import (
 from node.capture.record import ContentType
 from node.capture.sources.claude_code import ClaudeCode
 from node.capture.sources.codex import Codex
+from node.capture.sources.formats import formats
 from node.capture.sources.latest import latest_asks
 from node.capture.sources.llm_logs import LlmLogs
-from node.capture.sources.source import Reading, SourceError, TranscriptFormat, formats
+from node.capture.sources.source import Reading, SourceError, TranscriptFormat
 
 LINES = 100_000
 

@@ -63,7 +63,7 @@ def here() -> list[Path]:
 
 def named_by_transcripts() -> Iterator[Path]:
     """The folders that coding assistants have lately worked in; of no transcript more is read."""
-    from .sources.source import formats
+    from .sources.formats import formats
 
     listed: list[tuple[float, Path]] = []
     for each in formats():

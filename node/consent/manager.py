@@ -28,8 +28,7 @@ import msgspec
 
 from node.clock import Clock, SystemClock
 from node.errors import OwnerError
-from node.gate import FLAG_FILE
-from node.home import owner_path, sync_dir, write_atomic
+from node.home import FLAG_FILE, owner_path, sync_dir, write_atomic
 from node.writers import wait_for_writers
 
 from . import deleted

@@ -7,7 +7,7 @@ taken in once is known again. Nothing here is scrubbed yet; no text is shown by 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -129,12 +129,3 @@ class TranscriptFormat(Protocol):
     def expiry_days(self) -> int | None:
         """After how many days the tool deletes its transcripts; None if it keeps them."""
         ...
-
-
-def formats(*, tool_output: bool = False) -> Sequence[TranscriptFormat]:
-    """Every format that is known, by name. tool_output: keep what tools gave back."""
-    from .claude_code import ClaudeCode
-    from .codex import Codex
-    from .llm_logs import LlmLogs
-
-    return (ClaudeCode(tool_output=tool_output), Codex(tool_output=tool_output), LlmLogs())
