@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -23,6 +24,7 @@ class Progress:
     detail: str = ""
 
 
+# Called about once a second by whatever lasts. It may raise: that is how work is cancelled.
 Report = Callable[[Progress], None]
 
 
@@ -39,6 +41,41 @@ class Cluster:
     parent: int | None
 
 
+class NoiseReason(StrEnum):
+    """Why a session is in no domain."""
+
+    ALONE = "alone"  # nothing like it is here
+    BETWEEN = "between"  # its neighbours belong to several domains
+    COPIES = "copies"  # one ask repeated, which is not a domain however often it comes
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """How sure a domain is. stability: mean Jaccard index of its members with the cluster that is
+    most like it in subsamples, 0 to 1; above 0.75 it is there, below 0.5 it may be chance
+    (Hennig 2007). cohesion: median cosine of a member to the centroid. distinct: members that
+    are not near-copies of another."""
+
+    stability: float
+    cohesion: float
+    distinct: int
+
+
+@dataclass(frozen=True, slots=True)
+class Findings:
+    """What a re-cluster can say about itself.
+
+    domains: parallel to the clusters of level 2. noise: how many sessions for each reason.
+    stability: adjusted Rand index between subsamples, by nearest centroid over all sessions.
+    settings: what was chosen from the data, such as "k 15, resolution 2.8".
+    """
+
+    domains: tuple[Found, ...]
+    noise: dict[NoiseReason, int]
+    stability: float
+    settings: str
+
+
 @dataclass(frozen=True, slots=True)
 class Clustering:
     """What one full re-cluster found.
@@ -49,6 +86,7 @@ class Clustering:
 
     levels: tuple[tuple[Cluster, ...], tuple[Cluster, ...], tuple[Cluster, ...]]
     noise: tuple[str, ...]
+    findings: Findings | None = None
 
 
 @dataclass(frozen=True, slots=True)
