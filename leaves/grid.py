@@ -1,8 +1,7 @@
-"""Exact arithmetic on unit vectors: an integer grid, its kNN graph, and averaging along it.
+"""The kNN graph of rows on the integer grid, averaging along it, and the nearest centroid.
 
-Clusters must not depend on the order of rows, the number of threads or the width of a vector
-unit, and float sums do. On this grid every dot product is an integer below 2**24, so float32
-products and sums are exact, whatever their order.
+Exact in the arithmetic whatever the search: see `rounding`. All functions take a grid of float32
+or int16, go in blocks of rows, and report about once a second.
 """
 
 from __future__ import annotations
@@ -13,12 +12,19 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from .cells import NOTHING, Keys, cell_neighbours, cells_for, pack, unpack
 from .model import Matrix
+from .ports import Progress, Report, silent
+from .rounding import BLOCK_ROWS, rounded
+from .rounding import RADIUS as RADIUS
+from .rounding import Grid as Grid
+from .rounding import Labels as Labels
+from .rounding import centred as centred
+from .rounding import sums as sums
+from .rounding import to_grid as to_grid
 
-RADIUS = 4070  # rounding lengthens a vector by up to √384 / 2: 4080² is still below 2**24
-EXACT_ROWS_MAX = 50_000  # above, exact search takes minutes; seeded IVF finds 95 % of neighbours
-
-Labels = NDArray[np.int64]  # shape (n,); -1 is noise
+EXACT_ROWS_MAX = 50_000  # above, exact search takes minutes; seeded cells find 95 % of neighbours
+_SECOND = 20_000_000  # products of two rows that one thread makes in about a second
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,36 +38,28 @@ class Graph:
     rows: NDArray[np.int64]
 
 
-def to_grid(vectors: Matrix) -> Matrix:
-    """Return rows of length RADIUS, rounded to integers (held in float32); zero rows stay zero."""
-    wide = vectors.astype(np.float64)
-    norms = np.sqrt((wide * wide).sum(axis=1, keepdims=True))
-    rounded: Matrix = np.rint(RADIUS * wide / np.maximum(norms, 1e-9)).astype(np.float32)
-    return rounded
-
-
-def neighbours(grid: Matrix, k: int, *, exact_rows_max: int = EXACT_ROWS_MAX) -> Graph:
+def neighbours(
+    grid: Grid, k: int, *, exact_rows_max: int = EXACT_ROWS_MAX, report: Report = silent
+) -> Graph:
     """Return the `k` nearest neighbours by cosine of each row of the grid, fewer if n is small.
 
-    Exact and of n² cost up to `exact_rows_max` rows. Copies of one vector are neighbours like
-    any others; a row is always its own first neighbour, even among more than k copies.
+    Exact and of n² cost up to `exact_rows_max` rows; above, `cells` finds 95 % of them or more.
+    Copies of one vector are neighbours like any others; a row is always its own first
+    neighbour, even among more than k copies.
     """
-    count = len(grid)
-    k = min(k, count - 1)
-    index = _index(grid, exact_rows_max)
-    scores, rows = index.search(grid, k + 1)
-    rows = rows.astype(np.int64)
-    own = np.arange(count)[:, None]
-    missing = ~(rows == own).any(axis=1)  # pushed out by its copies, or by an inexact index
-    rows[missing, -1] = own[missing, 0]
-    scores = np.where(rows < 0, -1.0, scores.astype(np.float64) / RADIUS**2)
-    rows = np.where(rows < 0, own, rows)  # IVF pads with -1 when its cells run dry
-    order = np.lexsort((rows, -scores, rows != own), axis=1)
-    sorted_rows = np.take_along_axis(rows, order, axis=1)
-    return Graph(np.take_along_axis(scores, order, axis=1), sorted_rows)
+    wanted = min(k, len(grid) - 1) + 1
+    if len(grid) <= exact_rows_max:
+        keys = _exact(grid, wanted, report)
+    else:
+        keys = cell_neighbours(grid, wanted, cells_for(len(grid)), report, "cluster: neighbours")
+    graph = Graph(np.empty(keys.shape, np.float64), np.empty(keys.shape, np.int64))
+    for start in range(0, len(grid), BLOCK_ROWS):
+        stop = min(start + BLOCK_ROWS, len(grid))
+        _sort_into(graph, start, stop, keys[start:stop])
+    return graph
 
 
-def diffuse(grid: Matrix, graph: Graph, steps: int) -> Matrix:
+def diffuse(grid: Grid, graph: Graph, steps: int, report: Report = silent) -> Grid:
     """Return the grid after averaging each row with its neighbours `steps` times, on one graph.
 
     This is what lets density-based clustering work in 384 dimensions: raw, it calls four fifths
@@ -69,24 +67,55 @@ def diffuse(grid: Matrix, graph: Graph, steps: int) -> Matrix:
     """
     rows = graph.rows
     for _ in range(steps):
-        total = np.zeros_like(grid)
-        for column in range(rows.shape[1]):
-            total += grid[rows[:, column]]
-        grid = to_grid(total)
+        before = grid
+
+        def block(start: int, stop: int, before: Grid = before) -> NDArray[Any]:
+            total = np.zeros((stop - start, before.shape[1]), np.float32)
+            for column in range(rows.shape[1]):
+                total += before[rows[start:stop, column]]
+            return total.astype(np.float64)
+
+        grid = rounded(block, len(grid), grid.shape[1], grid.dtype.type, report)
     return grid
 
 
-def _index(grid: Matrix, exact_rows_max: int) -> Any:
+def nearest(grid: Grid, centroids: Matrix, report: Report = silent) -> Labels:
+    """Return the nearest of `centroids`, a float32 grid, for each row; the first of equals."""
+    labels = np.empty(len(grid), np.int64)
+    step = _step(len(centroids))
+    for start in range(0, len(grid), step):
+        block = np.asarray(grid[start : start + step], np.float32)
+        labels[start : start + step] = (block @ centroids.T).argmax(axis=1)
+        report(Progress("cluster: nearest", min(start + step, len(grid)), len(grid)))
+    return labels
+
+
+def _exact(grid: Grid, wanted: int, report: Report) -> Keys:
     import faiss  # 0.3 s and 60 MB: only where clusters are sought
 
-    count, dimensions = grid.shape
-    index: Any = faiss.IndexFlatIP(dimensions)
-    if count > exact_rows_max:
-        cells = int(4 * count**0.5)
-        index = faiss.IndexIVFFlat(index, dimensions, cells, faiss.METRIC_INNER_PRODUCT)
-        index.cp.seed = 0
-        index.cp.spherical = True
-        index.nprobe = max(1, cells // 50)
-        index.train(grid)
-    index.add(grid)
-    return index
+    whole = np.ascontiguousarray(grid, np.float32)
+    keys = np.full((len(grid), wanted), NOTHING)
+    step = _step(len(grid))
+    for start in range(0, len(grid), step):
+        block = whole[start : start + step]
+        scores, found = faiss.knn(block, whole, wanted, metric=faiss.METRIC_INNER_PRODUCT)
+        keys[start : start + step] = pack(scores, found.astype(np.int64))
+        report(Progress("cluster: neighbours", min(start + step, len(grid)), len(grid)))
+    return keys
+
+
+def _step(against: int) -> int:
+    """How many rows to compare with so many others between two reports."""
+    return int(np.clip(_SECOND // max(against, 1), 64, BLOCK_ROWS))
+
+
+def _sort_into(graph: Graph, start: int, stop: int, keys: Keys) -> None:
+    scores, rows = unpack(keys)
+    own = np.arange(start, stop)[:, None]
+    missing = ~(rows == own).any(axis=1)  # pushed out by its copies
+    rows[missing, -1] = own[missing, 0]
+    cosines = np.where(keys == NOTHING, -1.0, scores / RADIUS**2)
+    rows = np.where(rows < 0, own, rows)  # where cells ran dry
+    order = np.lexsort((rows, -cosines, rows != own), axis=1)
+    graph.cosines[start:stop] = np.take_along_axis(cosines, order, axis=1)
+    graph.rows[start:stop] = np.take_along_axis(rows, order, axis=1)

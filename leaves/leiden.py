@@ -1,168 +1,352 @@
-"""Communities of the kNN graph: an ensemble of Leiden runs, settled by Lloyd steps.
+"""Communities of the kNN graph: Leiden, at the granularity that the data bears.
 
-Compared with HDBSCAN* it leaves a third of the noise and does not let one dense region swallow
-its neighbours. Left alone it divides what is one domain, so near communities are joined again.
+Modularity has a free resolution, and everything depends on it: one that is right for 105 intents
+makes 90 domains of 14 forums, and one that is right for the forums makes 45 of the intents. So a
+ladder of resolutions is climbed from coarse to fine, on all rows and on subsamples, as far as
+communities are large enough; and of its rungs that one is taken on which subsamples tell most of
+each other, where what they do not share counts against it.
 """
 
 from __future__ import annotations
 
-import random
 from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import combinations, takewhile
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .grid import RADIUS, Graph, Labels, diffuse, neighbours, to_grid
+from .agreement import adjusted_rand, contingency, information
+from .coarsen import Coarse, coarsen, communities, polish
+from .copies import originals
+from .grid import RADIUS, Graph, Grid, Labels, centred, nearest, neighbours, sums, to_grid
 from .model import Matrix
+from .ports import Progress, Report, silent
 
-NEIGHBOURS = 15
-DIFFUSION_STEPS = 3
-RUNS = 9  # 30 were no better
-RUN_SPREAD = (0.7, 1.0, 1.4)  # resolutions of the ensemble, as multiples of the one picked
-RESOLUTIONS = (
-    *(0.02, 0.05, 0.1, 0.2, 0.35, 0.5),  # for corpora of one or two domains
-    *(0.7, 1.0, 1.4, 2.0, 2.8, 4.0, 5.6, 8.0, 11.0, 16.0),
-)
-SMALL_SHARE_MAX = 0.08  # of rows in communities too small to keep; sets the granularity
-LLOYD_STEPS = 4
-NOISE_SHARE_MAX = 0.3  # above, a coarser division is tried
+NEIGHBOURS = 15  # of a row in the graph; 10 and 30 find much the same
+RESOLUTIONS = tuple(0.25 * 2.0 ** (step / 2) for step in range(-8, 22))  # 0.016 to 362
+START = RESOLUTIONS.index(0.25)  # where the climb begins; coarser only if this is too fine
+FINER = range(START + 1, len(RESOLUTIONS))
+SUBSAMPLES = 3
+SUBSAMPLE_SHARE = 0.8
+SMALL_SHARE_MAX = 0.1  # of rows in communities too small to keep
+UNSHARED_WEIGHT = 3.0  # of a nat that subsamples do not share, against one that they do
+SHARED_MIN = 0.5  # of their information; below it subsamples show no communities
 COSINE_SAME = 0.92  # the specification's threshold of a merge
-NOISE_SHARE = 0.15  # the rows whose neighbours agree least
+NOISE_SHARE = 0.18  # of rows at most: those whose neighbours and centroids agree least
+OUTLIER_SHARE = 0.05
+JUDGED_ROWS_MAX = 20_000  # rows by which subsamples are compared; more say the same
 
-Weights = NDArray[np.float64]
+Edges = NDArray[np.int64]
 
 
-def leiden_labels(grid: Matrix, size_min: int) -> Labels:
-    """Return communities of at least `size_min` rows of the grid; -1 is noise.
+@dataclass(frozen=True, slots=True)
+class Division:
+    """What was found at one level.
+
+    labels: shape (n,), -1 is noise. copies: which rows are copies of another, and do not count.
+    nearness: of each row, the mean cosine to its neighbours, centred. stability: of each label,
+    the mean Jaccard index with the most similar community of a subsample. agreement: mean
+    adjusted Rand index of subsamples, by nearest centroid over all rows. settings: in words.
+    """
+
+    labels: Labels
+    copies: NDArray[np.bool_]
+    nearness: NDArray[np.float64]
+    stability: tuple[float, ...] = ()
+    agreement: float = 0.0
+    settings: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class _Sample:
+    """Some rows, their graph, and the graph of its parts."""
+
+    rows: NDArray[np.int64]
+    graph: Any
+    weights: NDArray[np.float64]
+    coarse: Coarse
+
+
+@dataclass(frozen=True, slots=True)
+class _Rung:
+    """Communities at one resolution: of all rows first, then of each subsample; -1 is not in it.
+
+    shared, told: what two of the divisions tell of each other, and what one tells alone, in nats.
+    """
+
+    resolution: float
+    divisions: tuple[Labels, ...]
+    shared: float
+    told: float
+
+    @property
+    def worth(self) -> float:
+        return self.shared - UNSHARED_WEIGHT * (self.told - self.shared)
+
+
+def divide(grid: Grid, size_min: int, report: Report = silent) -> Division:
+    """Return communities of at least `size_min` rows of the grid that are not copies.
 
     The same rows give the same labels on any number of threads. Ties between exact copies are
     broken by row, so the caller sorts rows by id. Needs at least two rows.
     """
-    # Centring matters where all prompts share a form: their common part hides the rest.
-    centred = to_grid(grid - grid.mean(axis=0, dtype=np.float64).astype(np.float32))
-    graph = neighbours(centred, 2 * NEIGHBOURS)
-    near = Graph(graph.cosines[:, : NEIGHBOURS + 1], graph.rows[:, : NEIGHBOURS + 1])
-    smooth = diffuse(centred, near, DIFFUSION_STEPS)
-    best = np.full(len(grid), -1, np.int64)
-    for communities in _communities(near, size_min):
-        labels = _gathered(centred, communities, size_min)
-        labels = _settled(smooth, graph, _joined(grid, labels), size_min)
-        if (labels >= 0).sum() > (best >= 0).sum():
-            best = labels
-        if (best < 0).mean() <= NOISE_SHARE_MAX:
-            break
-    return best
+    middle = centred(grid, report)
+    graph = neighbours(middle, 2 * NEIGHBOURS, report=report)
+    stands_for = originals(grid, graph)
+    copies = stands_for != np.arange(len(grid))
+    if not copies.any():
+        return _divide(grid, middle, graph, size_min, report)
+    kept = np.flatnonzero(~copies)
+    inner = _too_few(len(kept))
+    if len(kept) >= max(size_min, 2):
+        graph = neighbours(middle[kept], 2 * NEIGHBOURS, report=report)
+        inner = _divide(grid[kept], middle[kept], graph, size_min, report)
+    place = np.searchsorted(kept, stands_for)
+    crowds = np.unique(place[copies])
+    labels = _outliers_out(middle[kept], inner.labels, crowds)
+    return Division(
+        labels[place],
+        copies,
+        inner.nearness[place],
+        inner.stability,
+        inner.agreement,
+        inner.settings,
+    )
 
 
-def _settled(smooth: Matrix, graph: Graph, labels: Labels, size_min: int) -> Labels:
-    """Return labels after Lloyd steps, without the rows whose neighbours agree least."""
-    for _ in range(LLOYD_STEPS):
-        if labels.max() < 0:
-            return labels
-        nearest = (smooth @ _centroids(smooth, labels).T).argmax(axis=1).astype(np.int64)
-        labels = keep_large(nearest, (size_min + 1) // 2)
-    agreement = (labels[graph.rows[:, 1:]] == labels[:, None]).mean(axis=1)
-    least = np.sort(agreement)[int(NOISE_SHARE * len(labels))]
-    return keep_large(np.where(agreement < least, -1, labels).astype(np.int64), size_min)
+def _divide(grid: Grid, middle: Grid, graph: Graph, size_min: int, report: Report) -> Division:
+    count = len(grid)
+    edges = _edges(Graph(graph.cosines, graph.rows[:, : NEIGHBOURS + 1]))
+    rung = _best_rung(edges, count, size_min, report)
+    if rung is None:
+        return _too_few(count)
+    report(Progress("cluster: borders", 0, 3))
+    labels = _joined(grid, _gathered(middle, rung.divisions[0], size_min))
+    report(Progress("cluster: borders", 1, 3))
+    sure = _without_noise(middle, graph, labels, size_min)
+    report(Progress("cluster: borders", 2, 3))
+    return Division(
+        sure,
+        np.zeros(count, np.bool_),
+        graph.cosines[:, 1 : NEIGHBOURS + 1].mean(axis=1),
+        _stability(labels, rung),
+        _agreement(grid, rung, size_min),
+        f"{NEIGHBOURS} neighbours, resolution {rung.resolution:.2g}, "
+        f"subsamples share {rung.shared:.2f} of {rung.told:.2f} nats",
+    )
 
 
-def _gathered(centred: Matrix, labels: Labels, size_min: int) -> Labels:
+def _outliers_out(middle: Grid, labels: Labels, rows: NDArray[np.int64]) -> Labels:
+    """Return labels where those of `rows` are noise that are further from their centroid than
+    19 of 20 members: a whole crowd would follow them."""
+    if labels.max() < 0:
+        return labels
+    centroids = to_grid(sums(middle, labels, int(labels.max()) + 1)).astype(np.float64)
+    out = labels.copy()
+    for row in rows[labels[rows] >= 0]:
+        members = np.asarray(middle[labels == labels[row]], np.float64)
+        near = np.asarray(middle[row], np.float64) @ centroids[labels[row]]
+        if near < np.quantile(members @ centroids[labels[row]], OUTLIER_SHARE):
+            out[row] = -1
+    return out
+
+
+def _too_few(count: int) -> Division:
+    """Nothing but noise."""
+    return Division(
+        np.full(count, -1, np.int64),
+        np.zeros(count, np.bool_),
+        np.zeros(count),
+        settings="subsamples show no communities",
+    )
+
+
+def _best_rung(edges: Edges, count: int, size_min: int, report: Report) -> _Rung | None:
+    """Return the resolution that says most, of those whose communities are large enough."""
+    samples = list(_samples(edges, count, report))
+
+    def at(step: int) -> _Rung:
+        return _rung(samples, count, step, report)
+
+    def large_enough(rung: _Rung) -> bool:
+        sizes = np.bincount(rung.divisions[0])
+        return bool(sizes[sizes < size_min].sum() <= SMALL_SHARE_MAX * count)
+
+    best = at(START)
+    if large_enough(best):
+        for rung in takewhile(large_enough, map(at, FINER)):
+            best = max(best, rung, key=lambda found: found.worth)
+    else:  # few domains, beside what a domain has to be: the coarsest that there are will do
+        for step in reversed(range(START)):
+            if large_enough(best := at(step)):
+                break
+    return best if best.shared > SHARED_MIN * best.told else None
+
+
+def _samples(edges: Edges, count: int, report: Report) -> Iterator[_Sample]:
+    """Yield all rows first, then each subsample."""
+    for index in range(SUBSAMPLES + 1):
+        report(Progress("cluster: subsamples", index, SUBSAMPLES + 1))
+        rows = np.arange(count)
+        if index:
+            drawn = np.random.default_rng(index).permutation(count)
+            rows = np.sort(drawn[: max(2, int(SUBSAMPLE_SHARE * count))])
+        place = np.full(count, -1)
+        place[rows] = np.arange(len(rows))
+        ends = place[edges]
+        kept = ends[(ends >= 0).all(axis=1)]
+        graph, weights = _graph(kept, len(rows)), np.ones(len(kept))
+        yield _Sample(rows, graph, weights, coarsen(graph, kept, weights, seed=index))
+
+
+def _rung(samples: list[_Sample], count: int, step: int, report: Report) -> _Rung:
+    resolution = RESOLUTIONS[step]
+    divisions = []
+    for seed, sample in enumerate(samples):
+        done, whole = step * len(samples) + seed, len(RESOLUTIONS) * len(samples)
+        report(Progress("cluster: resolutions", done, whole))
+        coarse = sample.coarse.of_rows(communities(sample.coarse, resolution, seed))
+        labels = np.full(count, -1)
+        labels[sample.rows] = polish(sample.graph, sample.weights, coarse, resolution, seed)
+        divisions.append(labels)
+    judged = slice(None, None, -(-count // JUDGED_ROWS_MAX))
+    told = []
+    for one, other in combinations(divisions, 2):
+        both = (one[judged] >= 0) & (other[judged] >= 0)
+        told.append(information(one[judged][both], other[judged][both]))
+    shared, alone = np.mean(told, axis=0)
+    return _Rung(resolution, tuple(divisions), float(shared), float(alone))
+
+
+def _edges(near: Graph) -> Edges:
+    """Return each pair of neighbours once, lower row first, in order.
+
+    All weigh the same: weights by cosine or by common neighbours changed nothing measurable.
+    """
+    count, width = near.rows.shape
+    one = np.repeat(np.arange(count), width - 1)
+    other = near.rows[:, 1:].ravel()
+    low, high = np.minimum(one, other), np.maximum(one, other)
+    pairs = np.unique((low * count + high)[low != high])
+    return np.column_stack([pairs // count, pairs % count])
+
+
+def _graph(edges: Edges, count: int) -> Any:
+    import igraph
+
+    return igraph.Graph(n=count, edges=edges)
+
+
+def _gathered(middle: Grid, labels: Labels, size_min: int) -> Labels:
     """Return labels with each community that is too small joined to its nearest, smallest first.
 
-    Dropped instead, their rows would be drawn to whatever is left, however far it is.
+    Dropped instead, their rows would be drawn to whatever is left, however far it is. -1 stays.
     """
-    while True:
-        sizes = np.bincount(labels)
-        small = int(sizes.argmin())
-        if len(sizes) == 1 or sizes[small] >= size_min:
-            return labels
-        means = _centroids(centred, labels)
-        cosines = means @ means[small]
-        cosines[small] = -np.inf
-        labels = keep_large(np.where(labels == small, int(cosines.argmax()), labels), 1)
+    sizes = np.bincount(labels[labels >= 0])
+    total = sums(middle, labels, len(sizes))
+    into = np.arange(len(sizes))
+    alive = sizes > 0
+    while alive.sum() > 1:
+        groups = np.flatnonzero(alive)
+        small = int(groups[sizes[groups].argmin()])
+        if sizes[small] >= size_min:
+            break
+        others = groups[groups != small]
+        near = to_grid(total[others]) @ to_grid(total[small : small + 1])[0]
+        stays = int(others[int(near.argmax())])
+        total[stays] += total[small]
+        sizes[stays] += sizes[small]
+        alive[small] = False
+        into[into == small] = stays
+    return np.where(labels >= 0, _renumbered(into)[labels], -1)
 
 
-def _joined(grid: Matrix, labels: Labels) -> Labels:
+def _joined(grid: Grid, labels: Labels) -> Labels:
     """Return labels with communities joined whose centroids are one domain's."""
-    while labels.max() > 0:
-        means = _centroids(grid, labels)
+    groups = int(labels.max()) + 1
+    total = sums(grid, labels, groups)
+    into = np.arange(groups)
+    alive = np.arange(groups)
+    while len(alive) > 1:
+        means = to_grid(total[alive])
         alike = np.triu(means @ means.T / RADIUS**2, k=1)
         one, other = np.unravel_index(int(alike.argmax()), alike.shape)
         if alike[one, other] < COSINE_SAME:
             break
-        labels = keep_large(np.where(labels == other, one, labels), 1)
-    return labels
+        total[alive[one]] += total[alive[other]]
+        into[into == alive[other]] = alive[one]
+        alive = np.delete(alive, other)
+    return _renumbered(into)[labels]
 
 
-def keep_large(labels: Labels, size_min: int) -> Labels:
-    """Return labels with groups below `size_min` made noise and the others renumbered."""
-    sizes = np.bincount(labels[labels >= 0], minlength=1)
-    large = sizes >= size_min
-    renumbered = np.where(large, np.cumsum(large) - 1, -1)
-    return np.where(labels >= 0, renumbered[labels], -1).astype(np.int64)
+def _without_noise(middle: Grid, graph: Graph, labels: Labels, size_min: int) -> Labels:
+    """Return labels where the rows that fit worst are noise.
+
+    Two things make a row doubtful, and together they find the wrong ones better than either: few
+    of its neighbours have its label, and another centroid is nearly as near as its own. A row
+    whose neighbours all agree is never noise, and no community falls below `size_min` by it.
+    """
+    count = len(labels)
+    agree = (labels[graph.rows[:, 1:]] == labels[:, None]).mean(axis=1)
+    doubt = _ranks(agree) + _ranks(_margins(middle, labels))
+    order = np.lexsort((np.arange(count), doubt))
+    doubtful = order[agree[order] < 1.0][: int(NOISE_SHARE * count)]
+    spare = np.bincount(labels) - size_min
+    out = labels.copy()
+    for row in doubtful:
+        if spare[labels[row]] > 0:
+            spare[labels[row]] -= 1
+            out[row] = -1
+    return out
 
 
-def _communities(near: Graph, size_min: int) -> Iterator[Labels]:
-    """Yield divisions of the graph, the finest that may do first, then coarser ones."""
-    import igraph
-
-    count = len(near.rows)
-    edges, similarity = _edges(near)
-    graph = igraph.Graph(n=count, edges=edges)
-    base = _resolution(graph, similarity, size_min)
-    together = np.zeros(len(edges))
-    for run in range(RUNS):
-        scale = RUN_SPREAD[run % len(RUN_SPREAD)]
-        found = _leiden(graph, similarity, base * scale, seed=run + 1, iterations=1)
-        together += found[edges[:, 0]] == found[edges[:, 1]]
-    weights = 0.05 + 0.95 * together / RUNS  # of edges, by how many runs keep both ends together
-    finest = RESOLUTIONS.index(_resolution(graph, weights, size_min))
-    for resolution in reversed(RESOLUTIONS[: finest + 1]):
-        yield _leiden(graph, weights, resolution, seed=0, iterations=3)
+def _ranks(values: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return of each value how many are below it: equal ones have one rank."""
+    ranks: NDArray[np.int64] = np.searchsorted(np.sort(values), values)
+    return ranks
 
 
-def _edges(near: Graph) -> tuple[NDArray[np.int64], Weights]:
-    from scipy.sparse import csr_matrix
-
-    count, width = near.rows.shape
-    one = np.repeat(np.arange(count), width - 1)
-    directed = csr_matrix(
-        (np.maximum(near.cosines[:, 1:], 0.0).ravel(), (one, near.rows[:, 1:].ravel())),
-        shape=(count, count),
-    )
-    both = (directed + directed.T).tocoo()
-    upper = both.row < both.col
-    edges = np.column_stack([both.row[upper], both.col[upper]]).astype(np.int64)
-    return edges, np.round(both.data[upper], 5)
-
-
-def _leiden(graph: Any, weights: Weights, resolution: float, seed: int, iterations: int) -> Labels:
-    import igraph
-
-    igraph.set_random_number_generator(random.Random(seed))
-    found = graph.community_leiden(
-        "modularity", weights=weights.tolist(), resolution=resolution, n_iterations=iterations
-    )
-    return np.array(found.membership, np.int64)
+def _margins(middle: Grid, labels: Labels) -> NDArray[np.float64]:
+    """Return how much nearer each row's own centroid is than the nearest other one, in cosine."""
+    centroids: Matrix = to_grid(sums(middle, labels, int(labels.max()) + 1))
+    margins = np.ones(len(labels))
+    if len(centroids) == 1:
+        return margins
+    step = 8192
+    for start in range(0, len(labels), step):
+        part = labels[start : start + step]
+        at = np.arange(len(part))
+        near = np.asarray(middle[start : start + step], np.float32) @ centroids.T
+        own = near[at, part].copy()
+        near[at, part] = -np.inf
+        margins[start : start + step] = (own - near.max(axis=1)) / RADIUS**2
+    return margins
 
 
-def _resolution(graph: Any, weights: Weights, size_min: int) -> float:
-    """Return the finest resolution that leaves few rows in communities under `size_min`."""
-    best = RESOLUTIONS[0]
-    for resolution in RESOLUTIONS:
-        sizes = np.bincount(_leiden(graph, weights, resolution, seed=0, iterations=1))
-        if sizes[sizes < size_min].sum() > SMALL_SHARE_MAX * graph.vcount():
-            break
-        best = resolution
-    return best
+def _stability(labels: Labels, rung: _Rung) -> tuple[float, ...]:
+    """Return of each label the mean Jaccard index with its most similar subsample community."""
+    found = []
+    for division in rung.divisions[1:]:
+        inside = division >= 0
+        table = contingency(labels[inside], division[inside])
+        union = table.sum(axis=1, keepdims=True) + table.sum(axis=0) - table
+        best = np.zeros(int(labels.max()) + 1)
+        best[: len(table)] = (table / np.maximum(union, 1)).max(axis=1)
+        found.append(best)
+    return tuple(float(value) for value in np.mean(found, axis=0))
 
 
-def _centroids(grid: Matrix, labels: Labels) -> Matrix:
-    from scipy.sparse import csr_matrix
+def _agreement(grid: Grid, rung: _Rung, size_min: int) -> float:
+    judged = grid[:: -(-len(grid) // JUDGED_ROWS_MAX)]
+    given = []
+    for division in rung.divisions[1:]:
+        labels = _gathered(grid, division, int(SUBSAMPLE_SHARE * size_min))
+        given.append(nearest(judged, to_grid(sums(grid, labels, int(labels.max()) + 1))))
+    return float(np.mean([adjusted_rand(*pair) for pair in combinations(given, 2)]))
 
-    rows = np.flatnonzero(labels >= 0)
-    share = csr_matrix(
-        (np.ones(len(rows)), (labels[rows], rows)), shape=(labels.max() + 1, len(grid))
-    )
-    return to_grid(share @ grid.astype(np.float64))  # sums of integers: exact in float64
+
+def _renumbered(labels: Labels) -> Labels:
+    numbers: Labels = np.unique(labels, return_inverse=True)[1].astype(np.int64)
+    return numbers

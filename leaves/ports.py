@@ -51,12 +51,15 @@ class NoiseReason(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """How sure a domain is. stability: mean Jaccard index of its members with the cluster that is
-    most like it in subsamples, 0 to 1; above 0.75 it is there, below 0.5 it may be chance
-    (Hennig 2007). cohesion: median cosine of a member to the centroid. distinct: members that
-    are not near-copies of another."""
+    """How sure a domain is.
 
-    stability: float
+    stability: mean Jaccard index of its members with the cluster that is most like it in
+    subsamples, 0 to 1; above 0.75 it is there, below 0.5 it may be chance (Hennig 2007). None
+    where the clusterer draws no subsamples, or took all sessions as one domain.
+    cohesion: median cosine of a member to the centroid. distinct: members that are not copies.
+    """
+
+    stability: float | None
     cohesion: float
     distinct: int
 
@@ -67,12 +70,12 @@ class Findings:
 
     domains: parallel to the clusters of level 2. noise: how many sessions for each reason.
     stability: adjusted Rand index between subsamples, by nearest centroid over all sessions.
-    settings: what was chosen from the data, such as "k 15, resolution 2.8".
+    settings: what was chosen from the data, in words.
     """
 
     domains: tuple[Found, ...]
     noise: dict[NoiseReason, int]
-    stability: float
+    stability: float | None
     settings: str
 
 

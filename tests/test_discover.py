@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from leaves.discover import HdbscanClusterer, LeidenClusterer, default_clusterer
 from leaves.grid import neighbours, to_grid
 from leaves.model import Matrix, unit
-from leaves.ports import Clusterer, Clustering, ClusterSizes, Progress
+from leaves.ports import Clusterer, Clustering, ClusterSizes, NoiseReason, Progress
 
 BOTH = pytest.mark.parametrize("clusterer", [HdbscanClusterer(), LeidenClusterer()])
 SIZES = ClusterSizes(branch=150, domain=50, specialisation=25)
@@ -145,11 +145,29 @@ def test_copies_of_one_prompt_do_no_harm(clusterer: Clusterer) -> None:
     assert found(clusterer.cluster(ids, vectors, SIZES)) == ["0", "1"]
 
 
-@BOTH
-def test_nothing_but_copies_is_one_domain(clusterer: Clusterer) -> None:
+def test_one_ask_repeated_is_no_domain_however_often_it_comes() -> None:
     vectors = np.repeat(scattered(1), 80, axis=0)
-    (domain,) = clusterer.cluster([f"{n:02d}" for n in range(80)], vectors, SIZES).levels[1]
-    assert len(domain.members) == 80
+    clustering = default_clusterer().cluster([f"{n:02d}" for n in range(80)], vectors, SIZES)
+    assert clustering.levels[1] == ()
+    assert clustering.findings is not None
+    assert clustering.findings.noise[NoiseReason.COPIES] == 79
+
+
+def test_a_crowd_of_near_copies_neither_makes_a_domain_nor_hides_one() -> None:
+    ids, vectors = topics([120, 100])
+    rng = np.random.default_rng(4)
+    template = unit(rng.normal(size=(1, DIMENSIONS)))
+    crowd = unit(template + 0.015 * rng.normal(size=(300, DIMENSIONS)))
+    like_topic_0 = unit(vectors[:1] + 0.015 * rng.normal(size=(200, DIMENSIONS)))
+    ids = [*ids, *(f"9-{n:03d}" for n in range(300)), *(f"0-copy{n:03d}" for n in range(200))]
+    clustering = default_clusterer().cluster(
+        ids, np.concatenate([vectors, crowd, like_topic_0]), SIZES
+    )
+    assert found(clustering) == ["0", "1"]
+    assert not any(member.startswith("9-") for c in clustering.levels[1] for member in c.members)
+    assert clustering.findings is not None
+    assert clustering.findings.noise[NoiseReason.COPIES] >= 299
+    assert all(domain.distinct <= 121 for domain in clustering.findings.domains)
 
 
 @BOTH
@@ -221,5 +239,40 @@ def test_damaged_input_is_refused() -> None:
 def test_progress_is_reported_to_the_end() -> None:
     told: list[Progress] = []
     default_clusterer().cluster(*topics([60]), SIZES, told.append)
-    assert [p.done for p in told] == sorted(p.done for p in told)
-    assert told[-1].done == told[-1].total
+    assert all(0 <= p.done <= p.total for p in told)
+    assert told[-1] == Progress("cluster: done", 1, 1)
+
+
+def test_findings_say_how_sure_each_domain_is() -> None:
+    clustering = default_clusterer().cluster(*topics([120, 80, 100, 90]), SIZES)
+    findings = clustering.findings
+    assert findings is not None
+    assert len(findings.domains) == len(clustering.levels[1])
+    assert all(found.stability is not None and found.stability > 0.9 for found in findings.domains)
+    assert [found.distinct for found in findings.domains] == [
+        len(cluster.members) for cluster in clustering.levels[1]
+    ]
+    assert findings.stability is not None and findings.stability > 0.9
+    assert sum(findings.noise.values()) == len(clustering.noise)
+
+
+def test_unrelated_prompts_are_no_domain_however_many() -> None:
+    ids = [f"{n:04d}" for n in range(1500)]
+    assert default_clusterer().cluster(ids, scattered(1500), SIZES).levels[1] == ()
+
+
+def test_a_report_that_raises_ends_the_work() -> None:
+    class StoppedError(Exception):
+        pass
+
+    calls = 0
+
+    def report(progress: Progress) -> None:
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        default_clusterer().cluster(*topics([120, 80, 100]), SIZES, report)
+    assert calls == 7

@@ -1,0 +1,244 @@
+"""Neighbours among very many rows: an inverted file whose scans are matrix products.
+
+Rows are put into cells around seeded centroids, and a row is compared with those of its nearest
+cells only. The usual inverted file goes row by row and waits for memory; here all rows that
+probe a cell are multiplied with it at once, which finds the same neighbours four times as fast.
+All numbers are integers below 2**24, so threads and block sizes cannot change a result; the
+sample that centroids come from is chosen by content, so the order of rows cannot either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .model import Matrix
+from .ports import Progress, Report
+from .rounding import Grid, sums, to_grid
+
+PROBES = 56  # cells that a row is compared with
+FIRST_CELLS = 8  # of those, the ones nearest to its own cell, which set how near is near
+SAMPLE_PER_CELL = 16
+TRAIN_STEPS = 4
+QUERIES = 4096  # rows compared at once: 4096 x 384 numbers, 6 MB
+FOUND_MAX = 2_000_000  # candidates kept before they are merged: 32 MB
+
+Keys = NDArray[np.int64]  # score and row in one number, so that sorting numbers sorts neighbours
+_ROW_BITS = 32
+_ROW_MASK = np.int64((1 << _ROW_BITS) - 1)
+NOTHING = np.int64(np.iinfo(np.int64).min)
+
+
+def pack(scores: Matrix, rows: NDArray[np.int64]) -> Keys:
+    """Return keys that rise with the score, and among equal scores fall with the row."""
+    packed: Keys = (scores.astype(np.int64) << _ROW_BITS) | (_ROW_MASK - rows)
+    return packed
+
+
+def unpack(keys: Keys) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return scores and rows; the row of NOTHING is -1."""
+    rows = np.where(keys == NOTHING, -1, _ROW_MASK - (keys & _ROW_MASK))
+    return keys >> _ROW_BITS, rows
+
+
+@dataclass(frozen=True, slots=True)
+class Cells:
+    """Rows sorted by cell. `rows[bounds[c] : bounds[c + 1]]` are the rows of cell c, ascending.
+
+    probes: shape (n, p), the cells nearest to each row, nearest first.
+    """
+
+    rows: NDArray[np.int64]
+    bounds: NDArray[np.int64]
+    probes: NDArray[np.int32]
+    near: NDArray[np.int64]  # shape (cells, FIRST_CELLS): the cells nearest to each, itself first
+
+    def of(self, cell: int) -> NDArray[np.int64]:
+        return self.rows[self.bounds[cell] : self.bounds[cell + 1]]
+
+
+def cell_neighbours(grid: Grid, k: int, cells: int, report: Report, phase: str) -> Keys:
+    """Return keys of the `k` best rows of each row, best first; NOTHING where cells run dry.
+
+    The row itself is among them unless more than `k` copies of it are.
+    """
+    count = len(grid)
+    report(Progress(phase, 0, count, "cells"))
+    filed = _file(grid, _train(grid, cells, report, phase), report, phase)
+    keys = np.full((count, k), NOTHING)
+    for cell in range(cells):
+        _search_near(grid, filed, cell, keys)
+        if cell % 64 == 0:
+            report(Progress(phase, int(filed.bounds[cell]) // 4, count))
+    _probe(grid, filed, keys, report, phase)
+    return keys
+
+
+def _train(grid: Grid, cells: int, report: Report, phase: str) -> Matrix:
+    """Return centroids on the grid: spherical k-means on a sample chosen by content."""
+    sample = np.asarray(grid[_sample(grid, cells * SAMPLE_PER_CELL)], np.float32)
+    centroids = sample[:cells].copy()
+    for _ in range(TRAIN_STEPS):
+        report(Progress(phase, 0, len(grid), "cells"))
+        own = np.concatenate(
+            [found[:, 0] for found in _nearest(sample, centroids, 1, report, phase, len(grid))]
+        )
+        moved = to_grid(sums(sample, own, cells))
+        filled = np.bincount(own, minlength=cells) > 0
+        centroids[filled] = moved[filled]
+    return centroids
+
+
+def _sample(grid: Grid, wanted: int) -> NDArray[np.int64]:
+    """Return rows whose contents hash lowest, by hash: the same ones in any order of rows."""
+    weights = np.random.default_rng(0).integers(1, 1 << 30, grid.shape[1]).astype(np.float64)
+    hashes = np.concatenate(  # exact: 4080 * 384 * 2**30 is below 2**53
+        [np.asarray(grid[a : a + QUERIES], np.float64) @ weights for a in _starts(len(grid))]
+    )
+    mixed = np.abs(hashes).astype(np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    return np.argsort(mixed, kind="stable")[:wanted]
+
+
+def _nearest(
+    grid: Grid, centroids: Matrix, wanted: int, report: Report, phase: str, total: int
+) -> Iterator[NDArray[np.int64]]:
+    import faiss
+
+    for start in _starts(len(grid)):
+        block = np.ascontiguousarray(grid[start : start + QUERIES], np.float32)
+        yield faiss.knn(block, centroids, wanted, metric=faiss.METRIC_INNER_PRODUCT)[1]
+        report(Progress(phase, 0, total, "cells"))
+
+
+def _file(grid: Grid, centroids: Matrix, report: Report, phase: str) -> Cells:
+    wanted = min(PROBES, len(centroids))
+    probes = np.empty((len(grid), wanted), np.int32)
+    blocks = _nearest(grid, centroids, wanted, report, phase, len(grid))
+    for start, found in zip(_starts(len(grid)), blocks, strict=True):
+        probes[start : start + QUERIES] = found
+    own = probes[:, 0]
+    rows = np.argsort(own, kind="stable")
+    bounds = np.searchsorted(own[rows], np.arange(len(centroids) + 1))
+    first = min(FIRST_CELLS, len(centroids))
+    alike = centroids @ centroids.T
+    np.fill_diagonal(alike, np.inf)  # a cell is its own nearest, whatever rounding says
+    near = np.argsort(-alike, axis=1, kind="stable")[:, :first]
+    return Cells(rows, bounds, probes, near)
+
+
+def _search_near(grid: Grid, filed: Cells, cell: int, keys: Keys) -> None:
+    """Compare the rows of one cell with those of the cells nearest to it, exactly."""
+    import faiss
+
+    own = filed.of(cell)
+    if not len(own):
+        return
+    others = np.concatenate([filed.of(c) for c in filed.near[cell]])
+    k = min(keys.shape[1], len(others))
+    scores, found = faiss.knn(
+        np.asarray(grid[own], np.float32),
+        np.asarray(grid[others], np.float32),
+        k,
+        metric=faiss.METRIC_INNER_PRODUCT,
+    )
+    keys[own, :k] = np.sort(pack(scores, others[found]), axis=1)[:, ::-1]
+
+
+def _probe(grid: Grid, filed: Cells, keys: Keys, report: Report, phase: str) -> None:
+    """Compare each row with all cells that it probes and was not compared with yet."""
+    count = len(grid)
+    merge = _Merge(keys)
+    askers = _askers(filed)
+    for cell, queries in enumerate(askers):
+        others = filed.of(cell)
+        if len(others):
+            block = np.asarray(grid[others], np.float32)
+            for start in _starts(len(queries)):
+                some = queries[start : start + QUERIES]
+                scores = np.asarray(grid[some], np.float32) @ block.T
+                merge.add(some, others, scores)
+        if cell % 8 == 0:
+            done = count // 4 + (count - count // 4) * cell // len(filed.near)
+            report(Progress(phase, done, count))
+    merge.flush()
+
+
+def _askers(filed: Cells) -> Iterator[NDArray[np.int64]]:
+    """Yield, cell by cell, the rows that probe it and whose own cell is not near it."""
+    wanted = filed.probes.shape[1]
+    cells = len(filed.near)
+    flat = filed.probes.ravel()
+    order = np.argsort(flat, kind="stable")
+    bounds = np.searchsorted(flat, np.arange(cells + 1), sorter=order)
+    for cell in range(cells):
+        rows = order[bounds[cell] : bounds[cell + 1]] // wanted
+        done = np.zeros(cells, bool)
+        done[np.flatnonzero((filed.near == cell).any(axis=1))] = True
+        yield rows[~done[filed.probes[rows, 0]]]
+
+
+class _Merge:
+    """Gathers candidates that beat a row's worst neighbour, and merges them now and then."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._floor = self._floors(keys)
+        self._queries: list[NDArray[np.int64]] = []
+        self._found: list[Keys] = []
+        self._held = 0
+
+    @staticmethod
+    def _floors(keys: Keys) -> Matrix:
+        scores = np.maximum(keys[:, -1] >> _ROW_BITS, -(1 << 25))  # what float32 holds exactly
+        floors: Matrix = scores.astype(np.float32)
+        return floors
+
+    def add(self, queries: NDArray[np.int64], rows: NDArray[np.int64], scores: Matrix) -> None:
+        passed = np.flatnonzero(scores >= self._floor[queries, None])
+        at, column = np.divmod(passed, len(rows))
+        self._queries.append(queries[at])
+        self._found.append(pack(scores.ravel()[passed], rows[column]))
+        self._held += len(passed)
+        if self._held > FOUND_MAX:
+            self.flush()
+
+    def flush(self) -> None:
+        if not self._held:
+            return
+        queries, found = np.concatenate(self._queries), np.concatenate(self._found)
+        order = np.argsort(queries, kind="stable")
+        queries, found = queries[order], found[order]
+        asked, first, counts = np.unique(queries, return_index=True, return_counts=True)
+        by_count = np.argsort(counts, kind="stable")  # so that few rows are padded far
+        for start in range(0, len(asked), QUERIES):
+            some = by_count[start : start + QUERIES]
+            self._merge(asked[some], first[some], counts[some], found)
+        self._queries, self._found, self._held = [], [], 0
+
+    def _merge(
+        self,
+        rows: NDArray[np.int64],
+        first: NDArray[np.int64],
+        counts: NDArray[np.int64],
+        found: Keys,
+    ) -> None:
+        width = int(counts.max())
+        reach = np.arange(width)
+        at = np.minimum(first[:, None] + reach, len(found) - 1)
+        fresh = np.where(reach < counts[:, None], found[at], NOTHING)
+        both = np.sort(np.concatenate([self._keys[rows], fresh], axis=1), axis=1)
+        best = both[:, ::-1][:, : self._keys.shape[1]]
+        self._keys[rows] = best
+        self._floor[rows] = self._floors(best)
+
+
+def _starts(count: int) -> range:
+    return range(0, count, QUERIES)
+
+
+def cells_for(count: int) -> int:
+    """How many cells suit so many rows: finding a row's cells costs about what scanning does."""
+    return max(1, int(4 * count**0.5))
