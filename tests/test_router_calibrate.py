@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 
 from leaves.model import LeafId, Matrix, unit
-from router.calibrate import calibrate
+from router.calibrate import calibrate, calibrate_tree, offsets
 
 A, B = LeafId("a" * 32), LeafId("b" * 32)
+PART, DOMAIN, OTHER, BRANCH = (LeafId(letter * 32) for letter in "3214")
 D = 64
 NONE: Matrix = np.zeros((0, D), np.float32)
 
@@ -58,3 +59,35 @@ def test_impossible_settings_are_refused() -> None:
         calibrate({A: around(0, 20, 0.1)}, NONE, folds=1)
     with pytest.raises(ValueError, match=r"false_rejects=1\.0"):
         calibrate({A: around(0, 20, 0.1)}, NONE, false_rejects=1.0)
+
+
+def test_a_domain_is_calibrated_on_its_parts_too_and_a_branch_on_all_below_it() -> None:
+    parts = {PART: around(0, 300, 0.1), DOMAIN: around(1, 300, 0.1), OTHER: around(2, 300, 0.1)}
+    matrix = np.concatenate(list(parts.values()))
+    ids = [f"{i:04d}" for i in range(900)]
+    of = dict(zip(ids, [leaf for leaf, rows in parts.items() for _ in rows], strict=True))
+    levels = {PART: 3, DOMAIN: 2, OTHER: 2, BRANCH: 1}
+    gates = calibrate_tree(ids, matrix, of, levels, {PART: DOMAIN, DOMAIN: BRANCH, OTHER: BRANCH})
+    assert gates.keys() == levels.keys()
+    assert gates[PART] > gates[DOMAIN] + 0.05 and gates[OTHER] > gates[DOMAIN] + 0.05
+    assert gates[DOMAIN] > gates[BRANCH]
+    order = np.random.default_rng(0).permutation(900)
+    again = calibrate_tree(
+        [ids[i] for i in order], matrix[order], of, levels,
+        {PART: DOMAIN, DOMAIN: BRANCH, OTHER: BRANCH},
+    )  # fmt: skip
+    assert again == gates
+
+
+def test_leaves_that_name_each_other_as_parents_are_calibrated_once_each() -> None:
+    rows = around(0, 50, 0.1)
+    ids = [f"{i:04d}" for i in range(50)]
+    gates = calibrate_tree(ids, rows, dict.fromkeys(ids, A), {A: 2, B: 2}, {A: B, B: A})
+    assert gates.keys() == {A, B}
+
+
+def test_a_centroid_near_the_mean_of_all_sessions_stands_back() -> None:
+    centroids = np.eye(D, dtype=np.float32)[:3]
+    mean = np.array([0.6, 0.2, 0.1] + [0.0] * (D - 3), np.float32)
+    assert offsets(centroids, mean) == pytest.approx([0.15, -0.05, -0.1])
+    assert offsets(centroids[:0], mean) == []

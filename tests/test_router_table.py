@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import struct
 import time
+import zlib
 from dataclasses import replace
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from leaves.model import GrownFrom, Instant, Kind, Leaf, LeafId, Stage, Vector, unit
-from router.table import DimensionError, Entry, Table, TableError, own_entry
+from router.table import DimensionError, Entry, Table, TableError, own_entry, unhubbed
+from router.weights import BOUND
 
 ENC8 = b"encoder1"
 D = 8
@@ -238,6 +242,27 @@ def test_a_table_survives_being_written() -> None:
     assert len(Table.from_bytes(table().to_bytes())) == 0
 
 
+def test_a_table_of_the_first_form_is_still_read() -> None:
+    """Its entries had neither weight nor hubness."""
+    before = many(7)
+    start = len(b"groove-table/2\n")
+    data = before.to_bytes()
+    (length,) = struct.unpack("<I", data[start : start + 4])
+    header = msgspec.json.decode(data[start + 4 : start + 4 + length])
+    header["entries"] = [row[:11] for row in header["entries"]]
+    old = msgspec.json.encode(header)
+    body = b"groove-table/1\n" + struct.pack("<I", len(old)) + old + data[start + 4 + length : -4]
+    after = Table.from_bytes(body + struct.pack("<I", zlib.crc32(body)))
+    assert after.entries == before.entries
+    assert after.to_bytes() == data
+
+
+def test_weight_and_hubness_survive_being_written() -> None:
+    entries = [replace(entry(A, AXES[0]), weight=0.03, hubness=-0.1), entry(B, AXES[1])]
+    after = Table.from_bytes(table(*entries).to_bytes())
+    assert [(e.weight, e.hubness) for e in after.entries] == [(0.03, -0.1), (0.0, 0.0)]
+
+
 @given(st.data())
 def test_damaged_bytes_are_never_a_table(data: st.DataObject) -> None:
     whole = bytearray(many(5).to_bytes())
@@ -273,6 +298,61 @@ def test_routing_among_500_leaves_takes_microseconds() -> None:
         routes.route(vector)
         taken.append(time.perf_counter() - start)
     assert sorted(taken)[200] < 200e-6
+
+
+def test_feedback_decides_between_leaves_that_are_nearly_as_near() -> None:
+    vector = unit((AXES[0] + 1.05 * AXES[1])[None])[0]
+    routes = table(
+        replace(entry(A, AXES[0]), weight=0.05), replace(entry(B, AXES[1]), weight=-0.02)
+    )
+    plain, weighed = table(entry(A, AXES[0]), entry(B, AXES[1])).route(vector), routes.route(vector)
+    assert plain.leaf is not None and plain.leaf.leaf == B
+    assert weighed.leaf is not None and weighed.leaf.leaf == A
+    assert weighed.score == pytest.approx(float(vector[0]) + 0.05)
+    assert "with a weight of +0.050" in routes.explain(vector)[0].why
+
+
+def test_a_weight_moves_what_is_held_against_the_gate_by_no_more_than_its_bound() -> None:
+    raised = replace(entry(A, AXES[0], gate=0.5), weight=BOUND)
+    assert table(raised).route(toward(0, 0.46)).leaf == raised
+    assert table(raised).route(toward(0, 0.44)).leaf is None
+    with pytest.raises(ValueError, match=r"weight 0\.06 is not within ±0\.05"):
+        table(replace(raised, weight=0.06))
+    with pytest.raises(ValueError, match="hubness nan not within"):
+        table(replace(raised, hubness=float("nan")))
+
+
+def test_a_hub_stands_back_when_the_nearest_is_chosen_and_its_gate_stays() -> None:
+    vector = unit((AXES[0] + 0.95 * AXES[1])[None])[0]
+    hub, other = unhubbed([entry(A, AXES[0]), entry(B, AXES[1])], 0.4 * AXES[0])
+    assert hub.hubness == pytest.approx(0.1) and other.hubness == pytest.approx(-0.1)
+    route = table(hub, other).route(vector)
+    assert route.leaf == other and route.score == pytest.approx(float(vector[1]))
+    assert table(hub).route(toward(0, 0.21)).leaf == hub
+
+
+def test_a_starter_is_no_hub() -> None:
+    starter = entry(A, AXES[0], level=1, system="You know.", floor=0.12, servable=False)
+    assert unhubbed([starter], AXES[0]) == [starter]
+    assert unhubbed([starter, entry(B, AXES[1])], AXES[0])[0].hubness == 0.0
+
+
+@pytest.mark.parametrize(
+    ("cosine", "why"),
+    [
+        (0.6, "its cosine is 0.600, and the gate is 0.500"),
+        (0.4, "cosine 0.400 is below its gate of 0.500"),
+    ],
+)
+def test_explain_says_in_plain_words_what_decided(cosine: float, why: str) -> None:
+    (asked,) = table(entry(A, AXES[0], gate=0.5)).explain(toward(0, cosine))
+    assert (asked.why, asked.votes) == (why, None)
+    assert asked.cosine == pytest.approx(cosine) == asked.chosen_by
+
+
+def test_explain_names_the_floor_where_there_is_no_other_gate() -> None:
+    (asked,) = table(entry(A, AXES[0])).explain(toward(0, 0.1))
+    assert asked.why == "cosine 0.100 is below the floor of its level, 0.200"
 
 
 def test_entries_compare_without_their_centroids() -> None:
