@@ -24,6 +24,7 @@ from typing import assert_never
 
 from msgspec import Struct
 
+from .descent import Change, Descent, why_kept, why_missed, why_new
 from .model import (
     DAY_S,
     Adapter,
@@ -63,6 +64,15 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     missed_reclusters: int = 3  # a seed not found this often is dissolved
     merge_cosine: float = 0.92  # §5 MERGE
     merge_sessions: int = 800  # §5 MERGE: together fewer than this
+    full_each_round_sessions: int = 10_000  # §9: up to here each round clusters all sessions anew
+    full_weekly_sessions: int = 100_000  # §9: from here weekly; between the two daily
+    full_monthly_sessions: int = 1_000_000  # §9: from here monthly
+    drift_share: float = 0.25  # of new sessions in no leaf, from which all are clustered anew
+    starters_leave: float = 0.8  # §8: data-driven leaves take so much; then starters are deprecated
+    starters_sessions: int = 1000  # of the last so many sessions
+    replay_sessions: int = 1000  # §12, phase 4: a new table is compared on so many recent sessions
+    replay_drop: float = 0.05  # and is refused if worse by so much: good ones differ by 0.02
+    replay_doubt: float = 0.01  # and chance would do that so seldom (exact sign test)
 
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
@@ -105,6 +115,9 @@ class Drifted:
     level: int
     parent: LeafId | None
     reason: str
+    newest: Instant | None = None
+    stability: float | None = None
+    cohesion: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,35 +223,44 @@ def decide(forest: Forest, seen: Observations, now: Instant, rules: Rules) -> li
     An unknown cluster of level 3 is no birth: such a leaf comes from a split only.
     """
     out: list[Transition] = []
-    births = forest.births
+    born = _births(forest, seen, rules)
     ids: dict[int, LeafId] = {}
+    whence = {x.cluster: x for x in seen.descents if x.cluster is not None}
     for index, cluster in enumerate(seen.seen):
         parent = ids.get(cluster.parent) if isinstance(cluster.parent, int) else cluster.parent
         known = forest.leaves.get(cluster.leaf) if cluster.leaf else None
+        descent = whence.get(index)
         if known is None:
-            if cluster.level == 3 or cluster.sessions < rules.seed_sessions:
-                continue
-            leaf = _seed(cluster, parent, leaf_id(forest.origin, births), now)
-            births += 1
-            ids[index] = leaf.id
-            out.append(
-                Born(leaf, index, f"a cluster of {cluster.sessions} sessions without a leaf")
-            )
+            if index in born:
+                ids[index] = born[index]
+                leaf = _seed(cluster, parent, born[index], now)
+                out.append(Born(leaf, index, _why_born(cluster, descent, born)))
             continue
         ids[index] = known.id
         if known.stage is Stage.ARCHIVED:
             revived = _revival(known, cluster, rules)
             out.extend([revived] if revived else [])
         elif known.stage.live:
-            out.append(_drift(known, cluster, parent, now))
+            out.append(_drift(known, cluster, parent, descent, born))
     found = set(ids.values())
+    lost = {x.leaf: x for x in seen.descents if x.cluster is None}
     for leaf in forest.live():
-        if leaf.id in found:
-            continue
-        if seen.full and leaf.stage is Stage.SEED:
-            out.append(_missed(leaf, rules))
+        if seen.full and leaf.id not in found and leaf.grown_from is GrownFrom.DATA:
+            out.append(_missed(leaf, rules, lost.get(leaf.id), born))
     out.extend(_dormant(forest, seen, now, rules))
     return out
+
+
+def _births(forest: Forest, seen: Observations, rules: Rules) -> dict[int, LeafId]:
+    """Return the clusters that become leaves, by index, with the ids that they will have."""
+    indexes = [
+        index
+        for index, cluster in enumerate(seen.seen)
+        if forest.leaves.get(cluster.leaf or LeafId("")) is None
+        and cluster.level < 3
+        and cluster.sessions >= rules.seed_sessions
+    ]
+    return {index: leaf_id(forest.origin, forest.births + at) for at, index in enumerate(indexes)}
 
 
 def due(forest: Forest, now: Instant, rules: Rules) -> list[TrainingDue]:
@@ -286,9 +308,9 @@ def apply(forest: Forest, transition: Transition, now: Instant) -> Forest:
             return forest.with_leaf(_staged(forest.leaves[id_], Stage.ARCHIVED, now))
         case Revived(id_, seen):
             leaf = _staged(forest.leaves[id_], Stage.SPROUT, now)
-            return forest.with_leaf(
-                replace(leaf, centroid=seen.centroid, sessions=seen.sessions, regressions=0)
-            )
+            leaf = replace(leaf, centroid=seen.centroid, sessions=seen.sessions, regressions=0)
+            parent = None if isinstance(seen.parent, int) else seen.parent
+            return forest.with_leaf(replace(leaf, newest=seen.newest, parent=parent, missed=0))
         case Trained(id=id_):
             return forest.with_leaf(_with_training(forest.leaves[id_], transition, now))
         case Promoted(id_):
@@ -307,13 +329,19 @@ def apply(forest: Forest, transition: Transition, now: Instant) -> Forest:
 def assignment(
     seen: Observations, transitions: Sequence[Transition], after: Forest
 ) -> dict[str, LeafId]:
-    """Give each session to the most specific live leaf whose cluster holds it."""
+    """Give each session to the most specific live leaf whose cluster holds it.
+
+    The sessions of a leaf that was not found stay with it while it lives.
+    """
     born = {t.cluster: t.leaf.id for t in transitions if isinstance(t, Born)}
     members: dict[str, LeafId] = {}
     for index, cluster in enumerate(seen.seen):  # level 1 comes first: what follows is finer
         leaf = cluster.leaf or born.get(index)
         if leaf is not None and after.leaves[leaf].stage.live:
             members.update(dict.fromkeys(cluster.members, leaf))
+    for session, leaf in seen.kept.items():
+        if after.leaves[leaf].stage.live:
+            members[session] = leaf
     return members
 
 
@@ -337,11 +365,25 @@ def _seed(cluster: Seen, parent: LeafId | None, id_: LeafId, now: Instant) -> Le
         sessions=cluster.sessions,
         growth_per_day=cluster.growth_per_day,
         centroid=cluster.centroid,
+        newest=cluster.newest,
+        stability=cluster.found.stability if cluster.found else None,
+        cohesion=cluster.found.cohesion if cluster.found else None,
     )
 
 
-def _drift(known: Leaf, cluster: Seen, parent: LeafId | None, now: Instant) -> Drifted:
-    gained = cluster.sessions - known.sessions
+def _why_born(cluster: Seen, descent: Descent | None, ids: Mapping[int, LeafId]) -> str:
+    why = f"a cluster of {cluster.sessions} sessions without a leaf"
+    return f"{why}: {why_new(descent, ids)}" if descent else why
+
+
+def _drift(
+    known: Leaf,
+    cluster: Seen,
+    parent: LeafId | None,
+    descent: Descent | None,
+    ids: Mapping[int, LeafId],
+) -> Drifted:
+    why = f"found again with {cluster.sessions} sessions ({cluster.sessions - known.sessions:+d})"
     return Drifted(
         known.id,
         cluster.sessions,
@@ -350,7 +392,10 @@ def _drift(known: Leaf, cluster: Seen, parent: LeafId | None, now: Instant) -> D
         cluster.growth_per_day,
         cluster.level,
         parent,
-        f"found again with {cluster.sessions} sessions ({gained:+d})",
+        why_kept(descent, ids) if descent else why,
+        cluster.newest,
+        cluster.found.stability if cluster.found else None,
+        cluster.found.cohesion if cluster.found else None,
     )
 
 
@@ -365,15 +410,26 @@ def _drifted(leaf: Leaf, to: Drifted) -> Leaf:
         level=to.level,
         parent=to.parent,
         missed=0,
+        newest=to.newest,
+        stability=to.stability,
+        cohesion=to.cohesion,
         version=leaf.version + int(changed),
     )
 
 
-def _missed(leaf: Leaf, rules: Rules) -> Transition:
+def _missed(
+    leaf: Leaf, rules: Rules, descent: Descent | None, ids: Mapping[int, LeafId]
+) -> Transition:
+    """A seed goes after some misses; what was trained stays, and waits to be found again."""
     times = leaf.missed + 1
+    where = f": {why_missed(descent, ids)}" if descent else ""
+    if leaf.stage is not Stage.SEED:
+        return Missed(leaf.id, f"its cluster was not found, {times} running{where}")
     if times >= rules.missed_reclusters:
-        return Dissolved(leaf.id, f"its cluster was not found in {times} full re-clusters")
-    return Missed(leaf.id, f"its cluster was not found ({times} of {rules.missed_reclusters})")
+        why = f"its cluster was not found in {times} full re-clusters"
+        return Dissolved(leaf.id, why + where)
+    why = f"its cluster was not found ({times} of {rules.missed_reclusters})"
+    return Missed(leaf.id, why + where)
 
 
 def _revival(leaf: Leaf, cluster: Seen, rules: Rules) -> Revived | None:
@@ -387,15 +443,21 @@ def _revival(leaf: Leaf, cluster: Seen, rules: Rules) -> Revived | None:
 def _dormant(forest: Forest, seen: Observations, now: Instant, rules: Rules) -> list[Transition]:
     """A captured session in its region is a prompt that came its way, whoever answered it."""
     newest = {cluster.leaf: cluster.newest for cluster in seen.seen if cluster.leaf}
+    paces = {cluster.leaf: cluster.growth_per_day for cluster in seen.seen if cluster.leaf}
+    # Not found, or found as a part of what it was: a pace of today would be no one's.
+    unsure = {x.leaf for x in seen.descents if {Change.VANISHED, Change.SPLIT} & {*x.changes}}
     out: list[Transition] = []
     for leaf in forest.live():
         if leaf.trainings == 0 or _age_days(leaf, now) < rules.dormant_days:
             continue
-        heard = max(leaf.last_routed or 0, leaf.stage_since, newest.get(leaf.id, 0))
+        last = newest.get(leaf.id, leaf.newest or 0)  # not found today, it is as it was last found
+        heard = max(leaf.last_routed or 0, leaf.stage_since, last)
         quiet_days = (now - heard) // DAY_S
-        monthly = leaf.growth_per_day * 30
+        monthly = paces.get(leaf.id, leaf.growth_per_day) * 30
         if quiet_days >= rules.dormant_days:
             out.append(Archived(leaf.id, f"not routed to for {quiet_days} days"))
+        elif leaf.id in unsure:
+            continue
         elif monthly < rules.dormant_sessions_per_month and leaf.used_by == 0:
             out.append(Archived(leaf.id, f"{monthly:.0f} new sessions a month, no use by others"))
     return out

@@ -131,6 +131,10 @@ class Leaf:
     last_routed: Instant | None = None
     gate: float = 0.0  # cosine below which the parent serves
     used_by: int = 0  # origins whose usage records name this leaf
+    newest: Instant | None = None  # session of its cluster, when that was last found
+    stability: float | None = None  # of its cluster in subsamples, 0 to 1; None: not known
+    cohesion: float | None = None  # median cosine of a member to the centroid
+    named_by_owner: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,19 +6,18 @@ Pure: what a re-cluster found goes in, what the lifecycle has to know comes out.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
-from .model import DAY_S, Forest, GrownFrom, Instant, Kind, Leaf, LeafId, Stage, Vector, unit
-from .ports import Cluster, Clustering
+from .descent import Descent, descents
+from .identity import COSINE_SAME, Place, match, shares
+from .model import DAY_S, Forest, GrownFrom, Instant, Kind, LeafId, Vector, unit
+from .names import below, unused
+from .ports import Cluster, Clustering, Found
 
 GROWTH_DAYS = 30  # a pace is that of the last month
-OVERLAP_MIN = 0.5  # below half, a leaf and a cluster have more sessions apart than in common
-SAME_LEVEL = 0.5  # of a score that goes to 2: enough to decide between equals, not more
-COSINE_SAME = 0.92  # the specification's §5: nearer centroids are one domain
 REASONING = frozenset({"research", "planning"})  # the tagger's domains that make a leaf reason
 
 
@@ -52,6 +51,7 @@ class Seen:
     subclusters: tuple[SubCluster, ...]
     newest: Instant  # end of the day of its newest session, never later than now
     days: tuple[int, ...] = field(default=(), repr=False)
+    found: Found | None = None  # how sure the clusterer is of it, where it can say
 
     @property
     def sessions(self) -> int:
@@ -68,6 +68,10 @@ class Observations:
 
     A live leaf named by no `Seen` was not found.
     close: pairs of live leaves of one level whose centroids are nearer than 0.92, ids ascending.
+    descents: what became of each known leaf and where each new cluster comes from; empty where
+    nothing was compared.
+    kept: sessions that stay with a live leaf although its cluster was not found. It may be found
+    tomorrow, and is then known by them; what dissolves or is archived gives them up.
     """
 
     seen: tuple[Seen, ...]
@@ -75,18 +79,11 @@ class Observations:
     sessions: int
     noise: int
     close: tuple[tuple[LeafId, LeafId, float], ...] = ()
+    descents: tuple[Descent, ...] = ()
+    kept: Mapping[str, LeafId] = field(default_factory=dict, repr=False)
 
 
 Names = Sequence[Sequence[str]]  # of each cluster, parallel to `Clustering.levels`
-
-
-@dataclass(frozen=True, slots=True)
-class _Past:
-    """Which leaf each session was given to, what lies above each leaf, and how many each held."""
-
-    leaf_of: Mapping[str, LeafId]
-    lines: Mapping[LeafId, tuple[LeafId, ...]]
-    held: Counter[LeafId]
 
 
 def observe(
@@ -109,35 +106,83 @@ def observe(
     """
     centroids = [[_centroid(c, vectors) for c in level] for level in clustering.levels]
     before = {session: leaf for session, leaf in (leaf_of or {}).items() if session in vectors}
-    matched = _match(forest, clustering, centroids, before)
-    starts = np.cumsum([0, *(len(level) for level in clustering.levels)])
-    given = {leaf.name for leaf in forest}
-    seen: list[Seen] = []
-    for level, clusters in enumerate(clustering.levels):
-        for index, cluster in enumerate(clusters):
-            parent: LeafId | int | None = None
-            if cluster.parent is not None:
-                above = matched.get((level - 1, cluster.parent))
-                parent = above if above else int(starts[level - 1]) + cluster.parent
-            member_days = tuple(days[member] for member in cluster.members)
-            seen.append(
-                Seen(
-                    leaf=matched.get((level, index)),
-                    parent=parent,
-                    level=level + 1,
-                    members=cluster.members,
-                    centroid=centroids[level][index],
-                    kind=_kind(cluster, domains),
-                    growth_per_day=_growth(member_days, now),
-                    name=_name(forest, matched.get((level, index)), names[level][index], given),
-                    subclusters=_subclusters(clustering, centroids, level, index),
-                    newest=Instant(min(now, (max(member_days) + 1) * DAY_S - 1)),
-                    days=member_days,
-                )
-            )
+    past = shares(forest, clustering, before)
+    matched = match(forest, clustering, centroids, past, now)
+    look = _Look(forest, clustering, centroids, matched, days, domains, now)
+    seen = look.all(names)
     placed = sum(len(c.members) for c in clustering.levels[1])
     noise = len(clustering.noise)
-    return Observations(tuple(seen), True, placed + noise, noise, _close(forest, seen))
+    return Observations(
+        tuple(seen),
+        True,
+        placed + noise,
+        noise,
+        _close(forest, seen),
+        descents(forest, clustering, centroids, matched, past),
+        _kept(forest, before, set(matched.values())),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """What is known of one re-cluster once its clusters are matched."""
+
+    forest: Forest
+    clustering: Clustering
+    centroids: list[list[Vector]]
+    matched: Mapping[Place, LeafId]
+    days: Mapping[str, int]
+    domains: Mapping[str, str]
+    now: Instant
+
+    def all(self, names: Names) -> list[Seen]:
+        given = {leaf.name for leaf in self.forest}
+        seen: list[Seen] = []
+        for level, clusters in enumerate(self.clustering.levels):
+            for index in range(len(clusters)):
+                seen.append(self._seen((level, index), names[level][index], given))
+        return seen
+
+    def _seen(self, place: Place, fresh: str, given: set[str]) -> Seen:
+        level, index = place
+        cluster = self.clustering.levels[level][index]
+        days = tuple(self.days[member] for member in cluster.members)
+        leaf, parent = self.matched.get(place), self._parent(place)
+        return Seen(
+            leaf=leaf,
+            parent=parent,
+            level=level + 1,
+            members=cluster.members,
+            centroid=self.centroids[level][index],
+            kind=_kind(cluster, self.domains),
+            growth_per_day=_growth(days, self.now),
+            name=_name(self.forest, leaf, parent, fresh, given),
+            subclusters=_subclusters(self.clustering, self.centroids, level, index),
+            newest=Instant(min(self.now, (max(days) + 1) * DAY_S - 1)),
+            days=days,
+            found=_found(self.clustering, place),
+        )
+
+    def _parent(self, place: Place) -> LeafId | int | None:
+        level, index = place
+        parent = self.clustering.levels[level][index].parent
+        if parent is None:
+            return None
+        start = sum(len(above) for above in self.clustering.levels[: level - 1])
+        return self.matched.get((level - 1, parent)) or start + parent
+
+
+def _found(clustering: Clustering, place: Place) -> Found | None:
+    level, index = place
+    if clustering.findings is None or level != 1:
+        return None
+    return clustering.findings.domains[index]
+
+
+def _kept(forest: Forest, before: Mapping[str, LeafId], found: set[LeafId]) -> dict[str, LeafId]:
+    """A branch gives its sessions up at once: they are in whatever domain is found for them."""
+    lost = {leaf.id for leaf in forest.live() if leaf.id not in found and leaf.level > 1}
+    return {session: leaf for session, leaf in before.items() if leaf in lost}
 
 
 def _centroid(cluster: Cluster, vectors: Mapping[str, Vector]) -> Vector:
@@ -146,13 +191,19 @@ def _centroid(cluster: Cluster, vectors: Mapping[str, Vector]) -> Vector:
     return centroid
 
 
-def _name(forest: Forest, leaf: LeafId | None, fresh: str, given: set[str]) -> str:
-    """Return a known leaf's own name, or for a new one a name that no leaf ever had."""
+def _name(
+    forest: Forest, leaf: LeafId | None, parent: LeafId | int | None, fresh: str, given: set[str]
+) -> str:
+    """Return a known leaf's own name, or for a new one a name that no leaf ever had.
+
+    A part of a domain that the owner has named is named after it.
+    """
     if leaf is not None:
         return forest.leaves[leaf].name
-    name, number = fresh, 2
-    while name in given:
-        name, number = f"{fresh}-{number}", number + 1
+    above = forest.leaves.get(parent) if isinstance(parent, str) else None
+    if above is not None and above.level > 1 and above.named_by_owner:
+        fresh = below(above.name, fresh)
+    name = unused(fresh, given)
     given.add(name)
     return name
 
@@ -181,101 +232,6 @@ def _subclusters(
         for at, part in enumerate(clustering.levels[2])
         if part.parent == index
     )
-
-
-def _match(
-    forest: Forest,
-    clustering: Clustering,
-    centroids: list[list[Vector]],
-    leaf_of: Mapping[str, LeafId],
-) -> dict[tuple[int, int], LeafId]:
-    """Return (level - 1, index of cluster) -> leaf, one to one.
-
-    Live leaves choose before archived ones. A domain that is found a level higher or lower than
-    before is still the same leaf, unless another fits as well at its own level. Branches match
-    branches only, for a branch may hold little more than the sessions of its one domain.
-    """
-    past = _Past(leaf_of, _lines(forest), Counter())
-    past = replace(past, held=_count(leaf_of, past))
-    matched: dict[tuple[int, int], LeafId] = {}
-    for live in (True, False):
-        for levels in ((0,), (1, 2)):
-            leaves = [
-                leaf for leaf in forest if _matchable(leaf, live) and leaf.level - 1 in levels
-            ]
-            columns = [
-                (level, index)
-                for level in levels
-                for index in range(len(clustering.levels[level]))
-                if (level, index) not in matched
-            ]
-            clusters = [clustering.levels[level][index] for level, index in columns]
-            at = [centroids[level][index] for level, index in columns]
-            for row, column in _assign(_scores(leaves, clusters, at, past)):
-                matched[columns[column]] = leaves[row].id
-    return matched
-
-
-def _matchable(leaf: Leaf, live: bool) -> bool:
-    if leaf.grown_from is GrownFrom.STARTER:
-        return False  # a starter is scaffolding: what grows near it is a leaf of its own
-    return leaf.stage.live if live else leaf.stage is Stage.ARCHIVED
-
-
-def _lines(forest: Forest) -> dict[LeafId, tuple[LeafId, ...]]:
-    """Return each leaf with its ancestors: a session of a leaf is one of theirs as well."""
-    lines = {}
-    for leaf in forest.leaves:
-        line: list[LeafId] = []
-        at: LeafId | None = leaf
-        while at is not None and at in forest.leaves and at not in line:
-            line.append(at)
-            at = forest.leaves[at].parent
-        lines[leaf] = tuple(line)
-    return lines
-
-
-def _count(sessions: Iterable[str], past: _Past) -> Counter[LeafId]:
-    """Return how many of `sessions` each leaf had, its descendants' included."""
-    direct = Counter(past.leaf_of[s] for s in sessions if s in past.leaf_of)
-    counts: Counter[LeafId] = Counter()
-    for leaf, number in direct.items():
-        for holder in past.lines.get(leaf, ()):
-            counts[holder] += number
-    return counts
-
-
-def _scores(
-    leaves: Sequence[Leaf],
-    clusters: Sequence[Cluster],
-    centroids: Sequence[Vector],
-    past: _Past,
-) -> NDArray[np.float64]:
-    """Return how well each leaf and cluster fit, 0 where they cannot be the same.
-
-    Overlap is the Dice coefficient over the sessions that were given to a leaf before: new
-    sessions say nothing about which of two clusters a leaf has become.
-    """
-    scores = np.zeros((len(leaves), len(clusters)))
-    for column, (cluster, centroid) in enumerate(zip(clusters, centroids, strict=True)):
-        common = _count(cluster.members, past)
-        known = sum(member in past.leaf_of for member in cluster.members)
-        for row, leaf in enumerate(leaves):
-            overlap = 2 * common[leaf.id] / max(known + past.held[leaf.id], 1)
-            cosine = float(centroid @ leaf.centroid)
-            if overlap >= OVERLAP_MIN or cosine >= COSINE_SAME:
-                bonus = SAME_LEVEL if leaf.level == cluster.level else 0.0
-                scores[row, column] = max(overlap + cosine + bonus, 1e-9)
-    return scores
-
-
-def _assign(scores: NDArray[np.float64]) -> list[tuple[int, int]]:
-    if not scores.any():
-        return []
-    from scipy.optimize import linear_sum_assignment  # 0.3 s to load; only rounds come here
-
-    rows, columns = linear_sum_assignment(scores, maximize=True)
-    return [(int(r), int(c)) for r, c in zip(rows, columns, strict=True) if scores[r, c] > 0]
 
 
 def _close(forest: Forest, seen: Sequence[Seen]) -> tuple[tuple[LeafId, LeafId, float], ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import re
-
+import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from leaves.names import name_clusters
+from leaves import words
+from leaves.names import below, medoids, name_clusters
 from leaves.ports import Cluster, Clustering
 
 
@@ -96,5 +97,83 @@ def test_any_prompts_give_unique_kebab_case_names(texts: list[list[str]]) -> Non
     groups = {f"k{index}-": group for index, group in enumerate(texts)}
     names = named(groups)
     assert len(set(names)) == len(names)
-    assert all(re.fullmatch(r"[a-z0-9]+(-[a-z0-9]+)*", name) for name in names)
+    assert [words.problem(name) for name in names] == [None] * len(names)
     assert names == named(groups)
+
+
+def test_a_thousand_copies_of_one_ask_do_not_give_the_name() -> None:
+    tides = [f"predict the tide {word}" for word in ("tonight", "tomorrow", "here", "there")] * 3
+    name, _ = named({"a": ["translate this poem"] * 1000 + tides, "b": ["tune a piano"] * 9})
+    assert name == "predict-tide" or set(name.split("-")) == {"predict", "tide"}
+
+
+def test_a_term_of_one_session_names_nothing() -> None:
+    (name,) = named({"a": ["zanzibar"] + ["sort a list"] * 30})
+    assert "zanzibar" not in name
+
+
+RUSSIAN = ["Как настроить сервер nginx", "Почему сервер nginx не запускается", "Логи сервер nginx"]
+CHINESE = ["如何连接数据库", "数据库连接失败怎么办", "备份数据库"]
+JAPANESE = ["データベースの設計", "データベースを移行する", "データベースが遅い"]
+HINDI = ["पायथन सूची बनाएं", "पायथन सूची छाँटें", "पायथन सूची उलटें"]
+ARABIC = ["كيف أنشئ قاعدة بيانات", "نسخ قاعدة بيانات", "حذف قاعدة بيانات"]
+
+
+@pytest.mark.parametrize(
+    ("asks", "word"),
+    [
+        (RUSSIAN, "сервер"), (CHINESE, "数据库"), (JAPANESE, "データベース"),
+        (HINDI, "पायथन"), (ARABIC, "قاعدة"),
+    ],
+)  # fmt: skip
+def test_names_are_made_of_any_script(asks: list[str], word: str) -> None:
+    name, *_ = named({"a": asks * 2, "b": ["draw a graph in networkx"] * 6})
+    assert word in name and words.problem(name) is None
+
+
+def test_the_grammar_of_a_language_of_several_clusters_names_none_of_them() -> None:
+    topics = ["tarte", "vélo", "jardin", "piano", "train", "roman"]
+    french = {f"f{t}": [f"comment faire pour {t} {n}" for n in "abcdefgh"] for t in topics}
+    english = {f"e{n}": [f"draw the {n} map {x}" for x in "abcdefgh"] for n in "uvwxyz"}
+    names = named({**french, **english})[: len(topics)]
+    assert [name.split("-")[0] for name in names] == topics
+
+
+def test_a_name_holds_nothing_that_a_terminal_acts_upon() -> None:
+    asks = ["evil\x1b[31m red\u202e txt.exe", "\u200bhidden\u2066 marks z" + "\u0336" * 40] * 5
+    (name,) = named({"a": asks})
+    assert words.problem(name) is None and name.isprintable()
+
+
+@pytest.mark.parametrize(
+    "name", ["", "-a", "a-", "a--b", "A", "a b", "a/b", "a\u202eb", "a\x1b", "e\u0301", "x" * 41]
+)
+def test_what_cannot_be_a_name_is_refused_with_a_reason(name: str) -> None:
+    assert words.problem(name)
+
+
+def test_a_deleted_word_is_found_in_the_name_that_was_made_of_it() -> None:
+    for ask, name in (
+        ("fix my C++ code", "cpp-code"),
+        ("备份数据库", "数据库"),
+        ("Сервер", "сервер"),
+    ):
+        assert words.parts(name) & words.parts(ask)
+
+
+def test_the_parts_of_a_leaf_that_its_owner_named_are_named_after_it() -> None:
+    assert below("my-web", "web-flask") == "my-web-flask"
+    assert len(below("a" * 38, "flask")) <= words.NAME_CHARS_MAX
+
+
+def test_other_clusters_do_not_change_a_clusters_name() -> None:
+    own = {"n": LIBRARIES["n"]}
+    one = named({**own, "p": LIBRARIES["p"], "s": LIBRARIES["s"]})
+    cut = {"p1": LIBRARIES["p"][:5], "p2": LIBRARIES["p"][5:], "s": LIBRARIES["s"]}
+    assert named({**own, **cut})[0] == one[0]
+
+
+def test_a_medoid_is_the_member_nearest_to_the_centroid() -> None:
+    vectors = {f"s{n}": np.array([np.cos(n / 9), np.sin(n / 9)], np.float32) for n in range(5)}
+    clustering = Clustering(((), (Cluster(2, tuple(sorted(vectors)), None),), ()), ())
+    assert medoids(clustering, vectors) == ((), ("s2",), ())

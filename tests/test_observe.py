@@ -10,9 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leaves.descent import Change, Share, named, why_kept, why_missed, why_new
+from leaves.lifecycle import Born, Rules, apply, assignment, decide
 from leaves.model import DAY_S, Forest, GrownFrom, Instant, Kind, Leaf, LeafId, Stage, Vector, unit
 from leaves.observe import Observations, Seen, observe
-from leaves.ports import Cluster, Clustering
+from leaves.ports import Cluster, Clustering, Findings, Found
 
 NOW = Instant(20_000 * DAY_S + 3_600)
 TODAY = 20_000
@@ -279,3 +281,117 @@ def test_the_order_of_leaves_and_sessions_does_not_matter(
     seen = look(known, domains(*groups), vectors, leaf_of=dict(items))
     assert matches(seen) == [A, B, C, D]
     assert all(isinstance(each, Seen) for each in seen.seen)
+
+
+def test_a_leaf_that_drifts_is_said_to_have_kept_its_sessions() -> None:
+    x, fresh = members("x", 20), members("z", 5)
+    vectors = {**along(0, x), **along(1, fresh)}
+    clustering = Clustering(((), (Cluster(2, tuple(sorted((*x[:15], *fresh))), None),), ()), x[15:])
+    (descent,) = look(
+        forest(leaf(A, AXES[0])), clustering, vectors, leaf_of=dict.fromkeys(x, A)
+    ).descents
+    assert descent.changes == (Change.CONTINUED,)
+    assert (descent.held, descent.common, descent.fresh) == (20, 15, 5)
+    assert descent.went == (Share(None, 5),)
+    said = why_kept(descent, {})
+    assert said.startswith("kept its id: 15 of 20 sessions in common, centroid moved 0.05, 5 new")
+    assert said.endswith("5 are noise now")
+
+
+def test_a_leaf_that_is_two_clusters_keeps_the_larger_and_says_where_the_rest_went() -> None:
+    x, y = members("x", 30), members("y", 20)
+    vectors = {**along(0, x), **along(1, y)}
+    seen = look(
+        forest(leaf(A, AXES[0])), domains(x, y), vectors, leaf_of=dict.fromkeys((*x, *y), A)
+    )
+    kept, new = seen.descents
+    assert Change.SPLIT in kept.changes and kept.went == (Share(1, 20),)
+    assert "split in the data, the larger part keeps the id; 20 went to " + B in why_kept(
+        kept, {1: B}
+    )
+    assert (new.changes, new.came) == ((Change.NEW,), (Share(A, 20),))
+    assert why_new(new, {}) == f"20 came from {A}"
+
+
+def test_of_two_leaves_that_became_one_it_is_said_which_lives_on() -> None:
+    x, y = members("x", 30), members("y", 20)
+    both = tuple(sorted((*x, *y)))
+    leaf_of = {**dict.fromkeys(x, A), **dict.fromkeys(y, B)}
+    known = forest(leaf(A, AXES[0]), leaf(B, AXES[1]))
+    seen = look(known, domains(both), {**along(0, x), **along(1, y)}, leaf_of=leaf_of)
+    lives, gone = seen.descents
+    assert Change.MERGED in lives.changes and lives.took == (B,)
+    assert gone.changes == (Change.VANISHED, Change.ABSORBED)
+    assert why_missed(gone, {}) == f"of 20 sessions 20 are in {A}"
+    assert dict(seen.kept) == dict.fromkeys(y, B)  # for it may be found tomorrow
+
+
+def test_a_leaf_whose_cluster_was_one_with_another_for_a_day_is_itself_again() -> None:
+    x, y = members("x", 22), members("y", 20)
+    near = unit((AXES[0] + 0.3 * AXES[1])[None])[0]  # a cosine of 0.96: the centroids do not tell
+    vectors = {**along(0, x), **dict.fromkeys(y, near)}
+    standing = forest(leaf(A, AXES[0], stage=Stage.SEED), leaf(B, near, stage=Stage.SEED))
+    leaf_of = {**dict.fromkeys(x, A), **dict.fromkeys(y, B)}
+    for groups in ((tuple(sorted((*x, *y))),), (x, y)) * 3:
+        seen = look(standing, domains(*groups), vectors, leaf_of=leaf_of)
+        changes = decide(standing, seen, NOW, Rules(seed_sessions=20, child_sessions=10))
+        for change in changes:
+            standing = apply(standing, change, NOW)
+        leaf_of = assignment(seen, changes, standing)
+        assert leaf_of == {**dict.fromkeys(x, A), **dict.fromkeys(y, B)}
+    assert matches(seen) == [A, B]
+    assert standing.births == 0
+
+
+def test_a_domain_is_not_taken_for_a_part_of_itself() -> None:
+    x, y = members("x", 60), members("y", 20)
+    whole = tuple(sorted((*x, *y)))
+    clustering = Clustering(((), (Cluster(2, whole, None),), (Cluster(3, x, 0),)), ())
+    leaf_of = {**dict.fromkeys(x, A), **dict.fromkeys(y, B)}
+    known = forest(leaf(A, AXES[0]), leaf(B, AXES[1]))
+    seen = look(known, clustering, {**along(0, x), **along(1, y)}, leaf_of=leaf_of)
+    assert matches(seen) == [A, None]
+
+
+def test_of_a_leaf_in_many_parts_one_is_its_heir() -> None:
+    groups = [members(name, 10 + at) for at, name in enumerate("tuvw")]
+    vectors = {m: AXES[axis] for axis, group in enumerate(groups) for m in group}
+    seen = look(
+        forest(leaf(A, AXES[7])), domains(*groups), vectors, leaf_of=dict.fromkeys(vectors, A)
+    )
+    assert matches(seen) == [None, None, None, A]
+
+
+def test_an_older_leaf_is_not_replaced_by_what_was_born_of_it() -> None:
+    x, y = members("x", 20), members("y", 22)
+    old = replace(leaf(A, AXES[0]), created=Instant(NOW - 60 * DAY_S))
+    leaf_of = {**dict.fromkeys(x, A), **dict.fromkeys(y, B)}
+    vectors = along(0, x, y)
+    both = domains(tuple(sorted((*x, *y))))
+    assert matches(look(forest(old, leaf(B, AXES[0])), both, vectors, leaf_of=leaf_of)) == [A]
+
+
+def test_a_reason_is_read_with_the_names_of_today() -> None:
+    known = forest(replace(leaf(A, AXES[0]), name="web"))
+    assert named(f"31 went to {A}, 2 to {B}", known) == "31 went to web, 2 to bbbbbbbb"
+
+
+def test_how_sure_the_clusterer_is_reaches_the_leaf() -> None:
+    x = members("x", 30)
+    found = Findings((Found(0.9, 0.6, 28),), {}, 0.8, "")
+    clustering = replace(domains(x), findings=found)
+    seen = look(forest(), clustering, along(0, x))
+    (born,) = decide(forest(), seen, NOW, Rules(seed_sessions=20, child_sessions=10))
+    assert isinstance(born, Born)
+    assert (born.leaf.stability, born.leaf.cohesion) == (0.9, 0.6)
+
+
+def test_a_part_of_a_leaf_that_its_owner_named_is_named_after_it() -> None:
+    x, y = members("x", 30), members("y", 20)
+    whole = tuple(sorted((*x, *y)))
+    clustering = Clustering(
+        ((), (Cluster(2, whole, None),), (Cluster(3, x, 0), Cluster(3, y, 0))), ()
+    )
+    known = forest(replace(leaf(A, AXES[0]), name="mine", named_by_owner=True))
+    seen = look(known, clustering, along(0, x, y), leaf_of=dict.fromkeys(whole, A))
+    assert [each.name for each in seen.seen] == ["mine", "mine-3.0", "mine-3.1"]
