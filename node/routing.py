@@ -1,108 +1,38 @@
-"""Routing tables of this home: built from the forest, kept whole, swapped at once.
-
-The last ten are kept; `current` names the one in force, and is replaced by rename, so a reader
-never sees half a table.
-"""
+"""What a routing table of this home is made of: who may be routed to, with which gates."""
 
 from __future__ import annotations
 
-import fcntl
-import logging
-import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from leaves.embeddings import EmbeddingStore
-from leaves.model import Forest, GrownFrom, Leaf, LeafId, Matrix, Stage, Vector
-from leaves.store import ForestStore
-from router.calibrate import calibrate
+from leaves.model import Forest, Leaf, Matrix, Stage, Vector
 from router.minilm_encoder import DIMENSIONS
-from router.table import COSINE_SAME, Entry, Table, own_entry
+from router.neighbours import Neighbours
+from router.table import COSINE_SAME, Entry, Route, Table, own_entry
 
-from .errors import OwnerError
 from .foreign import Known, State
-from .home import private_dir, write_atomic
+from .tables import RoutingError, Tables
 
-__all__ = ["DIMENSIONS", "SAME_DOMAIN", "Tables", "entries", "gates", "region", "starters_of"]
+__all__ = [
+    "DIMENSIONS",
+    "SAME_DOMAIN",
+    "RoutingError",
+    "Tables",
+    "beside_starters",
+    "entries",
+    "region",
+    "rightful",
+    "starters_of",
+    "way",
+]
 
-log = logging.getLogger(__name__)
-
-KEPT = 10
 SAME_DOMAIN = COSINE_SAME
-_FILE = re.compile(r"table-(\d{8})\.bin")
 
 
-class RoutingError(OwnerError):
-    """There is no routing table that can be used."""
-
-
-class Tables:
-    """The routing tables on disk."""
-
-    def __init__(self, home: Path) -> None:
-        self._home = home
-        self._folder = private_dir(home / "router")
-
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        """This process's turn to replace the table by one that it builds from what it reads now.
-
-        Without it, a round that read the leaves before one was retracted could put it back.
-        """
-        with (self._home / "router.lock").open("a+") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
-
-    def save(self, table: Table) -> None:
-        """Put a table in force; if it is in force already, nothing changes."""
-        private_dir(self._folder)  # a deletion may have removed it
-        data = table.to_bytes()
-        with suppress(OSError, ValueError):  # a damaged one is replaced
-            if self._bytes() == data:
-                return
-        number = max(self._numbers(), default=0) + 1
-        name = f"table-{number:08d}.bin"
-        write_atomic(self._folder / name, data)
-        write_atomic(self._folder / "current", name.encode())
-        for old in sorted(self._numbers())[:-KEPT]:
-            (self._folder / f"table-{old:08d}.bin").unlink(missing_ok=True)
-
-    def load(self) -> Table | None:
-        """The table in force; None before the first round."""
-        try:
-            data = self._bytes()
-            return None if data is None else Table.from_bytes(data)
-        except (OSError, ValueError) as problem:
-            raise RoutingError(
-                f"the routing table in {self._folder}: {problem}",
-                unchanged="Prompts are answered by the chassis until then.",
-                next_step="Run `groove-node round`: it builds a new table.",
-            ) from None
-
-    def load_sound(self) -> Table | None:
-        """The table in force; None also if it is damaged, for a new one is about to be built."""
-        try:
-            return self.load()
-        except RoutingError as problem:
-            log.warning("routing table not read reason=%s", problem)
-            return None
-
-    def _bytes(self) -> bytes | None:
-        current = self._folder / "current"
-        if not current.exists():
-            return None
-        return (self._folder / current.read_text().strip()).read_bytes()
-
-    def _numbers(self) -> list[int]:
-        found = (_FILE.fullmatch(path.name) for path in self._folder.iterdir())
-        return [int(match[1]) for match in found if match]
-
-
-def entries(forest: Forest, foreign: list[Known], starters: list[Entry]) -> list[Entry]:
-    """Return who can be routed to: own live leaves, accepted foreign ones, starters.
+def entries(forest: Forest, foreign: Iterable[Known]) -> list[Entry]:
+    """Return the leaves that can be routed to: own live ones, and accepted ones of peers.
 
     An own leaf answers for itself once it has won; until then its parent does.
     """
@@ -122,12 +52,40 @@ def entries(forest: Forest, foreign: list[Known], starters: list[Entry]) -> list
         for known in foreign
         if known.state is State.ACCEPTED
     ]
-    grown = any(leaf.grown_from is GrownFrom.DATA for leaf in forest.live())
-    return own + others + ([] if grown else starters)
+    return own + others
 
 
-def _serves(leaf: Leaf) -> bool:
-    return leaf.adapter is not None and leaf.wins > 0 and leaf.stage is not Stage.SEED
+def rightful(
+    table: Table, forest: Forest, now: Sequence[Entry], *, admit: bool = True
+) -> list[Entry]:
+    """Return the entries of a table that may still be routed to, each with the rights of today.
+
+    now: the entries of today. Where an entry is in space, and how near a prompt must be, stay as
+    they are in the table. What was archived, dissolved or retracted is gone; a leaf that was merged
+    answers until a table with its heir is in force. admit: own leaves that the table lacks too.
+    """
+    today = {(entry.leaf, entry.origin): entry for entry in now}
+    out: list[Entry] = []
+    for entry in table.entries:
+        fresh = today.pop((entry.leaf, entry.origin), None)
+        if entry.system:
+            out.append(entry)
+        elif fresh is not None and entry.origin:
+            out.append(replace(fresh, weight=entry.weight, hubness=entry.hubness))
+        elif fresh is not None:
+            out.append(_with_rights_of(entry, fresh))
+        elif not entry.origin and (leaf := forest.leaves.get(entry.leaf)) and _merged(leaf):
+            out.append(replace(entry, servable=entry.servable and leaf.adapter is not None))
+    return out + [entry for entry in today.values() if admit or entry.origin]
+
+
+def beside_starters(found: Iterable[Entry]) -> list[Entry]:
+    """Return the entries that are routed to as long as starters stand below them.
+
+    Not branches, which are for browsing: broad as they are, they would take what is the starters'
+    and leave it to the bare chassis.
+    """
+    return [entry for entry in found if entry.level > 1 or entry.serves]
 
 
 def starters_of(table: Table) -> list[Entry]:
@@ -135,30 +93,21 @@ def starters_of(table: Table) -> list[Entry]:
     return [entry for entry in table.entries if entry.system]
 
 
-def gates(store: ForestStore, embeddings: EmbeddingStore) -> dict[LeafId, float]:
-    """Calibrate each leaf's gate on its held-out scores, level by level."""
-    embedded = embeddings.snapshot()
-    assigned = store.assignment()
-    rows: dict[LeafId, list[int]] = {}
-    strays: list[int] = []
-    order = sorted(range(len(embedded.ids)), key=embedded.ids.__getitem__)
-    levels = {leaf.id: leaf.level for leaf in store.forest().live()}
-    for row in order:
-        leaf = assigned.get(embedded.ids[row])
-        if leaf in levels:
-            rows.setdefault(leaf, []).append(row)
-        else:
-            strays.append(row)
-    out: dict[LeafId, float] = {}
-    for level in (2, 3):
-        members = {
-            leaf: np.asarray(embedded.matrix[at])
-            for leaf, at in rows.items()
-            if levels[leaf] == level
-        }
-        if members:
-            out.update(calibrate(members, np.asarray(embedded.matrix[strays])))
-    return out
+def way(table: Table, vector: Vector, near: Neighbours | None) -> Route:
+    """Return where a prompt goes, and who answers: a leaf; or a starter, if the leaf cannot yet.
+
+    As long as there are starters, the system prompt of the one nearest to the prompt is better than
+    the bare chassis.
+    """
+    found = table.route(vector, near)
+    starters = starters_of(table)
+    if found.served_by is not None or not starters:
+        return found
+    cosines = np.stack([starter.centroid for starter in starters]) @ vector
+    nearest = int(cosines.argmax())
+    if cosines[nearest] < starters[nearest].threshold:
+        return found
+    return replace(found, served_by=starters[nearest], fallback_used=True)
 
 
 def region(
@@ -175,3 +124,21 @@ def region(
     if others:
         near &= own >= (vectors @ np.stack(others).T).max(axis=1)
     return [id_ for id_, inside in zip(ids, near, strict=True) if inside]
+
+
+def _serves(leaf: Leaf) -> bool:
+    return leaf.adapter is not None and leaf.wins > 0 and leaf.stage is not Stage.SEED
+
+
+def _merged(leaf: Leaf) -> bool:
+    return leaf.stage is Stage.MERGED
+
+
+def _with_rights_of(entry: Entry, fresh: Entry) -> Entry:
+    return replace(
+        entry,
+        name=fresh.name,
+        stage=fresh.stage,
+        servable=fresh.servable,
+        bundle=fresh.bundle,
+    )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
+from leaves.model import Stage
 from node.clock import Clock, SystemClock
 from node.consent import ConsentManager
 from router.minilm_encoder import ENC8
@@ -22,6 +24,7 @@ from .scrubber import PIIScrubber
 from .tagger import DomainTagger
 
 COUNT_MAX = 1_000_000  # of corrections and errors in a session
+_LEAF = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +63,9 @@ def close_draft(
     corrections, errors = _count(corrections), _count(errors)
     outcome = outcome if outcome in list(Outcome) else ""
     scored = quality.score(outcome, corrections=corrections, errors=errors)
-    if isinstance(routing, Mapping):
-        told["routing"] = dict(routing)
+    routed = dict(routing) if isinstance(routing, Mapping) else {}
+    if routed and not _is_of_router(routed):  # words of somebody else's: they are scrubbed
+        told["routing"] = routed
     own: dict[str, Any] = {
         "event": SESSION_CLOSE,
         "outcome": str(outcome),
@@ -74,6 +78,8 @@ def close_draft(
             "source_text": first_ask[:ENCODED_CHARS],
         },
     }
+    if routed and "routing" not in told:
+        own["routing"] = routed  # an id of a leaf looks like a key to the scrubber
     if source != API:  # what has none is a live session
         own["source"] = source
     if group:
@@ -88,6 +94,28 @@ def close_draft(
         folder=folder,
         own=own,
     )
+
+
+def _is_of_router(routing: Mapping[str, Any]) -> bool:
+    """True if this holds nothing but what the router says: ids of leaves, a stage, a figure."""
+    return all(key in _ROUTING and _ROUTING[key](value) for key, value in routing.items())
+
+
+def _is_leaf(given: object) -> bool:
+    return given is None or (isinstance(given, str) and _LEAF.fullmatch(given) is not None)
+
+
+def _is_stage(given: object) -> bool:
+    return given is None or (isinstance(given, str) and given in list(Stage))
+
+
+_ROUTING: Final[Mapping[str, Callable[[object], bool]]] = {
+    "leaf_id": _is_leaf,
+    "leaf_lifecycle_stage": _is_stage,
+    "routing_confidence": lambda given: isinstance(given, (int, float)),
+    "fallback_used": lambda given: isinstance(given, bool),
+    "parent_leaf_id": _is_leaf,
+}
 
 
 def _count(given: object) -> int:
