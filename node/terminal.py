@@ -58,6 +58,17 @@ class Terminal:
     def interactive(self) -> bool:
         return self._out.is_terminal
 
+    @property
+    def width(self) -> int | None:
+        """Cells of a line; None where there is no edge."""
+        return self._out.width if self.interactive else None
+
+    def styled(self, text: Text) -> None:
+        """A line with colours, which appear on a terminal alone."""
+        if not self._json:
+            self._rest()
+            self._out.print(text, no_wrap=True, overflow="ignore", crop=False)
+
     def line(self, text: str) -> None:
         if not self._json and text:
             self._rest()

@@ -1,0 +1,96 @@
+"""What grew, to look at: the tree in the terminal, the map in a file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from node import overview, show
+from node.app import App
+from node.terminal import Terminal
+
+from .base import AsJson, command
+
+
+@command.command
+def tree(
+    *,
+    at: Annotated[str | None, Parameter(help="A day, 2026-11-22.")] = None,
+    table: Annotated[
+        bool, Parameter(negative="", help="As a table, with gains, last routing and ids.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """The leaves of this node, and those of peers: their stage, and what they wait for."""
+    from node.pictures import atlas, tree
+
+    out = Terminal(json)
+    app = App.open()
+    forest, foreign = overview.tree(app, at)
+    standing = atlas.standing(app, at)
+    lines = tree.drawn(standing, out.width)
+    if table and lines:
+        out.table(*tree.table_rows(forest, foreign, app.now()))
+    elif not table:
+        for line in lines:
+            out.styled(line)
+    document = {
+        "leaves": [show.as_json(leaf) for leaf in forest.live()],
+        "foreign": [show.foreign_json(known) for known in foreign],
+        "starters": list(standing.starters),
+        "sessions": standing.sessions,
+        "unassigned": standing.unassigned,
+    }
+    out.done(document, "" if lines else f"no leaves {'yet' if at is None else f'on {at}'}")
+
+
+@command.command(name="map")
+def map_(
+    file: Annotated[Path, Parameter(help="Where to: a file that ends in .html or .png.")],
+    /,
+    *,
+    texts: Annotated[
+        bool, Parameter(negative="", help="Put the beginning of each prompt into the .html.")
+    ] = False,
+    growth: Annotated[
+        bool, Parameter(negative="", help="Draw growth over time below the map of a .png.")
+    ] = False,
+    sample: Annotated[int | None, Parameter(help="Show at most so many sessions.")] = None,
+    force: Annotated[
+        bool, Parameter(negative="", help="Replace a file that this command did not make.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """A map of your sessions, coloured by leaf, with the tree and its growth.
+
+    The page is one file that opens without a network, and is readable by you alone. It holds no
+    text of a prompt unless --texts is given; names of leaves are made of words of prompts.
+    """
+    from node.pictures import atlas, target
+    from node.pictures.page import note
+    from node.pictures.projection import SHOWN_MAX
+
+    out = Terminal(json)
+    target.check(file, force=force, texts=texts, growth=growth)
+    app = App.open()
+    wanted = SHOWN_MAX if sample is None else sample
+    gathered = atlas.gather(app, sample=wanted, texts=texts, report=out.progress)
+    written = target.write(file, gathered, growth=growth)
+    dots = gathered.dots
+    if texts:
+        out.note(f"{file} holds texts of your prompts: do not share it")
+    leaves = len({leaf for leaf in dots.leaves if leaf})
+    document = {
+        "file": str(file),
+        "bytes": written,
+        "sessions": gathered.standing.sessions,
+        "shown": len(dots.ids),
+        "leaves": leaves,
+        "unassigned": gathered.standing.unassigned,
+        "method": dots.method,
+        "why": dots.why,
+        "texts": texts,
+    }
+    out.done(document, f"{file} ({show.size(written)}). {note(gathered)}")
