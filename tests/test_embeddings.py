@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import shutil
 import sqlite3
 import stat
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
+import support_faults
+import support_kills
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -147,6 +153,99 @@ def test_a_store_that_lost_rows_is_refused(tmp_path: Path) -> None:
     vectors_file(tmp_path).write_bytes(b"short")
     with pytest.raises(EmbeddingStoreError, match=r"has 5 bytes, its index speaks of 64"):
         opened(tmp_path)
+
+
+def test_sessions_are_found_by_their_day(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.append(["a", "b", "c", "d"], [7, 5, 6, 5], rows(4))
+    assert store.since(5) == ["b", "d", "c", "a"]
+    assert store.since(6) == ["c", "a"] and store.since(8) == []
+    store.delete(["c"])
+    assert store.since(6) == ["a"]
+
+
+def test_rows_are_found_by_session(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    ids = [f"s{n}" for n in range(1200)]
+    store.append(ids, [1] * 1200, rows(1200))
+    assert store.rows_of([*ids[::-1], "z", "s3", "s3"]).tolist() == [*range(1199, -1, -1), -1, 3, 3]
+    store.delete(["s0", "s5"])
+    assert store.rows_of(["s0", "s1", "s5", "s6"]).tolist() == [-1, 0, -1, 4]
+    assert store.rows_of([]).shape == (0,)
+
+
+def test_an_older_store_is_taken_over(tmp_path: Path) -> None:
+    opened(tmp_path).append(["a", "b"], [4, 3], rows(2))
+    with contextlib.closing(sqlite3.connect(tmp_path / INDEX_FILE)) as index:
+        index.execute("DROP INDEX rows_day")
+        index.execute("PRAGMA user_version = 0")
+    store = opened(tmp_path)
+    assert store.since(4) == ["a"] and (store.matrix() == rows(2)).all()
+
+
+@pytest.mark.parametrize("block", [1, 32, 100])
+def test_a_delete_copies_in_blocks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int
+) -> None:
+    monkeypatch.setattr("leaves.embeddings.BLOCK_BYTES", block)
+    store = opened(tmp_path)
+    store.append([str(n) for n in range(20)], [1] * 20, rows(20))
+    gone = [0, 3, 4, 5, 11, 19]
+    assert store.delete([str(n) for n in gone]) == 6
+    kept = [n for n in range(20) if n not in gone]
+    assert store.ids() == [str(n) for n in kept]
+    assert (store.matrix() == rows(20)[kept]).all()
+
+
+def append(folder: Path) -> None:
+    opened(folder).append(["c", "d", "e"], [3, 4, 5], rows(5)[2:])
+
+
+def delete(folder: Path) -> None:
+    opened(folder).delete(["b", "d"])
+
+
+def state(folder: Path) -> tuple[list[str], list[int], bytes]:
+    """What a store holds after a start, and that it can still be used."""
+    store = opened(folder)
+    snapshot = store.snapshot()
+    held = (snapshot.ids, snapshot.days, snapshot.matrix.tobytes())
+    assert [path.name for path in folder.glob("vectors-*")] == [vectors_file(folder).name]
+    assert store.rows_of(snapshot.ids).tolist() == list(range(len(snapshot.ids)))
+    store.append(["later"], [9], rows(1, seed=9))
+    assert (store.matrix()[-1] == rows(1, seed=9)[0]).all()
+    return held
+
+
+DIE = {"writes": support_kills.killed_at, "commits": support_faults.killed_at}
+
+
+@pytest.mark.parametrize("die", DIE)
+@pytest.mark.parametrize("action", [append, delete])
+def test_killed_at_any_step_a_store_is_as_before_or_as_after(
+    action: Callable[[Path], None], die: str
+) -> None:
+    with support_faults.fast_folder() as fast:
+        made = fast / "made"
+        opened(made).append(["a", "b"], [1, 2], rows(2))
+        if action is delete:
+            append(made)
+        for name in ("before", "after"):
+            shutil.copytree(made, fast / name)
+        action(fast / "after")
+        before, after = state(fast / "before"), state(fast / "after")
+        seen, step = [], 0
+        while True:
+            step += 1
+            folder = fast / str(step)
+            shutil.copytree(made, folder)
+            died = DIE[die](step, partial(action, folder))
+            seen.append(state(folder))
+            assert seen[-1] in (before, after), f"step {step}"
+            if not died:
+                break
+        assert seen[0] == before and seen[-1] == after and step > 3
+        assert seen == sorted(seen, key=[before, after].index), "there is one moment of change"
 
 
 def test_vectors_of_another_encoder_are_refused(tmp_path: Path) -> None:

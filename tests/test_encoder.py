@@ -11,11 +11,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from leaves.ports import Progress
-from router import minilm_encoder
+from router import minilm_encoder, soundness
 from router.minilm_encoder import (
     ENC8,
+    FILES,
     MODEL_FILE,
     TAG,
     EncoderError,
@@ -81,10 +84,50 @@ def test_nothing_to_encode_is_an_empty_matrix(encoder: MiniLmEncoder) -> None:
     assert encoder.encode([]).shape == (0, encoder.dimensions)
 
 
-def test_progress_ends_at_the_number_of_texts(encoder: MiniLmEncoder) -> None:
+def test_progress_is_told_after_each_batch_and_ends_at_the_number_of_texts(
+    encoder: MiniLmEncoder,
+) -> None:
     told: list[Progress] = []
-    encoder.encode(["hello"] * 70, told.append)
-    assert [(p.done, p.total) for p in told] == [(64, 70), (70, 70)]
+    encoder.encode(["hello"] * 400, told.append)
+    assert len(told) == 3 and told[-1] == Progress("embed", 400, 400)
+    assert [p.done for p in told] == sorted(p.done for p in told)
+
+
+def test_a_report_that_raises_stops_the_work(encoder: MiniLmEncoder) -> None:
+    def stop(progress: Progress) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        encoder.encode(["hello"] * 400, stop)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.text(max_size=60) | st.sampled_from(TEXTS), min_size=1, max_size=8))
+def test_no_company_changes_a_vector(encoder: MiniLmEncoder, texts: list[str]) -> None:
+    rows = encoder.encode(texts)
+    for row, text in zip(rows, texts, strict=True):
+        assert np.abs(row - encoder.encode_one(text)).max() < 1e-5
+
+
+def test_two_threads_compute_the_same(cache: Path, encoder: MiniLmEncoder) -> None:
+    other = MiniLmEncoder.open(cache, threads=2)
+    assert np.abs(other.encode(TEXTS) - encoder.encode(TEXTS)).max() < 1e-5
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\ud800", "a\udfffb", "\0\x01\x7f\x9f", "\u202e\ufeff", "\U0010ffff" * 600, "é" * 10_000_000],
+    ids=["high", "low", "control", "marks", "last plane", "20 MB"],
+)
+def test_no_text_is_too_strange(encoder: MiniLmEncoder, text: str) -> None:
+    rows = encoder.encode([text, "hello"])
+    assert np.allclose(np.linalg.norm(rows, axis=1), 1.0, atol=1e-5)
+
+
+def test_a_character_in_two_halves_is_the_character(encoder: MiniLmEncoder) -> None:
+    whole = encoder.encode_one("so \U0001f642 happy")
+    assert (encoder.encode_one("so \ud83d\ude42 happy") == whole).all()
+    assert (encoder.encode_one("so \ud83d happy") == encoder.encode_one("so happy")).all()
 
 
 def test_the_tag_of_the_vectors_is_pinned(encoder: MiniLmEncoder) -> None:
@@ -98,13 +141,36 @@ def test_an_encoder_that_is_not_prepared_names_the_command(tmp_path: Path) -> No
         MiniLmEncoder.open(tmp_path)
 
 
-@pytest.mark.parametrize("name", [MODEL_FILE, "tokenizer.json"])
+@pytest.mark.parametrize("name", FILES)
 def test_a_damaged_cache_is_refused(cache: Path, tmp_path: Path, name: str) -> None:
     shutil.copytree(cache / f"encoder-{TAG}", tmp_path / f"encoder-{TAG}")
+    MiniLmEncoder.open(tmp_path)  # found sound, and remembered to be
     with (tmp_path / f"encoder-{TAG}" / name).open("r+b") as file:
-        file.seek(100_000)
+        file.seek(10_000)
         file.write(b"damage")
     with pytest.raises(EncoderMissingError, match=rf"{name} has changed. Run `groove-node init`"):
+        MiniLmEncoder.open(tmp_path)
+
+
+def test_files_are_hashed_once_while_they_stay_as_they_are(
+    cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    MiniLmEncoder.open(cache)
+
+    def hashed(path: Path) -> str:
+        raise AssertionError(f"{path} was hashed again")
+
+    monkeypatch.setattr(soundness, "sha256", hashed)
+    MiniLmEncoder.open(cache)
+    with pytest.raises(AssertionError, match="hashed again"):
+        prepare(cache)  # which trusts nothing
+
+
+def test_another_onnxruntime_asks_for_a_new_conversion(cache: Path, tmp_path: Path) -> None:
+    shutil.copytree(cache / f"encoder-{TAG}", tmp_path / f"encoder-{TAG}")
+    manifest = tmp_path / f"encoder-{TAG}" / "manifest.json"
+    manifest.write_text(manifest.read_text().replace('"onnxruntime": "1', '"onnxruntime": "0'))
+    with pytest.raises(EncoderMissingError, match=r"onnxruntime 0\..* and 1\..* is installed"):
         MiniLmEncoder.open(tmp_path)
 
 
