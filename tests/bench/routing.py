@@ -25,7 +25,6 @@ hubness_skew.*           skewness of how often a leaf is nearest, before and aft
 from __future__ import annotations
 
 import argparse
-import gzip
 import hashlib
 import json
 import statistics
@@ -44,8 +43,10 @@ from numpy.typing import NDArray
 ROOT = Path(__file__).parent.parent.parent
 sys.path.insert(0, str(ROOT))
 
+from prompt_vectors import Row, encoded, read, say  # noqa: E402
+
 from leaves.discover import default_clusterer  # noqa: E402
-from leaves.model import LeafId, Matrix, Stage, Vector, unit  # noqa: E402
+from leaves.model import LeafId, Matrix, Stage, unit  # noqa: E402
 from leaves.ports import Clustering, ClusterSizes  # noqa: E402
 from router.calibrate import calibrate_tree  # noqa: E402
 from router.neighbours import Neighbours  # noqa: E402
@@ -56,8 +57,6 @@ SIZE_MIN = 100  # the specification's smallest cluster, of level 3
 SIZES_PER_DATA = 100  # of fewer sessions, a hundredth may be a domain
 FALSE_REFUSALS = 0.05
 ENC8 = b"routing."
-
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,36 +82,9 @@ class Grown:
     noise: float
 
 
-def say(text: str) -> None:
-    print(f"{time.process_time():6.0f} s  {text}", file=sys.stderr, flush=True)
-
-
-def read(path: Path, source: str | None) -> list[Row]:
-    opened = gzip.open if path.suffix == ".gz" else open
-    with opened(path, "rt", encoding="utf-8") as file:
-        rows = [json.loads(line) for line in file]
-    return [row for row in rows if row["oos"] or source in (None, row["source"])]
-
-
-def encoded(rows: list[Row], cache: Path) -> Texts:
-    """Encode by the node's encoder; vectors are kept in `cache` by the hash of their text."""
-    from node.home import groove_cache
-    from router.minilm_encoder import MiniLmEncoder
-
-    encoder = MiniLmEncoder.open(groove_cache())
-    cache.mkdir(parents=True, exist_ok=True)
-    path = cache / f"vectors-{encoder.enc8.hex()}.npz"
-    kept: dict[bytes, Vector] = {}
-    if path.exists():
-        with np.load(path) as held:
-            kept = dict(zip(held["hashes"].tolist(), held["vectors"], strict=True))
-    hashes = [hashlib.sha256(row["text"].encode()).hexdigest()[:32].encode() for row in rows]
-    fresh = {key: row["text"] for key, row in zip(hashes, rows, strict=True) if key not in kept}
-    if fresh:
-        say(f"encoding {len(fresh):,} texts")
-        kept.update(zip(fresh, encoder.encode(list(fresh.values())), strict=True))
-        np.savez(path, hashes=np.array(list(kept)), vectors=np.stack(list(kept.values())))
-    return Texts(rows, np.stack([kept[key] for key in hashes]))
+def texts(path: Path, source: str | None, cache: Path) -> Texts:
+    rows = [row for row in read(path) if row["oos"] or source in (None, row["source"])]
+    return Texts(rows, encoded(rows, cache))
 
 
 def chosen(texts: Texts, keep: Sequence[bool]) -> Texts:
@@ -297,11 +269,12 @@ def timed(table: Table, neighbours: Neighbours | None, vectors: Matrix) -> dict[
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
-    files = [read(Path(path), arguments.source) for path in arguments.data]
-    rng = np.random.default_rng(0)
+    train, test = (
+        texts(Path(path), arguments.source, Path(arguments.cache)) for path in arguments.data
+    )
     if arguments.n:
-        files[0] = [files[0][i] for i in rng.permutation(len(files[0]))[: arguments.n]]
-    train, test = (encoded(rows, Path(arguments.cache)) for rows in files)
+        drawn = np.random.default_rng(0).permutation(len(train.rows))[: arguments.n]
+        train = Texts([train.rows[i] for i in drawn], train.vectors[drawn])
     strange = [row["domain"] in arguments.strangers or row["oos"] for row in test.rows]
     if arguments.strangers:
         strange = [row["domain"] in arguments.strangers for row in test.rows]
