@@ -9,7 +9,7 @@ sample that centroids come from is chosen by content, so the order of rows canno
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,26 +66,49 @@ def cell_neighbours(grid: Grid, k: int, cells: int, report: Report, phase: str) 
     The row itself is among them unless more than `k` copies of it are.
     """
     count = len(grid)
-    report(Progress(phase, 0, count, "cells"))
-    filed = _file(grid, _train(grid, cells, report, phase), report, phase)
+    told = _Told(report, phase, count)
+    centroids = _train(grid, cells, told.part(0.0, 0.06))
+    filed = _file(grid, centroids, told.part(0.06, 0.3))
     keys = np.full((count, k), NOTHING)
+    near = told.part(0.3, 0.45)
     for cell in range(cells):
         _search_near(grid, filed, cell, keys)
-        if cell % 64 == 0:
-            report(Progress(phase, int(filed.bounds[cell]) // 4, count))
-    _probe(grid, filed, keys, report, phase)
+        near(cell / cells)
+    _probe(grid, filed, keys, told.part(0.45, 1.0))
     return keys
 
 
-def _train(grid: Grid, cells: int, report: Report, phase: str) -> Matrix:
+Tell = Callable[[float], None]  # how far a part of the work is, 0 to 1
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """Reports of the parts of one search as one count of rows; the shares are of its time."""
+
+    report: Report
+    phase: str
+    total: int
+
+    def part(self, start: float, end: float) -> Tell:
+        def tell(done: float) -> None:
+            at = int(self.total * (start + (end - start) * done))
+            self.report(Progress(self.phase, at, self.total))
+
+        tell(0.0)
+        return tell
+
+
+def _train(grid: Grid, cells: int, tell: Tell) -> Matrix:
     """Return centroids on the grid: spherical k-means on a sample chosen by content."""
     sample = np.asarray(grid[_sample(grid, cells * SAMPLE_PER_CELL)], np.float32)
     centroids = sample[:cells].copy()
-    for _ in range(TRAIN_STEPS):
-        report(Progress(phase, 0, len(grid), "cells"))
-        own = np.concatenate(
-            [found[:, 0] for found in _nearest(sample, centroids, 1, report, phase, len(grid))]
-        )
+    for step in range(TRAIN_STEPS):
+
+        def step_done(done: float, step: int = step) -> None:
+            tell((step + done) / TRAIN_STEPS)
+
+        blocks = _nearest(sample, centroids, 1, step_done)
+        own = np.concatenate([found[:, 0] for found in blocks])
         moved = to_grid(sums(sample, own, cells))
         filled = np.bincount(own, minlength=cells) > 0
         centroids[filled] = moved[filled]
@@ -102,21 +125,19 @@ def _sample(grid: Grid, wanted: int) -> NDArray[np.int64]:
     return np.argsort(mixed, kind="stable")[:wanted]
 
 
-def _nearest(
-    grid: Grid, centroids: Matrix, wanted: int, report: Report, phase: str, total: int
-) -> Iterator[NDArray[np.int64]]:
+def _nearest(grid: Grid, centroids: Matrix, wanted: int, tell: Tell) -> Iterator[NDArray[np.int64]]:
     import faiss
 
     for start in _starts(len(grid)):
         block = np.ascontiguousarray(grid[start : start + QUERIES], np.float32)
         yield faiss.knn(block, centroids, wanted, metric=faiss.METRIC_INNER_PRODUCT)[1]
-        report(Progress(phase, 0, total, "cells"))
+        tell(min(start + QUERIES, len(grid)) / len(grid))
 
 
-def _file(grid: Grid, centroids: Matrix, report: Report, phase: str) -> Cells:
+def _file(grid: Grid, centroids: Matrix, tell: Tell) -> Cells:
     wanted = min(PROBES, len(centroids))
     probes = np.empty((len(grid), wanted), np.int32)
-    blocks = _nearest(grid, centroids, wanted, report, phase, len(grid))
+    blocks = _nearest(grid, centroids, wanted, tell)
     for start, found in zip(_starts(len(grid)), blocks, strict=True):
         probes[start : start + QUERIES] = found
     own = probes[:, 0]
@@ -147,12 +168,10 @@ def _search_near(grid: Grid, filed: Cells, cell: int, keys: Keys) -> None:
     keys[own, :k] = np.sort(pack(scores, others[found]), axis=1)[:, ::-1]
 
 
-def _probe(grid: Grid, filed: Cells, keys: Keys, report: Report, phase: str) -> None:
+def _probe(grid: Grid, filed: Cells, keys: Keys, tell: Tell) -> None:
     """Compare each row with all cells that it probes and was not compared with yet."""
-    count = len(grid)
     merge = _Merge(keys)
-    askers = _askers(filed)
-    for cell, queries in enumerate(askers):
+    for cell, queries in enumerate(_askers(filed)):
         others = filed.of(cell)
         if len(others):
             block = np.asarray(grid[others], np.float32)
@@ -160,21 +179,22 @@ def _probe(grid: Grid, filed: Cells, keys: Keys, report: Report, phase: str) -> 
                 some = queries[start : start + QUERIES]
                 scores = np.asarray(grid[some], np.float32) @ block.T
                 merge.add(some, others, scores)
-        if cell % 8 == 0:
-            done = count // 4 + (count - count // 4) * cell // len(filed.near)
-            report(Progress(phase, done, count))
+        tell(cell / len(filed.near))
     merge.flush()
+    tell(1.0)
 
 
 def _askers(filed: Cells) -> Iterator[NDArray[np.int64]]:
     """Yield, cell by cell, the rows that probe it and whose own cell is not near it."""
-    wanted = filed.probes.shape[1]
+    from scipy.sparse import csr_matrix
+
+    count, wanted = filed.probes.shape
     cells = len(filed.near)
-    flat = filed.probes.ravel()
-    order = np.argsort(flat, kind="stable")
-    bounds = np.searchsorted(flat, np.arange(cells + 1), sorter=order)
+    every = np.ones(count * wanted, np.int8)
+    starts = np.arange(0, count * wanted + 1, wanted)
+    probed = csr_matrix((every, filed.probes.ravel(), starts), shape=(count, cells)).tocsc()
     for cell in range(cells):
-        rows = order[bounds[cell] : bounds[cell + 1]] // wanted
+        rows = probed.indices[probed.indptr[cell] : probed.indptr[cell + 1]].astype(np.int64)
         done = np.zeros(cells, bool)
         done[np.flatnonzero((filed.near == cell).any(axis=1))] = True
         yield rows[~done[filed.probes[rows, 0]]]

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .agreement import adjusted_rand, contingency, information
-from .coarsen import Coarse, coarsen, communities, polish
+from .coarsen import Coarse, Edges, coarsen, communities, polish
 from .copies import originals
 from .grid import RADIUS, Graph, Grid, Labels, centred, nearest, neighbours, sums, to_grid
 from .model import Matrix
@@ -37,8 +37,6 @@ COSINE_SAME = 0.92  # the specification's threshold of a merge
 NOISE_SHARE = 0.18  # of rows at most: those whose neighbours and centroids agree least
 OUTLIER_SHARE = 0.05
 JUDGED_ROWS_MAX = 20_000  # rows by which subsamples are compared; more say the same
-
-Edges = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +63,6 @@ class _Sample:
 
     rows: NDArray[np.int64]
     graph: Any
-    weights: NDArray[np.float64]
     coarse: Coarse
 
 
@@ -197,8 +194,8 @@ def _samples(edges: Edges, count: int, report: Report) -> Iterator[_Sample]:
         place[rows] = np.arange(len(rows))
         ends = place[edges]
         kept = ends[(ends >= 0).all(axis=1)]
-        graph, weights = _graph(kept, len(rows)), np.ones(len(kept))
-        yield _Sample(rows, graph, weights, coarsen(graph, kept, weights, seed=index))
+        graph = _graph(kept, len(rows))
+        yield _Sample(rows, graph, coarsen(graph, kept, seed=index))
 
 
 def _rung(samples: list[_Sample], count: int, step: int, report: Report) -> _Rung:
@@ -207,9 +204,9 @@ def _rung(samples: list[_Sample], count: int, step: int, report: Report) -> _Run
     for seed, sample in enumerate(samples):
         done, whole = step * len(samples) + seed, len(RESOLUTIONS) * len(samples)
         report(Progress("cluster: resolutions", done, whole))
-        coarse = sample.coarse.of_rows(communities(sample.coarse, resolution, seed))
+        found = communities(sample.coarse, resolution, seed)
         labels = np.full(count, -1)
-        labels[sample.rows] = polish(sample.graph, sample.weights, coarse, resolution, seed)
+        labels[sample.rows] = polish(sample.graph, found, resolution, seed)
         divisions.append(labels)
     judged = slice(None, None, -(-count // JUDGED_ROWS_MAX))
     told = []
