@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import combinations, takewhile
+from itertools import combinations
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,9 @@ from .model import Matrix
 from .ports import Progress, Report, silent
 
 NEIGHBOURS = 15  # of a row in the graph; 10 and 30 find much the same
-RESOLUTIONS = tuple(0.25 * 2.0 ** (step / 2) for step in range(-8, 22))  # 0.016 to 362
-START = RESOLUTIONS.index(0.25)  # where the climb begins; coarser only if this is too fine
-FINER = range(START + 1, len(RESOLUTIONS))
+START = 0.25  # the resolution that the climb begins with; each rung is √2 of the one before
+FINER = 22  # rungs, to a resolution of 362; communities are too small long before
+COARSER = 8  # rungs, to 0.016, where START is too fine
 SUBSAMPLES = 3
 SUBSAMPLE_SHARE = 0.8
 SMALL_SHARE_MAX = 0.1  # of rows in communities too small to keep
@@ -164,22 +164,34 @@ def _best_rung(edges: Edges, count: int, size_min: int, report: Report) -> _Rung
     """Return the resolution that says most, of those whose communities are large enough."""
     samples = list(_samples(edges, count, report))
 
-    def at(step: int) -> _Rung:
-        return _rung(samples, count, step, report)
+    def at(step: float) -> _Rung:
+        done = int((step + COARSER) * len(samples))
+        report(Progress("cluster: resolutions", done, (FINER + COARSER) * len(samples)))
+        return _rung(samples, count, START * 2.0 ** (step / 2))
 
     def large_enough(rung: _Rung) -> bool:
         sizes = np.bincount(rung.divisions[0])
         return bool(sizes[sizes < size_min].sum() <= SMALL_SHARE_MAX * count)
 
-    best = at(START)
-    if large_enough(best):
-        for rung in takewhile(large_enough, map(at, FINER)):
-            best = max(best, rung, key=lambda found: found.worth)
-    else:  # few domains, beside what a domain has to be: the coarsest that there are will do
-        for step in reversed(range(START)):
-            if large_enough(best := at(step)):
+    best = at(0)
+    if not large_enough(best):  # few domains, beside what a domain has to be
+        for step in range(1, COARSER + 1):  # the coarsest that there are will do
+            if large_enough(best := at(-step)):
                 break
-    return best if best.shared > SHARED_MIN * best.told else None
+        return _if_shared(best)
+    for step in range(1, FINER):
+        rung = at(step)
+        if large_enough(rung):
+            best = max(best, rung, key=lambda found: found.worth)
+            continue
+        if large_enough(rung := at(step - 0.5)):  # the finest that just does
+            best = max(best, rung, key=lambda found: found.worth)
+        break
+    return _if_shared(best)
+
+
+def _if_shared(rung: _Rung) -> _Rung | None:
+    return rung if rung.shared > SHARED_MIN * rung.told else None
 
 
 def _samples(edges: Edges, count: int, report: Report) -> Iterator[_Sample]:
@@ -198,12 +210,9 @@ def _samples(edges: Edges, count: int, report: Report) -> Iterator[_Sample]:
         yield _Sample(rows, graph, coarsen(graph, kept, seed=index))
 
 
-def _rung(samples: list[_Sample], count: int, step: int, report: Report) -> _Rung:
-    resolution = RESOLUTIONS[step]
+def _rung(samples: list[_Sample], count: int, resolution: float) -> _Rung:
     divisions = []
     for seed, sample in enumerate(samples):
-        done, whole = step * len(samples) + seed, len(RESOLUTIONS) * len(samples)
-        report(Progress("cluster: resolutions", done, whole))
         found = communities(sample.coarse, resolution, seed)
         labels = np.full(count, -1)
         labels[sample.rows] = polish(sample.graph, found, resolution, seed)
