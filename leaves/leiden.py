@@ -10,7 +10,7 @@ each other, where what they do not share counts against it.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from typing import Any
 
@@ -20,7 +20,18 @@ from numpy.typing import NDArray
 from .agreement import adjusted_rand, contingency, information
 from .coarsen import Coarse, Edges, coarsen, communities, polish
 from .copies import originals
-from .grid import RADIUS, Graph, Grid, Labels, centred, nearest, neighbours, sums, to_grid
+from .grid import (
+    EXACT_ROWS_MAX,
+    RADIUS,
+    Graph,
+    Grid,
+    Labels,
+    centred,
+    nearest,
+    neighbours,
+    sums,
+    to_grid,
+)
 from .model import Matrix
 from .ports import Progress, Report, silent
 
@@ -163,11 +174,12 @@ def _too_few(count: int) -> Division:
 def _best_rung(edges: Edges, count: int, size_min: int, report: Report) -> _Rung | None:
     """Return the resolution that says most, of those whose communities are large enough."""
     samples = list(_samples(edges, count, report))
+    small = count <= EXACT_ROWS_MAX  # above, borders take minutes and change the choice little
 
     def at(step: float) -> _Rung:
         done = int((step + COARSER) * len(samples))
         report(Progress("cluster: resolutions", done, (FINER + COARSER) * len(samples)))
-        return _rung(samples, count, START * 2.0 ** (step / 2))
+        return _rung(samples, count, START * 2.0 ** (step / 2), borders=small)
 
     def large_enough(rung: _Rung) -> bool:
         sizes = np.bincount(rung.divisions[0])
@@ -178,7 +190,7 @@ def _best_rung(edges: Edges, count: int, size_min: int, report: Report) -> _Rung
         for step in range(1, COARSER + 1):  # the coarsest that there are will do
             if large_enough(best := at(-step)):
                 break
-        return _if_shared(best)
+        return _mended(samples[0], best, small)
     for step in range(1, FINER):
         rung = at(step)
         if large_enough(rung):
@@ -187,11 +199,17 @@ def _best_rung(edges: Edges, count: int, size_min: int, report: Report) -> _Rung
         if large_enough(rung := at(step - 0.5)):  # the finest that just does
             best = max(best, rung, key=lambda found: found.worth)
         break
-    return _if_shared(best)
+    return _mended(samples[0], best, small)
 
 
-def _if_shared(rung: _Rung) -> _Rung | None:
-    return rung if rung.shared > SHARED_MIN * rung.told else None
+def _mended(sample: _Sample, rung: _Rung, done: bool) -> _Rung | None:
+    """Return the rung with borders mended where they were not; None if subsamples share little."""
+    if rung.shared <= SHARED_MIN * rung.told:
+        return None
+    if done:
+        return rung
+    whole = polish(sample.graph, rung.divisions[0], rung.resolution)
+    return replace(rung, divisions=(whole, *rung.divisions[1:]))
 
 
 def _samples(edges: Edges, count: int, report: Report) -> Iterator[_Sample]:
@@ -210,12 +228,13 @@ def _samples(edges: Edges, count: int, report: Report) -> Iterator[_Sample]:
         yield _Sample(rows, graph, coarsen(graph, kept, seed=index))
 
 
-def _rung(samples: list[_Sample], count: int, resolution: float) -> _Rung:
+def _rung(samples: list[_Sample], count: int, resolution: float, *, borders: bool) -> _Rung:
+    """borders: mend them on the rows of each sample, which sets apart good rungs more clearly."""
     divisions = []
     for seed, sample in enumerate(samples):
         found = communities(sample.coarse, resolution, seed)
         labels = np.full(count, -1)
-        labels[sample.rows] = polish(sample.graph, found, resolution, seed)
+        labels[sample.rows] = polish(sample.graph, found, resolution, seed) if borders else found
         divisions.append(labels)
     judged = slice(None, None, -(-count // JUDGED_ROWS_MAX))
     told = []
