@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from .cores import side_by_side
 from .model import Matrix
 from .ports import Progress, Report
 from .rounding import Grid, sums, to_grid
@@ -71,14 +72,18 @@ def cell_neighbours(grid: Grid, k: int, cells: int, report: Report, phase: str) 
     filed = _file(grid, centroids, told.part(0.06, 0.3))
     keys = np.full((count, k), NOTHING)
     near = told.part(0.3, 0.45)
-    for cell in range(cells):
+
+    def search(cell: int) -> int:
         _search_near(grid, filed, cell, keys)
-        near(cell / cells)
+        return cell
+
+    side_by_side(search, range(cells), lambda cell: near(cell / cells))
     _probe(grid, filed, keys, told.part(0.45, 1.0))
     return keys
 
 
 Tell = Callable[[float], None]  # how far a part of the work is, 0 to 1
+Found = tuple[NDArray[np.int64], Keys]  # rows that asked, and the key of what each found
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,9 +112,8 @@ def _train(grid: Grid, cells: int, tell: Tell) -> Matrix:
         def step_done(done: float, step: int = step) -> None:
             tell((step + done) / TRAIN_STEPS)
 
-        blocks = _nearest(sample, centroids, 1, step_done)
-        own = np.concatenate([found[:, 0] for found in blocks])
-        moved = to_grid(sums(sample, own, cells))
+        own = _nearest(sample, centroids, 1, step_done)[:, 0]
+        moved = to_grid(sums(sample, own.astype(np.int64), cells))
         filled = np.bincount(own, minlength=cells) > 0
         centroids[filled] = moved[filled]
     return centroids
@@ -125,21 +129,24 @@ def _sample(grid: Grid, wanted: int) -> NDArray[np.int64]:
     return np.argsort(mixed, kind="stable")[:wanted]
 
 
-def _nearest(grid: Grid, centroids: Matrix, wanted: int, tell: Tell) -> Iterator[NDArray[np.int64]]:
+def _nearest(grid: Grid, centroids: Matrix, wanted: int, tell: Tell) -> NDArray[np.int32]:
+    """Return the `wanted` nearest centroids of each row, nearest first."""
     import faiss
 
-    for start in _starts(len(grid)):
+    nearest = np.empty((len(grid), wanted), np.int32)
+
+    def search(start: int) -> int:
         block = np.ascontiguousarray(grid[start : start + QUERIES], np.float32)
-        yield faiss.knn(block, centroids, wanted, metric=faiss.METRIC_INNER_PRODUCT)[1]
-        tell(min(start + QUERIES, len(grid)) / len(grid))
+        found = faiss.knn(block, centroids, wanted, metric=faiss.METRIC_INNER_PRODUCT)[1]
+        nearest[start : start + QUERIES] = found
+        return start
+
+    side_by_side(search, _starts(len(grid)), lambda start: tell(start / len(grid)))
+    return nearest
 
 
 def _file(grid: Grid, centroids: Matrix, tell: Tell) -> Cells:
-    wanted = min(PROBES, len(centroids))
-    probes = np.empty((len(grid), wanted), np.int32)
-    blocks = _nearest(grid, centroids, wanted, tell)
-    for start, found in zip(_starts(len(grid)), blocks, strict=True):
-        probes[start : start + QUERIES] = found
+    probes = _nearest(grid, centroids, min(PROBES, len(centroids)), tell)
     own = probes[:, 0]
     rows = np.argsort(own, kind="stable")
     bounds = np.searchsorted(own[rows], np.arange(len(centroids) + 1))
@@ -171,15 +178,27 @@ def _search_near(grid: Grid, filed: Cells, cell: int, keys: Keys) -> None:
 def _probe(grid: Grid, filed: Cells, keys: Keys, tell: Tell) -> None:
     """Compare each row with all cells that it probes and was not compared with yet."""
     merge = _Merge(keys)
-    for cell, queries in enumerate(_askers(filed)):
+    cells = len(filed.near)
+
+    def search(asked: tuple[int, NDArray[np.int64]]) -> tuple[int, list[Found]]:
+        cell, queries = asked
         others = filed.of(cell)
-        if len(others):
-            block = np.asarray(grid[others], np.float32)
-            for start in _starts(len(queries)):
-                some = queries[start : start + QUERIES]
-                scores = np.asarray(grid[some], np.float32) @ block.T
-                merge.add(some, others, scores)
-        tell(cell / len(filed.near))
+        block = np.asarray(grid[others], np.float32)
+        parts = [queries[start : start + QUERIES] for start in _starts(len(queries))]
+        found = [
+            merge.passing(part, others, np.asarray(grid[part], np.float32) @ block.T)
+            for part in parts
+            if len(others)
+        ]
+        return cell, found
+
+    def take(result: tuple[int, list[Found]]) -> None:
+        cell, found = result
+        for part in found:
+            merge.add(part)
+        tell(cell / cells)
+
+    side_by_side(search, enumerate(_askers(filed)), take)
     merge.flush()
     tell(1.0)
 
@@ -216,12 +235,19 @@ class _Merge:
         floors: Matrix = scores.astype(np.float32)
         return floors
 
-    def add(self, queries: NDArray[np.int64], rows: NDArray[np.int64], scores: Matrix) -> None:
+    def passing(self, queries: NDArray[np.int64], rows: NDArray[np.int64], scores: Matrix) -> Found:
+        """Return the rows that beat the worst neighbour of the row that asks.
+
+        Any thread may ask while another merges: a floor only rises, so an old one lets more in.
+        """
         passed = np.flatnonzero(scores >= self._floor[queries, None])
         at, column = np.divmod(passed, len(rows))
-        self._queries.append(queries[at])
-        self._found.append(pack(scores.ravel()[passed], rows[column]))
-        self._held += len(passed)
+        return queries[at], pack(scores.ravel()[passed], rows[column])
+
+    def add(self, found: Found) -> None:
+        self._queries.append(found[0])
+        self._found.append(found[1])
+        self._held += len(found[0])
         if self._held > FOUND_MAX:
             self.flush()
 

@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .cells import NOTHING, Keys, cell_neighbours, cells_for, pack, unpack
+from .cores import side_by_side
 from .model import Matrix
 from .ports import Progress, Report, silent
 from .rounding import BLOCK_ROWS, rounded
@@ -56,6 +57,7 @@ def neighbours(
     for start in range(0, len(grid), BLOCK_ROWS):
         stop = min(start + BLOCK_ROWS, len(grid))
         _sort_into(graph, start, stop, keys[start:stop])
+        report(Progress("cluster: neighbours", len(grid), len(grid), "sorted"))
     return graph
 
 
@@ -83,10 +85,16 @@ def nearest(grid: Grid, centroids: Matrix, report: Report = silent) -> Labels:
     """Return the nearest of `centroids`, a float32 grid, for each row; the first of equals."""
     labels = np.empty(len(grid), np.int64)
     step = _step(len(centroids))
-    for start in range(0, len(grid), step):
+
+    def search(start: int) -> int:
         block = np.asarray(grid[start : start + step], np.float32)
         labels[start : start + step] = (block @ centroids.T).argmax(axis=1)
-        report(Progress("cluster: nearest", min(start + step, len(grid)), len(grid)))
+        return min(start + step, len(grid))
+
+    def take(done: int) -> None:
+        report(Progress("cluster: nearest", done, len(grid)))
+
+    side_by_side(search, range(0, len(grid), step), take)
     return labels
 
 
@@ -96,11 +104,17 @@ def _exact(grid: Grid, wanted: int, report: Report) -> Keys:
     whole = np.ascontiguousarray(grid, np.float32)
     keys = np.full((len(grid), wanted), NOTHING)
     step = _step(len(grid))
-    for start in range(0, len(grid), step):
+
+    def search(start: int) -> int:
         block = whole[start : start + step]
         scores, found = faiss.knn(block, whole, wanted, metric=faiss.METRIC_INNER_PRODUCT)
         keys[start : start + step] = pack(scores, found.astype(np.int64))
-        report(Progress("cluster: neighbours", min(start + step, len(grid)), len(grid)))
+        return min(start + step, len(grid))
+
+    def take(done: int) -> None:
+        report(Progress("cluster: neighbours", done, len(grid)))
+
+    side_by_side(search, range(0, len(grid), step), take)
     return keys
 
 

@@ -209,7 +209,8 @@ class BlobStore(Protocol):
 
 
 class Executor(Protocol):
-    """Runs CPU work away from the caller. `fn` and its arguments must be picklable."""
+    """Runs CPU work away from the caller. `fn` and its arguments must be
+    plain data, functions and dataclasses that have a name, or arrays."""
 
     def submit(self, fn: Callable[..., T], *args: Any) -> Future[T]: ...
 

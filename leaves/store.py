@@ -206,10 +206,10 @@ class ForestStore:
         return found
 
     def assignment(self) -> dict[str, LeafId]:
-        """The leaf of every session that has one, by session; a second per million."""
+        """The leaf of every session that has one, by session, in the order of their names."""
         leaves: dict[str, LeafId] = {}  # one object a leaf, not one a session
         rows = self._db.execute("SELECT session, leaf FROM member")
-        # Sorted here: SQLite would look up each row by its name, four times as slow.
+        # Sorted here: ORDER BY would have SQLite look up each row by its name.
         return {s: leaves.setdefault(leaf, LeafId(leaf)) for s, leaf in sorted(rows)}
 
     def use(self, leaf: LeafId, role: Role, sessions: Iterable[str], round_id: int) -> None:

@@ -7,25 +7,25 @@ uses: `groove-node status` never loads a model. The running node is `daemon.serv
 from __future__ import annotations
 
 import fcntl
+import logging
 import os
 import sqlite3
 import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 
-from leaves.model import GrownFrom, Instant, LeafId, Stage
+from leaves.model import Instant, LeafId, Stage
 from leaves.ports import Report, Schedule, silent
 from leaves.store import ForestStore, RoundRow
 
 from . import config as config_file
-from . import rights, routing, screening
+from . import deploying, rights, routing, screening
 from .bundles import BundleStore
 from .clock import Clock, SystemClock
 from .errors import OwnerError
@@ -42,6 +42,7 @@ from .home import (
 from .identity import Identity, load_or_create
 from .mailbox import Mailbox
 from .mesh import ForeignLeaf, Shown
+from .tables import Deployed, Tables
 from .told import EventFile, Tell, Told
 
 if TYPE_CHECKING:
@@ -50,7 +51,10 @@ if TYPE_CHECKING:
     from leaves.embeddings import EmbeddingStore
     from leaves.training.chassis import Chassis
     from leaves.training.child import ChildEvaluator
+    from router.minilm_encoder import EncoderError
+    from router.neighbours import Neighbours
     from router.ports import Encoder
+    from router.sentence_encoder import SentenceModel
 
     from .capture import PIIScrubber, TrainingCorpus
     from .capture.known import KnownHere
@@ -58,6 +62,9 @@ if TYPE_CHECKING:
     from .classroom import Classroom
     from .consent import ConsentManager
     from .engine import Plan, Round
+
+
+log = logging.getLogger(__name__)
 
 
 class NoHomeError(OwnerError):
@@ -74,19 +81,6 @@ class BusyError(OwnerError):
 
 class ModelError(OwnerError):
     """A model is missing or damaged."""
-
-
-def prepare_models(report: Report = silent) -> dict[str, str]:
-    """Convert the packaged encoder and chassis into the cache, once; their folders."""
-    from leaves.training.chassis import ChassisError, prepare_chassis
-    from router.minilm_encoder import EncoderError, prepare
-
-    try:
-        cache = groove_cache()
-        encoder, chassis = prepare(cache, report), prepare_chassis(cache, report)
-    except (ChassisError, EncoderError) as problem:
-        raise ModelError(str(problem), unchanged="Nothing was changed.") from None
-    return {"encoder": str(encoder), "chassis": str(chassis)}
 
 
 _MENDS = {
@@ -116,6 +110,10 @@ def _damaged(path: Path, problem: Exception) -> HomeError:
     )
 
 
+def _unusable(problem: EncoderError) -> ModelError:
+    return ModelError(str(problem), unchanged="Nothing was done.")
+
+
 class App:
     """One home. Stores are opened on first use and shared by all commands of a process."""
 
@@ -125,6 +123,8 @@ class App:
         self.config = config_file.load(home)
         self.halt = threading.Event()  # once set, the scrubber gives up each text that it is at
         self._known: KnownHere | None = None  # the scrubber's
+        self._encoder: Encoder | None = None
+        self._encoder_turn = threading.Lock()
         self._withheld: tuple[tuple[int, int], dict[LeafId, str]] | None = None
 
     @classmethod
@@ -198,13 +198,19 @@ class App:
 
     @property
     def embeddings(self) -> EmbeddingStore:
-        from leaves.embeddings import EmbeddingStore, EmbeddingStoreError
-        from router.minilm_encoder import DIMENSIONS, ENC8
+        from leaves.embeddings import EmbeddingStore, EmbeddingStoreError, OtherEncoderError
 
         folder = self.home / "embeddings"
         try:
             with _readable(folder):
-                return EmbeddingStore.open(folder, ENC8, DIMENSIONS)
+                return EmbeddingStore.open(folder, self.enc8, self.dimensions)
+        except OtherEncoderError as problem:
+            raise HomeError(
+                f"the encoder is not the one that this home was begun with: {problem}",
+                unchanged="The file was left as it is.",
+                next_step="Set `path` under [encoder] in groove.toml back; or move `embeddings`, "
+                f"`leaves.db` and `router` in {self.home} aside: leaves grow anew from the corpus.",
+            ) from None
         except EmbeddingStoreError as problem:
             raise _damaged(folder, problem) from None
 
@@ -254,8 +260,8 @@ class App:
         write_atomic(self.home / "peers.json", book.to_json())
 
     @cached_property
-    def tables(self) -> routing.Tables:
-        return routing.Tables(self.home)
+    def tables(self) -> Tables:
+        return Tables(self.home)
 
     @cached_property
     def events(self) -> EventFile:
@@ -308,19 +314,54 @@ class App:
 
     # Models
 
+    @cached_property
+    def _encoder_named(self) -> SentenceModel | None:
+        """What the folder of [encoder] path holds, by its files; None for MiniLM."""
+        from router.minilm_encoder import EncoderError
+        from router.sentence_encoder import inspect
+
+        path = self.config.encoder.path
+        if not path:
+            return None
+        try:
+            return inspect(Path(path).expanduser(), groove_cache())
+        except EncoderError as problem:
+            raise _unusable(problem) from None
+
     @property
     def enc8(self) -> bytes:
+        """The tag of the configured encoder's vectors; loads no model."""
         from router.minilm_encoder import ENC8
 
-        return ENC8
+        return self._encoder_named.enc8 if self._encoder_named else ENC8
+
+    @property
+    def dimensions(self) -> int:
+        """Of the configured encoder's vectors; loads no model."""
+        from router.minilm_encoder import DIMENSIONS
+
+        return self._encoder_named.dimensions if self._encoder_named else DIMENSIONS
 
     def encoder(self) -> Encoder:
+        """The configured encoder behind a cache; opened once, then shared by whoever asks."""
+        with self._encoder_turn:
+            if self._encoder is None:
+                self._encoder = self._open_encoder()
+            return self._encoder
+
+    def _open_encoder(self) -> Encoder:
+        from router.encoding_cache import CachedEncoder
         from router.minilm_encoder import EncoderError, MiniLmEncoder
 
+        threads, named = self.config.encoder.threads, self._encoder_named
         try:
-            return MiniLmEncoder.open(groove_cache())
+            if named is None:
+                return CachedEncoder(MiniLmEncoder.open(groove_cache(), threads))
+            from router.sentence_encoder import SentenceEncoder
+
+            return CachedEncoder(SentenceEncoder.open(named.folder, groove_cache(), threads))
         except EncoderError as problem:
-            raise ModelError(str(problem), unchanged="Nothing was done.") from None
+            raise _unusable(problem) from None
 
     @cached_property
     def chassis(self) -> Chassis:
@@ -448,6 +489,7 @@ class App:
         from leaves.discover import default_clusterer
 
         from .engine import Round, Tools
+        from .executors import ChildClusterer
 
         untrained = "" if self.allows("train") else "the scope `train` is not granted"
         sessions = list(self.sessions().values())
@@ -460,9 +502,9 @@ class App:
             embeddings=self.embeddings,
             store=self.forests,
             encoder=self.encoder,
-            clusterer=default_clusterer(),
+            clusterer=ChildClusterer(default_clusterer),
             classroom=None if untrained else self._classroom,
-            deploy=self.deploy_anew,
+            deploy=lambda: self.deploy_anew(tell, report),
             now=self.now,
             untrained=untrained,
         )
@@ -506,41 +548,38 @@ class App:
 
     # Routing
 
-    def deploy_anew(self) -> int:
-        """Build the routing table with freshly calibrated gates; returns its entries."""
-        gates = routing.gates(self.forests, self.embeddings)
-        with self.tables.turn():
-            current = self.tables.load_sound()
-            starters = routing.starters_of(current) if current else []
-            if not starters and not any(
-                leaf.grown_from is GrownFrom.DATA for leaf in self.forests.forest().live()
-            ):
-                from router.starters import starter_entries
+    @property
+    def neighbours_path(self) -> Path:
+        return self.home / "neighbours" / "neighbours.bin"
 
-                starters = starter_entries(self.encoder())
-            return self._deploy(gates, starters)
+    def neighbours(self) -> tuple[Neighbours | None, str]:
+        """The own sessions that vote for leaves, memory-mapped; or none, and what is wrong.
+
+        There are none before the first round, and after a deletion until the next: centroids do.
+        """
+        from router.neighbours import Neighbours, NeighboursError
+
+        try:
+            near = Neighbours.open(self.neighbours_path)
+        except FileNotFoundError:
+            return None, ""
+        except (NeighboursError, OSError) as problem:
+            why = str(problem)
+        else:
+            if near.enc8 == self.enc8:
+                return near, ""
+            why = f"{self.neighbours_path} is of another encoder"
+        log.warning("neighbours not used reason=%s", why)
+        return None, f"{why}: centroids alone decide. `groove-node round` makes it anew."
+
+    def deploy_anew(self, tell: Tell, report: Report = silent) -> Deployed:
+        """Build the routing table with fresh gates; one that does worse is not put in force."""
+        return deploying.anew(self, tell, report)
 
     def deploy(self) -> int:
-        """Build the table anew from what is known; gates and starters stay. Loads no model."""
-        with self.tables.turn():
-            current = self.tables.load_sound()
-            entries = current.entries if current else ()
-            gates = {entry.leaf: entry.gate for entry in entries if not entry.origin}
-            return self._deploy(gates, routing.starters_of(current) if current else [])
+        """Have the table follow what may be routed to; gates and starters stay. Loads no model."""
+        return deploying.follow(self)
 
     def deploy_if_routed(self) -> None:
-        """Build the table anew if there has been one: a crash may have kept it from following."""
-        if self.tables.load_sound() is not None:
-            self.deploy()
-
-    def _deploy(self, gates: dict[LeafId, float], starters: list[Any]) -> int:
-        from router.table import Table
-
-        foreign = self.foreign.all() if self.allows("fetch") else []
-        found = routing.entries(self.forests.forest(), foreign, starters)
-        calibrated = [
-            entry if entry.origin else replace(entry, gate=gates.get(entry.leaf, entry.gate))
-            for entry in found
-        ]
-        self.tables.save(Table.build(self.enc8, routing.DIMENSIONS, calibrated))
-        return len(calibrated)
+        """The same with the votes counted anew, if there is a table."""
+        deploying.recount(self)

@@ -35,12 +35,14 @@ def route(app: App, prompt: str, answer: str | None, report: Report = silent) ->
     if kept is None:
         chosen, considered = Route(None, None, 0.0, 0.0, 0, False), []
     else:
-        vector, near = app.encoder().encode_one(prompt), app.neighbours()
+        vector = app.encoder().encode_one(prompt)
+        near, trouble = app.neighbours()
         chosen = routing.way(kept.table, vector, near)
         considered = kept.table.explain(vector, near)
     result = _described(chosen, considered)
     result["not_asked"] = _not_asked(kept.table, vector, considered) if kept else []
-    result["path"] = [trouble] if trouble else path(chosen, considered)
+    result["path"] = path(chosen, considered) if kept else [trouble]
+    result["trouble"] = trouble
     result["table"] = kept.number if kept else None
     if kept is None or kept.note.starters is not Starters.GONE:
         result["standing"] = transition.standing(app)["line"]

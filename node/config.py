@@ -8,9 +8,10 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
+from typing import Annotated
 
 import msgspec
-from msgspec import Struct, field
+from msgspec import Meta, Struct, field
 
 from gossip.config import GossipConfig
 from gossip.transport_config import TransportConfig
@@ -27,6 +28,11 @@ class CaptureConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     keyring: tuple[str, ...] = ()  # "service/user", looked for likewise; one opens what is unlocked
     watch: bool = True  # a running node takes new lines of allowed sources in as they are written
     idle_close_s: float = 1800.0  # a transcript not written to for so long is a finished session
+
+
+class EncoderConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    path: str = ""  # folder of a SentenceTransformer; empty means the packaged all-MiniLM-L6-v2
+    threads: Annotated[int, Meta(ge=1)] = 1  # more gain on idle cores alone; on busy ones they wait
 
 
 class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -51,6 +57,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """The whole of groove.toml."""
 
     capture: CaptureConfig = field(default_factory=CaptureConfig)
+    encoder: EncoderConfig = field(default_factory=EncoderConfig)
     rules: Rules = field(default_factory=Rules)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)

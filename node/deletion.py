@@ -17,7 +17,6 @@ Deleting by a filter deletes whole sessions, and does nothing to consent.
 from __future__ import annotations
 
 import contextlib
-import re
 import shutil
 import sqlite3
 from collections.abc import Collection, Iterable
@@ -32,6 +31,7 @@ from msgspec import Struct
 from leaves.model import Forest, Leaf, LeafId, Stage
 from leaves.ports import Report, silent
 from leaves.store import Role
+from leaves.words import parts
 
 from . import screening
 from .consent.deleted import MARKER, RECEIPTS, Deletion, receipts_in, remember
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from .capture import TrainingRecord
 
 RECEIPTS_MAX = 1_000
-_JOURNALS = ("rounds", "training")  # texts of sessions, for as long as a round is open
+_JOURNALS = ("rounds", "training", "neighbours")  # texts of sessions while a round is open; vectors
 _MADE_OF_ALL = (*_JOURNALS, "router", "embeddings")
 _TOLD = ("events.jsonl", "events.jsonl.1")  # names of leaves, made of words that were asked
 _FILES = (
@@ -55,7 +55,6 @@ _FILES = (
     *_TOLD,
 )
 _LOCKED_S = 10.0  # waited for a database that another process holds
-_WORD = re.compile(r"[a-z0-9+#]+")
 
 
 class DeletionError(OwnerError):
@@ -302,7 +301,7 @@ def _count(app: App, sessions: Collection[str]) -> tuple[int, set[str]]:
     for record in app.corpus.records():
         gone = record.session_id in sessions
         records += gone and not record.closes
-        (theirs if gone else others).update(_WORD.findall(record.content.lower()))
+        (theirs if gone else others).update(parts(record.content))
     return records, theirs - others
 
 
@@ -316,7 +315,7 @@ def _shown(app: App) -> set[LeafId]:
 
 def _tells(leaf: Leaf, words: set[str]) -> bool:
     """True if a leaf's name has a word that nothing else said."""
-    return not words.isdisjoint(_WORD.findall(leaf.name.lower()))
+    return not words.isdisjoint(parts(leaf.name))
 
 
 def affected(app: App, sessions: Iterable[str]) -> list[LeafId]:
@@ -368,7 +367,7 @@ def withdraw(
     app.embeddings.delete(list(sessions))
     if gone or reset:
         _delete_bundles(app, app.forests.forest())
-        _renew_tables(app)
+    _renew_tables(app)  # sessions take their votes with them, whatever leaf they were in
     row = app.forests.open_round()
     if row is not None:  # what it had read holds the sessions: it begins anew
         app.forests.advance_round(row.id, "embed", {"due": [], "done": {}})

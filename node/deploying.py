@@ -63,6 +63,7 @@ class Ground:
     now: Instant
     rules: Rules
     enc8: bytes
+    dimensions: int
     forest: Forest
     found: list[Entry]  # own leaves and those of peers, with gates, weights and hubness
     measured: Measured
@@ -79,7 +80,7 @@ def anew(app: App, tell: Tell, report: Report = silent) -> Deployed:
         old = table
         if current is not None:
             still = routing.rightful(current.table, ground.forest, ground.found, admit=False)
-            old = _built(ground.enc8, still)
+            old = _built(ground, still)
         compared = _compared(ground, old, table)
         note = changed(
             note,
@@ -113,6 +114,8 @@ def recount(app: App) -> None:
     that were deleted have taken their votes with them."""
     from . import feedback  # capture is not loaded where nothing is captured
 
+    if app.tables.sound() is None:
+        return  # and the corpus is not read
     votes = feedback.votes(app.corpus.files())
     with app.tables.turn():
         current = app.tables.sound()
@@ -126,22 +129,24 @@ def begin(app: App) -> Kept:
     Raises RoutingError if the table is damaged: only a round knows the gates of leaves.
     """
     current = app.tables.current()
-    if current is not None and current.note.starters is not Starters.UNSET:
+    if current is not None and not _wants_starters(app, current):
         return current
     starters = _written(app)  # outside of the turn, for it loads a model
     with app.tables.turn():
         current = app.tables.current()
-        if current is not None and current.note.starters is not Starters.UNSET:
+        if current is not None and not _wants_starters(app, current):
             return current
-        leaves = list(current.table.entries) if current else []
+        entries = current.table.entries if current else ()
+        leaves = [entry for entry in entries if not entry.system]
+        since = f"beside table {current.number}, {current.note.why}" if current else ""
         note = Note(
             at=app.now(),
             kind=Kind.BEGUN,
-            why="starters serve from the first minute",
+            why=f"starters serve {since or 'from the first minute'}",
             leaves=len(leaves),
             starters=Starters.SERVING,
         )
-        table = _built(app.enc8, [*leaves, *starters])
+        table = _built(app, [*leaves, *starters])
         return Kept(app.tables.put(table, note), note, table)
 
 
@@ -154,8 +159,8 @@ def restore(app: App, number: int, *, pin: bool) -> Kept:
                 f"table {number} is of another encoder; the table in force is as it was"
             )
         forest = app.forests.forest()
-        found = routing.entries(forest, _foreign(app))
-        table = _built(app.enc8, routing.rightful(wanted.table, forest, found, admit=False))
+        found = _entries(app, forest)
+        table = _built(app, routing.rightful(wanted.table, forest, found, admit=False))
         note = changed(
             wanted.note,
             at=app.now(),
@@ -227,11 +232,11 @@ def _ground(app: App, measured: Measured) -> Ground:
             gate=entry.gate if entry.origin else measured.gates.get(entry.leaf, entry.gate),
             weight=measured.weights.get(entry.leaf, 0.0),
         )
-        for entry in routing.entries(forest, _foreign(app))
+        for entry in _entries(app, forest)
     ]
     if measured.mean is not None:
         found = unhubbed(found, measured.mean)
-    return Ground(app.now(), app.config.rules, app.enc8, forest, found, measured)
+    return Ground(app.now(), app.config.rules, app.enc8, app.dimensions, forest, found, measured)
 
 
 def _comparable(app: App, enc8: bytes, tell: Tell) -> Kept | None:
@@ -273,11 +278,11 @@ def _table_of_now(app: App, ground: Ground, current: Kept | None) -> tuple[Table
     leaves = f"{len(ground.found):,} leaves"
     if grown and was is Starters.GONE:
         note = changed(note, why=f"a round: {leaves}", starters=Starters.GONE)
-        return _built(ground.enc8, ground.found), note, []
+        return _built(ground, ground.found), note, []
     starters = (routing.starters_of(current.table) if current else []) or _written(app)
     if not grown:
         note = changed(note, why="a round: starters alone", starters=Starters.SERVING)
-        return _built(ground.enc8, [*ground.found, *starters]), note, []
+        return _built(ground, [*ground.found, *starters]), note, []
     coverage = _coverage(ground, starters)
     leave = transition.leave(coverage, ground.rules)
     note = changed(
@@ -289,7 +294,7 @@ def _table_of_now(app: App, ground: Ground, current: Kept | None) -> tuple[Table
     entries = ground.found
     if not leave:
         entries = [*routing.beside_starters(ground.found), *starters]
-    return _built(ground.enc8, entries), note, _told(coverage, current, ground.rules, leave)
+    return _built(ground, entries), note, _told(coverage, current, ground.rules, leave)
 
 
 def _told(coverage: Coverage, current: Kept | None, rules: Rules, leave: bool) -> list[Told]:
@@ -374,9 +379,20 @@ def _keep(
 
 def _follow(app: App, current: Kept | None, votes: Mapping[str, Vote] | None) -> int:
     forest = app.forests.forest()
-    entries = routing.entries(forest, _foreign(app))
+    entries = _entries(app, forest)
     note = Note(at=app.now(), kind=Kind.FOLLOWED, why="what may be routed to has changed")
-    if current is not None and current.table.enc8 == app.enc8:
+    of: App | Table = app
+    if current is not None and current.table.enc8 != app.enc8:
+        # It serves nobody until the owner goes back to its encoder; what lost its right is gone
+        # then too. A peer's leaf is one of today's encoder, if it is any more.
+        of, note = current.table, changed(current.note, at=note.at, kind=note.kind, why=note.why)
+        own = routing.entries(forest, ())
+        entries = [
+            entry
+            for entry in routing.rightful(current.table, forest, own, admit=False)
+            if not entry.origin
+        ]
+    elif current is not None:
         note = changed(current.note, at=note.at, kind=note.kind, why=note.why)
         admit = not (note.pinned or note.held)
         entries = routing.rightful(current.table, forest, entries, admit=admit)
@@ -388,7 +404,7 @@ def _follow(app: App, current: Kept | None, votes: Mapping[str, Vote] | None) ->
         note = changed(note, votes=feedback.tallied(votes.values()))
         weights = weigh(feedback.in_order(votes.values()))
         entries = [replace(entry, weight=weights.get(entry.leaf, 0.0)) for entry in entries]
-    table = _built(app.enc8, entries)
+    table = _built(of, entries)
     if _leaves(table) == 0 and note.starters is Starters.GONE:
         note = changed(note, starters=Starters.UNSET)  # they are wanted again
     app.tables.put(table, changed(note, leaves=_leaves(table)))
@@ -401,6 +417,17 @@ def _written(app: App) -> list[Entry]:
     return starter_entries(app.encoder())
 
 
+def _wants_starters(app: App, current: Kept) -> bool:
+    """True if nobody has looked for them yet; they are no use to a table of another encoder."""
+    return current.note.starters is Starters.UNSET and current.table.enc8 == app.enc8
+
+
+def _entries(app: App, forest: Forest) -> list[Entry]:
+    """Who may be routed to. One left from another encoder waits until the mesh is heard again."""
+    found = routing.entries(forest, _foreign(app))
+    return [entry for entry in found if len(entry.centroid) == app.dimensions]
+
+
 def _foreign(app: App) -> list[Known]:
     return app.foreign.all() if app.allows("fetch") else []
 
@@ -409,6 +436,6 @@ def _leaves(table: Table) -> int:
     return sum(not entry.system for entry in table.entries)
 
 
-def _built(enc8: bytes, entries: Sequence[Entry]) -> Table:
-    dimensions = len(entries[0].centroid) if entries else routing.DIMENSIONS
-    return Table.build(enc8, dimensions, entries)
+def _built(of: App | Ground | Table, entries: Sequence[Entry]) -> Table:
+    """A table of the same encoder."""
+    return Table.build(of.enc8, of.dimensions, entries)

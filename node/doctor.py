@@ -37,13 +37,18 @@ class Finding:
 
 def examine() -> list[Finding]:
     """Every finding, in the order in which an owner would mend them."""
-    findings = [_python(), _disk(), _encoder(), _chassis(), _second_scan()]
+    findings = [_python(), _disk(), _chassis(), _second_scan()]
     try:
         app = App.open()
     except OwnerError as problem:
-        return [*findings, Finding("home", "bad", problem.what, problem.next_step)]
+        return [
+            *findings,
+            _packaged_encoder(),
+            Finding("home", "bad", problem.what, problem.next_step),
+        ]
     findings.append(Finding("home", "ok", f"{app.home}, private"))
     checks: list[tuple[str, Callable[[App], Finding]]] = [
+        ("encoder", _encoder),
         ("keys", _keys),
         ("consent", _consent),
         ("corpus", _corpus),
@@ -78,7 +83,7 @@ def _disk() -> Finding:
     return Finding("disk", "ok", text)
 
 
-def _encoder() -> Finding:
+def _packaged_encoder() -> Finding:
     from router.minilm_encoder import EncoderError, MiniLmEncoder
 
     try:
@@ -87,6 +92,14 @@ def _encoder() -> Finding:
         text = str(problem).removesuffix(" Run `groove-node init`.")
         return Finding("encoder", "bad", text, "groove-node init")
     return Finding("encoder", "ok", f"{encoder.name}, {encoder.dimensions} dimensions")
+
+
+def _encoder(app: App) -> Finding:
+    """The one that is used: the packaged one may be missing where groove.toml names another."""
+    if not app.config.encoder.path:
+        return _packaged_encoder()
+    text = f"{app.config.encoder.path}, {app.dimensions} dimensions, tag {app.enc8.hex()}"
+    return Finding("encoder", "ok", text)
 
 
 def _chassis() -> Finding:

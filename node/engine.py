@@ -17,6 +17,7 @@ from typing import Any
 
 import msgspec
 
+from leaves.descent import named
 from leaves.embeddings import EmbeddingStore
 from leaves.lifecycle import (
     Drifted,
@@ -35,14 +36,17 @@ from leaves.lifecycle import (
 from leaves.model import DAY_S, Forest, Instant
 from leaves.names import name_clusters
 from leaves.observe import Observations, observe
-from leaves.ports import Clusterer, Clustering, ClusterSizes, Progress, Report, silent
+from leaves.ports import Clusterer, Clustering, Progress, Report, silent
+from leaves.scale import Incremental
 from leaves.store import ForestStore, RoundRow
 from router.ports import Encoder
 
 from .capture.sessions import Session
 from .classroom import Classroom
 from .home import write_atomic
+from .regrouping import Last, Outcome, Placement, Regrouping, told
 from .show import evaluation_line
+from .tables import Deployed
 from .told import Tell, Told
 
 log = logging.getLogger(__name__)
@@ -67,7 +71,7 @@ class Tools:
     encoder: Callable[[], Encoder]  # opened only if something has to be embedded
     clusterer: Clusterer
     classroom: Callable[[], Classroom] | None  # None: nothing may be trained
-    deploy: Callable[[], int]  # a new routing table; returns the leaves in it
+    deploy: Callable[[], Deployed]  # a new routing table, unless it does worse
     now: Callable[[], Instant]  # for the end of the round alone; its start is given to `run`
     untrained: str = "the scope `train` is not granted"  # why, without a classroom
 
@@ -81,6 +85,7 @@ class Plan:
     transitions: tuple[tuple[str, str, str], ...]
     trainings: tuple[tuple[str, str, str], ...]
     note: str
+    mode: str = ""  # whether all sessions were looked at or the new ones alone, and why
 
 
 class Round:
@@ -98,7 +103,8 @@ class Round:
         store = self._tools.store
         row = store.open_round()
         if row is None:
-            row = store.begin_round(now, _PHASES[0], {"due": [], "done": {}})
+            state = {"due": [], "done": {}, **self._last_look().as_state()}
+            row = store.begin_round(now, _PHASES[0], state)
         else:
             self._say("resumed", f"round {row.id} goes on from {row.phase!r}", round=row.id)
         phases = {
@@ -122,21 +128,23 @@ class Round:
         waiting = len(self._sessions.keys() - set(self._tools.embeddings.ids()))
         note = f"{waiting} sessions are not embedded yet and not looked at" if waiting else ""
         forest = self._tools.store.forest()
-        clustering = self._discover()
-        if clustering is None:
+        looked = self._regrouping.look(self._last_look(), now)
+        if looked is None:
             return Plan(waiting, len(self._sessions), (), (), self._too_few())
-        transitions = decide(forest, self._observe(forest, clustering, now), now, self._rules)
+        how = told(looked[0])
+        transitions = decide(forest, self._observe(forest, looked[1], now), now, self._rules)
         changes = []
         for transition in transitions:
             forest = apply(forest, transition, now)
             if not isinstance(transition, Drifted):
                 name = forest.leaves[ids_of(transition)[0]].name
-                changes.append((type(transition).__name__.lower(), name, transition.reason))
+                why = named(transition.reason, forest)
+                changes.append((type(transition).__name__.lower(), name, why))
         trainings = tuple(
             (f"train ({wanted.purpose})", forest.leaves[wanted.id].name, wanted.reason)
             for wanted in due(forest, now, self._rules)
         )
-        return Plan(waiting, len(self._sessions), tuple(changes), trainings, note)
+        return Plan(waiting, len(self._sessions), tuple(changes), trainings, note, how)
 
     def _embed(self, row: RoundRow) -> None:
         embeddings = self._tools.embeddings
@@ -154,20 +162,29 @@ class Round:
         self._tools.store.advance_round(row.id, "cluster", row.state)
 
     def _cluster(self, row: RoundRow) -> None:
-        clustering = self._discover()
-        if clustering is None:
+        looked = self._regrouping.look(Last.of(row.state), row.started)
+        if looked is None:
             self._say("too few", self._too_few(), sessions=len(self._sessions))
             self._tools.store.advance_round(row.id, "deploy", row.state)
             return
-        write_atomic(self._clustering_file(row), msgspec.json.encode(clustering))
-        self._tools.store.advance_round(row.id, "detect", row.state)
+        how, outcome, last = looked
+        incremental = isinstance(how, Incremental)
+        self._say("looked", told(how), full=not incremental)
+        write_atomic(self._clustering_file(row), msgspec.json.encode(outcome))
+        state = {**row.state, **last.as_state(), "incremental": incremental}
+        self._tools.store.advance_round(row.id, "detect", state)
 
     def _detect(self, row: RoundRow) -> None:
         store = self._tools.store
         forest = store.forest()
-        clustering = msgspec.json.decode(self._clustering_file(row).read_bytes(), type=Clustering)
-        seen = self._observe(forest, clustering, row.started)
-        self._tell_domains(seen)
+        data = self._clustering_file(row).read_bytes()
+        outcome: Outcome
+        if row.state.get("incremental"):
+            outcome = msgspec.json.decode(data, type=Placement)
+        else:
+            outcome = msgspec.json.decode(data, type=Clustering)
+        seen = self._observe(forest, outcome, row.started)
+        self._tell_look(seen, outcome)
         transitions = decide(forest, seen, row.started, self._rules)
 
         def also(after: Forest) -> None:
@@ -228,28 +245,32 @@ class Round:
         return lesson.note
 
     def _deploy(self, row: RoundRow) -> None:
-        entries = self._tools.deploy()
+        deployed = self._tools.deploy()
+        entries = deployed.entries
         self._say("deployed", f"routing table with {entries} entries", entries=entries)
-        self._tools.store.advance_round(row.id, "done", row.state)
+        state = {**row.state, "deploy": deployed.figures}
+        self._tools.store.advance_round(row.id, "done", state)
 
-    def _discover(self) -> Clustering | None:
-        """None before there are enough sessions for a first discovery."""
-        rules = self._rules
-        embedded = self._tools.embeddings.snapshot()
-        if len(embedded.ids) < rules.first_discovery_sessions and not self._tools.store.revision():
-            return None
-        sizes = ClusterSizes(rules.branch_sessions, rules.seed_sessions, rules.child_sessions)
-        return self._tools.clusterer.cluster(embedded.ids, embedded.matrix, sizes, self._report)
+    @property
+    def _regrouping(self) -> Regrouping:
+        tools = self._tools
+        return Regrouping(tools.embeddings, tools.store, tools.clusterer, self._rules, self._report)
 
-    def _observe(self, forest: Forest, clustering: Clustering, now: Instant) -> Observations:
+    def _last_look(self) -> Last:
+        before = self._tools.store.last_round()
+        return Last.of(before.state) if before is not None else Last()
+
+    def _observe(self, forest: Forest, found: Outcome, now: Instant) -> Observations:
         embeddings = self._tools.embeddings
+        if isinstance(found, Placement):
+            return self._regrouping.observe_placed(forest, found, now)
         return observe(
             forest,
-            clustering,
+            found,
             embeddings.vectors(),
             embeddings.days(),
             {id_: session.domain for id_, session in self._sessions.items()},
-            name_clusters(clustering, {id_: s.prompt for id_, s in self._sessions.items()}),
+            name_clusters(found, {id_: s.prompt for id_, s in self._sessions.items()}),
             now,
             leaf_of=self._tools.store.assignment(),
         )
@@ -261,7 +282,10 @@ class Round:
     def _clustering_file(self, row: RoundRow) -> Path:
         return self._tools.folder / f"{row.id}.json"
 
-    def _tell_domains(self, seen: Observations) -> None:
+    def _tell_look(self, seen: Observations, outcome: Outcome) -> None:
+        if isinstance(outcome, Placement):
+            self._say("placed", outcome.told(), sessions=outcome.fresh, placed=len(outcome.placed))
+            return
         domains = [cluster for cluster in seen.seen if cluster.level == 2]
         found = ", ".join(f"{c.name} ({c.sessions:,})" for c in domains)
         noise = 100 * seen.noise / max(seen.sessions, 1)
@@ -290,7 +314,8 @@ class Round:
             log.info("leaf changed leaf=%s stage=%s sessions=%d", leaf.id, now_is, leaf.sessions)
             self._say(
                 "stage",
-                f"{leaf.name}: {was.stage if was else 'new'} -> {now_is} ({transition.reason})",
+                f"{leaf.name}: {was.stage if was else 'new'} -> {now_is} "
+                f"({named(transition.reason, after)})",
                 leaf=leaf.id,
                 name=leaf.name,
                 stage=now_is.value,

@@ -17,7 +17,7 @@ from .clock import Clock
 from .consent import FOLDER_SOURCES, FREE_SOURCES
 from .errors import MisuseError, OwnerError
 from .history import expires_soon, transcripts
-from .home import dated
+from .home import dated, groove_cache
 from .imported import Imported, shown
 from .tally import SourceCounts, Tally
 
@@ -113,6 +113,7 @@ def import_sessions(app: App, wanted: Wanted, report: Report = silent) -> Import
 def intake_of(app: App) -> TrainingDataIntake:
     """The way into the home's corpus."""
     from .capture import DomainTagger, TrainingDataIntake
+    from .capture.encoder_tag import configured
 
     return TrainingDataIntake(
         app.consent,
@@ -121,6 +122,7 @@ def intake_of(app: App) -> TrainingDataIntake:
         DomainTagger(),
         clock=app.clock,
         look_into=app.look_into,
+        encoder=configured(app.config.encoder, groove_cache()),
     )
 
 

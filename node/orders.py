@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from leaves import words
 from leaves.model import Leaf
 from leaves.ports import Progress, Report, silent
 
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from .app import App
 
 ANSWER_S = 600.0  # the longest that a command waits for the running node
-_NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,39}")
 
 
 class NotRunningError(OwnerError):
@@ -32,17 +31,21 @@ class NotHadError(OwnerError):
 
 
 def rename(app: App, name: str, to: str) -> Leaf:
-    """Give an own leaf another name."""
-    if not _NAME.fullmatch(to):
+    """Give an own leaf another name; it keeps it, and its parts are named after it."""
+    if problem := words.problem(to):
         raise MisuseError(
-            f"{to!r} cannot be a name: expected up to 40 of a-z, 0-9, -, a letter or digit first",
+            f"{to!r} cannot be a name: {problem}; expected up to {words.NAME_CHARS_MAX} letters "
+            "and digits in lower case, words joined by -",
             unchanged="Nothing was renamed.",
         )
     leaf = overview.own_leaf(app, name)
-    if any(other.name == to and other.id != leaf.id for other in app.forests.forest().live()):
-        raise MisuseError(f"another leaf is called {to!r} already; nothing was renamed")
-    renamed = replace(leaf, name=to, version=leaf.version + 1)
-    app.forests.change(renamed, "renamed", f"by the owner, was {leaf.name}", app.now())
+    others = [other for other in app.forests.forest() if other.id != leaf.id]
+    if any(other.name == to for other in others):
+        raise MisuseError(f"another leaf is or was called {to!r}; nothing was renamed")
+    if any(len(to) >= 4 and other.id.startswith(to) for other in others):
+        raise MisuseError(f"{to!r} is how another leaf's id begins; nothing was renamed")
+    renamed = replace(leaf, name=to, version=leaf.version + 1, named_by_owner=True)
+    app.forests.change(renamed, "renamed", "by the owner", app.now())
     return renamed
 
 

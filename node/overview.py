@@ -13,7 +13,7 @@ import msgspec
 from leaves.lifecycle import training_threshold
 from leaves.model import Forest, Instant, Leaf, Stage
 
-from . import consenting, show
+from . import consenting, deploying, leaf_facts, show, show_routes, transition
 from .errors import MisuseError, OwnerError
 from .foreign import Known, State
 from .history import History, histories
@@ -38,7 +38,6 @@ def status(app: App) -> dict[str, Any]:
     live = [leaf for leaf in forest.live() if leaf.level > 1]
     stages = {stage.value: sum(x.stage is stage for x in forest) for stage in Stage}
     seeds = [leaf for leaf in live if leaf.stage is Stage.SEED]
-    wanted = app.config.rules.first_discovery_sessions
     open_round, last = app.forests.open_round(), app.forests.last_round()
     foreign = app.foreign.all()
     counts = Tally(app.home).read()
@@ -59,8 +58,8 @@ def status(app: App) -> dict[str, Any]:
         "next": [
             show.next_step(leaf, training_threshold(leaf.kind, app.config.rules))
             for leaf in sorted(seeds, key=lambda x: -x.sessions)
-        ]
-        or ([] if live else [f"{wanted:,} sessions for a first discovery, by `groove-node round`"]),
+        ],
+        "routing": transition.standing(app),
         "round": {
             "open": open_round.phase if open_round else None,
             "running": open_round is not None and _round_runs(app),
@@ -171,12 +170,17 @@ def foreign_leaf(app: App, name: str) -> Known:
     return _only(found, name)
 
 
-def describe(app: App, name: str) -> tuple[list[tuple[str, str]], dict[str, Any]]:
+def describe(
+    app: App, name: str, texts: bool = False
+) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """One leaf, own or foreign: facts to read, and the same for a program."""
     found = any_leaf(app, name)
     if isinstance(found, Leaf):
         facts = show.leaf_facts(found, len(app.forests.members(found.id)))
-        return facts, show.as_json(found)
+        votes = deploying.votes_of(app, found.id)
+        more, details = leaf_facts.about(app, found, texts)
+        facts += [*more, *show_routes.votes_facts(votes)]
+        return facts, {**show.as_json(found), **details, **votes}
     region = app.region(found.leaf)
     details = {**show.foreign_json(found), "sessions_here": len(region)}
     if region:  # one of the owner's own, for the owner's eyes
@@ -189,16 +193,7 @@ def describe(app: App, name: str) -> tuple[list[tuple[str, str]], dict[str, Any]
 
 def history(app: App, name: str) -> list[dict[str, Any]]:
     """Every change of one own leaf."""
-    return [
-        {
-            "when": show.moment(entry.at),
-            "round": entry.round,
-            "what": entry.kind,
-            "stage": entry.leaf.stage.value,
-            "why": entry.reason,
-        }
-        for entry in app.forests.history(own_leaf(app, name).id)
-    ]
+    return leaf_facts.history(app, own_leaf(app, name))
 
 
 def _matching(leaves: list[tuple[str, str, T]], name: str) -> list[T]:

@@ -8,7 +8,6 @@ from dataclasses import replace
 import numpy as np
 
 from leaves.model import Forest, Leaf, Matrix, Stage, Vector
-from router.minilm_encoder import DIMENSIONS
 from router.neighbours import Neighbours
 from router.table import COSINE_SAME, Entry, Route, Table, own_entry
 
@@ -16,7 +15,6 @@ from .foreign import Known, State
 from .tables import RoutingError, Tables
 
 __all__ = [
-    "DIMENSIONS",
     "SAME_DOMAIN",
     "RoutingError",
     "Tables",

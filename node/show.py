@@ -6,47 +6,13 @@ import datetime
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from leaves.model import DAY_S, Evaluation, Forest, Instant, Interval, Leaf, LeafId, Stage
+from leaves.model import DAY_S, Evaluation, Instant, Interval, Leaf
 
 from .consent import disclosure
 from .foreign import Known, State
 
 if TYPE_CHECKING:
     from .deletion import Preview
-
-
-def tree_rows(
-    forest: Forest, foreign: Iterable[Known], now: Instant
-) -> tuple[Sequence[str], list[Sequence[str]]]:
-    """Columns and rows of `groove-node tree`: parents before children, then peers' leaves."""
-    columns = ("LEAF", "STAGE", "SESSIONS", "GAIN OVER STYLE", "LAST ROUTED", "ID")
-    rows: list[Sequence[str]] = []
-    for depth, leaf in _by_parent(forest):
-        rows.append(
-            (
-                "  " * depth + leaf.name,
-                leaf.stage if leaf.level > 1 else "branch",
-                f"{leaf.sessions:,}",
-                gain(leaf.evaluation.over_style) if leaf.evaluation else "-",
-                ago(leaf.last_routed, now),
-                leaf.id[:8],
-            )
-        )
-    for known in foreign:
-        if known.leaf.stage is not Stage.MATURE:
-            continue
-        over = known.detail.get("over_style")
-        rows.append(
-            (
-                f"{known.name} (of {known.leaf.origin[:8]})",
-                f"{known.leaf.stage}, {known.state}",
-                f"~{2 ** max(known.leaf.sessions_log2 - 1, 0):,}",
-                gain(Interval(**over)) if over else "-",
-                "-",
-                known.leaf.leaf[:8],
-            )
-        )
-    return columns, rows
 
 
 def gain(interval: Interval) -> str:
@@ -163,6 +129,7 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("sessions", f"{status['embedded']:,} embedded"),
         ("leaves", leaves or "none yet"),
         ("peers' leaves", foreign or "none"),
+        ("routing", status["routing"]["line"]),
         ("last round", moment(Instant(last)) if last else "never"),
     ]
     if phase := status["round"]["open"]:
@@ -371,31 +338,6 @@ def deletion_facts(receipt: dict[str, Any]) -> list[tuple[str, str]]:
     ]
 
 
-def route_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
-    origin = f" of {result['origin'][:8]}" if result["origin"] else ""
-    facts = [
-        ("domain", result["leaf_name"]),
-        ("confidence", f"{result['confidence']:.3f} (gate {result['gate']:.3f})"),
-        ("answered by", f"{result['served_by_name']}{origin}"),
-    ]
-    for label, loss in result.get("loss", {}).items():
-        facts.append((f"loss, {label}", f"{loss:.3f} nats per token of the given answer"))
-    return facts
-
-
-def candidate_rows(result: dict[str, Any]) -> list[Sequence[str]]:
-    return [
-        (
-            each["name"],
-            str(each["level"]),
-            f"{each['cosine']:.3f}",
-            f"{each['gate']:.3f}",
-            "yes" if each["passes"] else "no",
-        )
-        for each in result["candidates"]
-    ]
-
-
 def peer_rows(result: dict[str, Any]) -> list[Sequence[str]]:
     connected = {peer["peer"] for peer in result["peers"]}
     rows: list[Sequence[str]] = [
@@ -459,20 +401,3 @@ def foreign_json(known: Known) -> dict[str, Any]:
         "size_bytes": known.leaf.size_bytes,
         **known.detail,
     }
-
-
-def _by_parent(forest: Forest) -> list[tuple[int, Leaf]]:
-    """Live leaves, each under its parent; of siblings the one with more sessions first."""
-    live = {leaf.id: leaf for leaf in forest.live()}
-    below: dict[LeafId | None, list[Leaf]] = {}
-    for leaf in live.values():
-        below.setdefault(leaf.parent if leaf.parent in live else None, []).append(leaf)
-    out: list[tuple[int, Leaf]] = []
-
-    def walk(parent: LeafId | None, depth: int) -> None:
-        for leaf in sorted(below.get(parent, []), key=lambda x: (-x.sessions, x.id)):
-            out.append((depth, leaf))
-            walk(leaf.id, depth + 1)
-
-    walk(None, 0)
-    return out

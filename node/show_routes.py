@@ -26,9 +26,9 @@ def route_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
     ]
     for label, loss in result.get("loss", {}).items():
         facts.append((f"loss, {label}", f"{loss:.3f} nats per token of the given answer"))
-    if result["table"] is None:
-        facts += [("trouble", line) for line in result["path"]]
-    elif standing := result.get("standing"):
+    if result["trouble"]:
+        facts.append(("trouble", result["trouble"]))
+    if result["table"] is not None and (standing := result.get("standing")):
         facts.append(("routing", standing))
     return facts
 

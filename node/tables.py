@@ -23,7 +23,7 @@ import msgspec
 from msgspec import Struct
 
 from leaves.model import LeafId
-from router.table import Table
+from router.table import MAGIC_1, Table
 
 from .errors import OwnerError
 from .home import private_dir, write_atomic
@@ -263,10 +263,12 @@ class Tables:
         with self._path(number).open("rb") as file:
             head = file.read(len(MAGIC) + _HEAD.size)
             length = _HEAD.unpack(head[-_HEAD.size :])[0] if len(head) > _HEAD.size else 0
-            return _unpacked(head + file.read(min(length, NOTE_BYTES_MAX)))[0]
+            rest = file.read(min(length, NOTE_BYTES_MAX))
+            return _unpacked(head + rest, self._path(number))[0]
 
     def _file(self, number: int) -> tuple[Note, bytes]:
-        return _unpacked(self._path(number).read_bytes())
+        path = self._path(number)
+        return _unpacked(path.read_bytes(), path)
 
     def _path(self, number: int) -> Path:
         return self._folder / f"table-{number:08d}.bin"
@@ -283,8 +285,11 @@ def _packed(note: Note, data: bytes) -> bytes:
     return MAGIC + _HEAD.pack(len(encoded), zlib.crc32(encoded)) + encoded + data
 
 
-def _unpacked(file: bytes) -> tuple[Note, bytes]:
+def _unpacked(file: bytes, path: Path) -> tuple[Note, bytes]:
     """Raises ValueError, also for a torn file; the table's own checksum is `from_bytes`'."""
+    if file.startswith(MAGIC_1):  # bare, as it was before anything was kept beside it
+        at = int(path.stat().st_mtime)
+        return Note(at=at, kind=Kind.ROUND, why="of an older groove-node"), file
     start = len(MAGIC) + _HEAD.size
     if not file.startswith(MAGIC) or len(file) < start:
         raise ValueError("not a routing table of this node")

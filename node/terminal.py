@@ -45,10 +45,12 @@ class Terminal:
 
     _bars: ClassVar[Bars | None] = None
     _tasks: ClassVar[dict[str, TaskID]] = {}
+    _if_interrupted: ClassVar[str] = ""
     _turn: ClassVar[threading.RLock] = threading.RLock()  # two trainings report side by side
 
     def __init__(self, as_json: bool) -> None:
         self._json = as_json
+        Terminal._if_interrupted = "the same command goes on from what was reached"
         wide = None if sys.stdout.isatty() else 300  # a pipe has no edge to wrap at
         self._out = _Out(highlight=False, soft_wrap=True, width=wide)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -186,10 +188,15 @@ class Terminal:
         else:
             self.line(text)
 
+    def starts_anew(self, left: str) -> None:
+        """Have an interruption say what it left, for a command that keeps nothing half done."""
+        Terminal._if_interrupted = f"{left}; the same command starts anew"
+
     @classmethod
     def interrupted(cls) -> None:
         cls._rest()
-        Console(stderr=True).print("interrupted; the same command goes on from what was reached")
+        said = f"interrupted; {cls._if_interrupted}" if cls._if_interrupted else "interrupted"
+        Console(stderr=True, highlight=False, soft_wrap=True).print(said, markup=False)
 
     @classmethod
     def error(cls, problem: OwnerError) -> None:

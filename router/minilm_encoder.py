@@ -4,9 +4,9 @@ The package holds safetensors only, so the weights are converted once per machin
 the graph with its operators fused already, and the weights beside it in a file that onnxruntime
 maps. From then on the node needs tokenizers and onnxruntime, which load in half a second.
 
-Measured on one thread, four fifths of the time are matrix products at the full rate of the core
-(95 of about 100 GFLOP/s), so what is left to save is padding: `texts.batches`. Fused attention of
-onnxruntime.transformers, one product for Q, K and V, and biases inside the products gain nothing.
+Profiled on one thread, four fifths of the time are matrix products, so what is left to save is
+padding: `texts.batches`. Fused attention of onnxruntime.transformers, one product for Q, K and V,
+and biases inside the products were tried and gained nothing.
 """
 
 from __future__ import annotations

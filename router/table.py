@@ -7,8 +7,10 @@ A leaf is chosen by its cosine, less its hubness, plus its weight from feedback.
 own leaves that the nearest sessions do not vote for stand back by up to VOTES; the one they vote
 for most keeps its place, so it and a peer's leaf, which has no sessions here, are compared by the
 same measure. Whether a leaf may have the prompt is asked apart from that: by the cosine to its
-centroid; or, of own leaves with `Neighbours`, by how familiar the prompt is, once for all levels,
-for a prompt that is unlike the owner's sessions is no more like them from further above.
+centroid; or, of own leaves with `Neighbours`, by how familiar the prompt is and how many of the
+votes are the leaf's own. A domain has the votes of its parts, and of its sessions in no part. A
+branch has no more to say than its domain: a prompt that is unlike the owner's sessions is no more
+like them from further above.
 """
 
 from __future__ import annotations
@@ -155,15 +157,15 @@ class _Asked(NamedTuple):  # made for every prompt: a third of the cost of a fro
     """What is known of one vector.
 
     indices: of the entries that are asked, most specific first. shares: of the votes, by entry.
-    familiar: what own leaves hold against which gate; None without neighbours. nearest: mean cosine
-    to the nearest own sessions.
+    familiar: what each own leaf that is asked holds against which gate; empty without neighbours.
+    nearest: mean cosine to the nearest own sessions.
     """
 
     cosines: Vector
     choice: Vector
     indices: list[int]
     shares: dict[int, float]
-    familiar: tuple[float, float] | None = None
+    familiar: dict[int, tuple[float, float]]
     nearest: float = -1.0
 
 
@@ -187,7 +189,7 @@ class Table:
         self.enc8 = enc8
         self.entries = tuple(entries)
         self._matrix = matrix
-        self._dimensions = matrix.shape[1]
+        self._dimensions = int(matrix.shape[1])
         self._gates = [entry.threshold for entry in self.entries]
         self._weights = [entry.weight for entry in self.entries]
         shift = np.array([e.weight - e.hubness for e in self.entries], np.float32)
@@ -227,6 +229,10 @@ class Table:
     def __len__(self) -> int:
         return len(self.entries)
 
+    @property
+    def dimensions(self) -> int:
+        return self._dimensions
+
     def route(self, vector: Vector, neighbours: Neighbours | None = None) -> Route:
         """Return where a prompt goes: the most specific leaf whose gate it passes.
 
@@ -250,8 +256,7 @@ class Table:
         out: list[Considered] = []
         for index in asked.indices:
             score, gate = self._held_against(index, asked)
-            entry, familiar = self.entries[index], asked.familiar
-            by_votes = familiar is not None and entry.grown
+            entry, by_votes = self.entries[index], index in asked.familiar
             out.append(
                 Considered(
                     entry,
@@ -308,19 +313,23 @@ class Table:
         cosines: Vector = self._matrix @ vector
         choice = cosines if self._shift is None else cosines + self._shift
         if neighbours is None or not len(neighbours):
-            return _Asked(cosines, choice, self._asked(choice), {})
+            return _Asked(cosines, choice, self._asked(choice), {}, {})
         if neighbours.enc8 not in (b"", self.enc8) or neighbours.dimensions != self._dimensions:
             raise DimensionError("the neighbours are of another encoder than the table")
         near = neighbours.near(vector)
         shares = self._shares(near)
         choice = self._voted(choice, shares)
         indices = self._asked(choice)
-        familiar = None
+        familiar: dict[int, tuple[float, float]] = {}
         for index in indices:
-            if self._grown[index]:
-                share, gate = shares.get(index, 0.0), neighbours.gate(self.entries[index].leaf)
-                familiar = near.familiarity + AGREEMENT * share, gate
-                break
+            entry = self.entries[index]
+            if not self._grown[index]:
+                continue
+            if entry.level == 1 and familiar:
+                familiar[index] = next(reversed(familiar.values()))
+                continue
+            held = near.familiarity + AGREEMENT * shares.get(index, 0.0)
+            familiar[index] = held, neighbours.gate(entry.leaf)
         return _Asked(cosines, choice, indices, shares, familiar, near.cosine)
 
     def _shares(self, near: Near) -> dict[int, float]:
@@ -345,9 +354,9 @@ class Table:
     def _held_against(self, index: int, asked: _Asked) -> tuple[float, float]:
         """Return the score of an entry that is asked, and the gate that it must reach."""
         cosine, weight = float(asked.cosines[index]), self._weights[index]
-        if asked.familiar is None or not self._grown[index]:
+        if index not in asked.familiar:
             return cosine + weight, self._gates[index]
-        familiarity, gate = asked.familiar
+        familiarity, gate = asked.familiar[index]
         # The floors are cosines. A leaf of many shapes has sessions, and prompts, far from its
         # centroid: 2 % of StackOverflow titles that are near their like are below 0.2 of any.
         confidence, lowest = max(cosine, asked.nearest) + weight, self.entries[index].lowest

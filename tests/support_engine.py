@@ -23,6 +23,7 @@ from node.bundles import BundleStore
 from node.capture.sessions import Session
 from node.classroom import Classroom
 from node.engine import Round, Tools
+from node.tables import Deployed
 from node.told import Told
 
 DIMENSIONS = 32
@@ -182,9 +183,9 @@ class Bench:
             self.left_out,
         )
 
-    def _deploy(self) -> int:
+    def _deploy(self) -> Deployed:
         self.deployed += 1
-        return len(self.store.forest().live())
+        return Deployed(len(self.store.forest().live()), {})
 
 
 def _seed(text: str) -> int:

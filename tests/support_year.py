@@ -149,6 +149,10 @@ class Year:
                 return PARTED + topic
         return topic
 
+    def domains(self, day: int) -> dict[int, int]:
+        """`domain` of each topic and of none: of as many sessions it is asked once."""
+        return {topic: self.domain(topic, day) for topic in range(-1, len(self.topics))}
+
 
 @dataclass
 class Standing:
@@ -216,8 +220,9 @@ def _carriers(year: Year, leaf_of: dict[str, LeafId], day: int) -> dict[int, Lea
     """The leaf that has most of each live domain's sessions, for domains of a leaf's size."""
     counts: dict[int, Counter[LeafId]] = defaultdict(Counter)
     sizes: Counter[int] = Counter()
+    domains = year.domains(day)
     for session in year.known(day):
-        domain = year.domain(year.truth[session], day)
+        domain = domains[year.truth[session]]
         if domain < 0:
             continue
         sizes[domain] += 1
@@ -240,7 +245,8 @@ class TruthWithErrors:
     def __call__(self, day: int, ids: list[str]) -> Clustering:
         rng = np.random.default_rng([self._year.seed, day])
         year = self._year
-        labels = {s: self._settled(s, day) for s in ids}
+        settled = {topic: self._settled(at, day) for topic, at in year.domains(day).items()}
+        labels = {s: settled[year.truth[s]] for s in ids}
         for session in ids:  # a tenth is noise, a fiftieth goes astray
             chance = rng.random()
             if chance < 0.1:
@@ -266,9 +272,8 @@ class TruthWithErrors:
         parts = rng.random() < 0.5  # of the largest domain: a level 3 that comes and goes
         return _clustering(labels, year, parts)
 
-    def _settled(self, session: str, day: int) -> int:
+    def _settled(self, domain: int, day: int) -> int:
         """A split shows in the data some weeks after it began; older sessions stay as they were."""
-        domain = self._year.domain(self._year.truth[session], day)
         topic = self._year.topics[domain % 100] if domain >= 0 else None
         if topic and topic.heir_of is not None and day - topic.born < SHOWS_DAYS:
             return topic.heir_of

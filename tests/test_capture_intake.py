@@ -11,9 +11,9 @@ import pytest
 from support_capture import NOON, USER, Capture, capture
 
 from node.capture import DomainTagger, PIIScrubber, Scope, TrainingDataIntake
+from node.capture.encoder_tag import DEFAULT_ENCODER
 from node.capture.intake import CONTENT_CHARS_MAX, Draft, Refusal
 from node.capture.quality import score
-from node.capture.session import DEFAULT_ENCODER
 from node.capture.terms import TRAINABLE, Terms, terms_of
 
 SECRET = "sk-proj-Zk83jfLq02mXvR7tYw5B"

@@ -218,8 +218,9 @@ def test_a_leaf_that_nobody_has_is_named_in_the_error(ready: Run) -> None:
     assert "no leaf is called 'async-python'" in refused(ready("leaf", "show", "async-python"))
 
 
-def test_routing_before_the_first_round_says_what_to_do(ready: Run) -> None:
-    assert "groove-node round" in refused(ready("route", "how do I sort a list?"))
+def test_starters_answer_right_after_init(ready: Run) -> None:
+    text = ready("route", "Write a Python function with a decorator").stdout
+    assert "python-starter" in text and "0 of 1,000 sessions for the first discovery" in text
 
 
 def test_a_fetch_without_a_running_node_says_so(ready: Run) -> None:

@@ -10,9 +10,15 @@ import numpy as np
 import pytest
 
 from leaves.ports import Progress
+from leaves.training import chassis
+from node import doctor
 from node.app import App, ModelError
+from node.capture import CaptureItem, Scope, SessionEnd
+from node.capture.queue import open_queue
 from node.config import FILE
-from node.home import HomeError
+from node.home import HomeError, private_dir
+from node.importing import Wanted, import_sessions
+from node.preparing import prepare_models
 from router.minilm_encoder import DIMENSIONS, ENC8, EncoderError
 from router.sentence_encoder import SentenceEncoder, inspect
 
@@ -144,6 +150,60 @@ def test_an_encoder_of_the_config_is_the_one_of_the_home(made: Path, tmp_path: P
         _ = other.embeddings
     assert "Set `path` under [encoder] in groove.toml back" in told.value.next_step
     assert app.embeddings.ids() == ["a"], "nothing was changed"
+
+
+@pytest.fixture
+def home(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> App:
+    """A home whose groove.toml names the tiny encoder, and whose owner has consented."""
+    monkeypatch.setenv("GROOVE_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("GROOVE_STATE", str(tmp_path / "state"))
+    monkeypatch.setenv("GROOVE_CACHE", str(tmp_path / "cache"))
+    (private_dir(tmp_path / "home") / FILE).write_text(f'[encoder]\npath = "{made}"\n')
+    app = App.open(create=True)
+    app.consent.record_consent(app.user_id, True, "1.0", scopes=(Scope.CAPTURE,))
+    return app
+
+
+def tags(app: App) -> list[tuple[str, str]]:
+    closing = [record.metadata for record in app.corpus.records() if record.closes]
+    told = [about["session_embedding"] for about in closing]
+    return [(each["model"], each["enc8"]) for each in told]
+
+
+def test_closing_records_name_the_encoder_of_the_config(home: App, tmp_path: Path) -> None:
+    lines = tmp_path / "asks.jsonl"
+    lines.write_text('{"prompt": "How do I bake bread?", "completion": "In an oven."}\n')
+    import_sessions(home, Wanted("jsonl", [str(lines)]))
+    assert tags(home) == [("tiny", home.enc8.hex())]
+    queue = open_queue()
+    assert queue is not None
+    queue.offer(CaptureItem("s", "How do I sort a list?", "prompt"))
+    queue.offer(SessionEnd("s", "accepted"))
+    assert queue.close(30)
+    assert sorted(tags(home)) == [("tiny", home.enc8.hex())] * 2
+
+
+def test_a_folder_that_is_gone_stops_no_capture(home: App) -> None:
+    (home.home / FILE).write_text('[encoder]\npath = "/nowhere/at/all"\n')
+    queue = open_queue()
+    assert queue is not None
+    queue.offer(CaptureItem("s", "How do I sort a list?", "prompt"))
+    queue.offer(SessionEnd("s", "accepted"))
+    assert queue.close(30)
+    assert tags(home) == [("all", "")]
+
+
+def test_the_packaged_encoder_is_not_converted_where_another_is_named(
+    home: App, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chassis, "prepare_chassis", lambda cache, report: cache / "chassis")
+    assert prepare_models()["encoder"] == str(made)
+    assert not [path for path in (tmp_path / "cache").glob("encoder-*") if path.is_dir()]
+    (encoder,) = [found for found in doctor.examine() if found.check == "encoder"]
+    assert encoder.verdict == "ok" and f"{WIDTH} dimensions" in encoder.text
+    (home.home / FILE).write_text('[encoder]\npath = "/nowhere/at/all"\n')
+    with pytest.raises(ModelError, match="/nowhere/at/all is not a folder"):
+        prepare_models()
 
 
 def test_a_wrong_path_is_told_as_the_owners_to_mend(tmp_path: Path) -> None:

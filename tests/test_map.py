@@ -27,8 +27,11 @@ from leaves.lifecycle import Rules
 from leaves.model import DAY_S, Instant, LeafId, Stage, leaf_id
 from leaves.ports import Progress
 from leaves.store import HistoryEntry
+from node import overview
 from node.app import App
+from node.cli import main
 from node.errors import MisuseError, OwnerError
+from node.pictures import atlas as atlas_of
 from node.pictures import marks, target
 from node.pictures.atlas import Atlas, gather
 from node.pictures.growth import BARS_MAX, events, growth, life
@@ -154,7 +157,9 @@ def test_umap_gives_the_same_picture_whatever_the_order_and_can_be_cancelled() -
     again = project(rows[::-1][back])
     assert first.method == "UMAP" and not first.why
     assert (first.places == again.places).all()
-    assert {"map: neighbours", "map: layout"} <= {progress.phase for progress in told}
+    phases = [progress.phase for progress in told]
+    assert set(phases) == {"map: loading", "map: neighbours", "map: layout"}
+    assert any(p.phase == "map: neighbours" and p.done == p.total == 400 for p in told)
     topics = np.arange(400)[forth] % 4
     assert nearest_is_of_the_same(first.places, topics) > 0.8
 
@@ -445,6 +450,26 @@ def test_without_matplotlib_a_png_is_refused_with_advice(
     with pytest.raises(OwnerError, match="not installed") as refused:
         png(atlas)
     assert "pip install" in refused.value.next_step
+
+
+def test_an_interrupted_map_says_that_it_starts_anew(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setenv("GROOVE_HOME", str(app.home))
+    monkeypatch.setattr(atlas_of, "project", interrupted)
+    for _ in range(2):  # what one command says, the next does not
+        with pytest.raises(SystemExit) as end:
+            main(["map", str(tmp_path / "a.html")])
+        assert end.value.code == 130 and not list(tmp_path.glob("*.html"))
+        said = "interrupted; no file was written; the same command starts anew\n"
+        assert capsys.readouterr().err == said
+        monkeypatch.setattr(overview, "status", interrupted)
+        with pytest.raises(SystemExit):
+            main(["status"])
+        assert "the same command goes on from what was reached" in capsys.readouterr().err
 
 
 def test_a_home_without_sessions_says_what_to_do(tmp_path: Path) -> None:

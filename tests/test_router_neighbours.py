@@ -204,6 +204,22 @@ def test_a_part_that_has_the_votes_is_asked_before_its_domain() -> None:
     assert asked.votes == pytest.approx(1.0)
 
 
+def test_a_prompt_of_a_domain_and_of_none_of_its_parts_is_served_by_the_domain() -> None:
+    part, rest, other = around(0, 300, 0.05), around(1, 300, 0.05), around(4, 300, 0.05)
+    neighbours = Neighbours.build(*sessions((B, part), (A, rest), (C, other)))
+    middle = unit((AXES[0] + AXES[1])[None])[0]
+    table = Table.build(
+        ENC8, D, [entry(A, middle), entry(B, AXES[0], level=3, parent=A), entry(C, AXES[4])]
+    )
+    served = 0
+    for prompt in around(1, 100, 0.05, seed=2):
+        asked = table.explain(prompt, neighbours)
+        assert [each.entry.leaf for each in asked] == [B, A]
+        assert (asked[0].passed, asked[0].votes, asked[1].votes) == (False, 0.0, pytest.approx(1.0))
+        served += asked[1].passed
+    assert served >= 90  # a gate is where one in twenty of a leaf's own sessions stays below
+
+
 def test_an_unfamiliar_prompt_is_refused_by_all_own_leaves_and_the_reason_is_told() -> None:
     ids, matrix, leaf_of = sessions((A, around(0, 500)), (B, around(1, 500)))
     neighbours = Neighbours.build(ids, matrix, leaf_of)

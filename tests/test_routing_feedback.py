@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support_capture import capture
 from support_routing import Routed, leaf_id, near, routed
@@ -82,11 +83,32 @@ def test_a_deleted_session_takes_its_vote_away(home: Routed) -> None:
         home.closed(f"tides-{number:05d}", "tides", "accepted")
     home.deploy()
     before = weight(home, "tides")
-    rights.delete(home.app, Selection(sessions=("tides-00000",)))
-    assert not home.app.neighbours_path.exists()
-    home.app.deploy_if_routed()
+    rights.delete(home.app, Selection(sessions=("tides-00000",)))  # no leaf was trained on it
     assert 0 < weight(home, "tides") < before
     assert counted(home) == {leaf_id("tides"): (4, 0)}
+    (kept,) = home.app.tables.history()
+    assert kept.note is not None and kept.note.votes == {leaf_id("tides"): (4, 0)}
+
+
+def test_no_vector_of_a_deleted_session_stays_in_the_home(home: Routed) -> None:
+    home.closed("tides-00000", "tides", "accepted")
+    home.deploy()
+    vector = home.app.embeddings.vector("tides-00000")
+    assert vector is not None
+    on_grid = np.rint(vector * (127 / np.abs(vector).max())).astype("i1")
+    forms = (vector.tobytes(), on_grid.tobytes())
+    assert [held(home, form) for form in forms] == [{"embeddings"}, {"neighbours"}]
+    rights.delete(home.app, Selection(sessions=("tides-00000",)))
+    assert not home.app.neighbours_path.exists()
+    assert [held(home, form) for form in forms] == [set(), set()]
+    assert len(home.app.embeddings) == 119
+
+
+def held(home: Routed, form: bytes) -> set[str]:
+    """Where in the home these bytes are: what lies in it, by name."""
+    folder = home.app.home
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    return {path.relative_to(folder).parts[0] for path in files if form in path.read_bytes()}
 
 
 def test_leaf_show_tells_the_votes(home: Routed) -> None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import multiprocessing
 import os
 import shutil
+import struct
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,7 +22,8 @@ from node import asking, deploying
 from node.app import App
 from node.errors import MisuseError
 from node.tables import KEPT, Kind, Note, RoutingError, Tables
-from router.table import Entry, Table
+from router.neighbours import Neighbours
+from router.table import MAGIC, MAGIC_1, Entry, Table, own_entry
 
 
 def table(number: int) -> Table:
@@ -277,13 +281,75 @@ def test_with_a_table_of_another_encoder_the_chassis_answers_and_it_is_told(
     assert asking.route(home.app, "tides 7", None)["leaf_name"] == "tides"
 
 
-def test_damaged_neighbours_are_done_without(home: Routed) -> None:
+def test_neighbours_that_cannot_be_used_are_done_without_and_it_is_told(home: Routed) -> None:
     home.grown("tides", sessions=60)
     home.deploy()
-    assert home.app.neighbours() is not None
+    asked = asking.route(home.app, "tides 7", None)
+    assert asked["trouble"] == "" and asked["candidates"][0]["votes"] == 1.0
     home.app.neighbours_path.write_bytes(b"garbage")
-    assert home.app.neighbours() is None
-    assert asking.route(home.app, "tides 7", None)["leaf_name"] == "tides"
+    told = {"not neighbours": asking.route(home.app, "tides 7", None)}
+    vectors = np.stack([towards("tides")])
+    Neighbours.build(["s"], vectors, {}, enc8=b"another1").save(home.app.neighbours_path)
+    told["of another encoder"] = asking.route(home.app, "tides 7", None)
+    for why, found in told.items():
+        assert why in found["trouble"] and "centroids alone decide" in found["trouble"]
+        assert found["leaf_name"] == "tides" and found["candidates"][0]["votes"] is None
+    home.deploy()
+    assert asking.route(home.app, "tides 7", None)["trouble"] == ""
+
+
+@pytest.mark.parametrize("leaves", [True, False])
+def test_one_session_is_enough_to_be_routed_by(home: Routed, leaves: bool) -> None:
+    home.sessions("tides", range(1))
+    if leaves:
+        home.leaf("tides", sessions=1)
+        home.assign({"tides-00000": leaf_id("tides")})
+    home.deploy()
+    found = asking.route(home.app, "tides 7", None)
+    assert found["leaf_name"] == ("tides" if leaves else "chassis")
+    assert asking.route(home.app, "rust ask 1", None)["served_by_name"] == "rust-starter"
+
+
+def test_a_table_of_an_older_node_goes_on_with_starters_beside_it(home: Routed) -> None:
+    home.grown("tides", sessions=60)
+    home.deploy()
+    current = home.app.tables.current()
+    assert current is not None
+    folder = home.app.home / "router"
+    (folder / "table-00000001.bin").write_bytes(older(current.table))
+    found = asking.route(home.app, "tides 7", None)
+    assert (found["leaf_name"], found["table"], found["trouble"]) == ("tides", 2, "")
+    assert asking.route(home.app, "rust ask 1", None)["served_by_name"] == "rust-starter"
+    newest, oldest = home.app.tables.history()
+    assert newest.note is not None and newest.note.leaves == 1
+    assert newest.note.why == "starters serve beside table 1, of an older groove-node"
+    assert oldest.note is not None and oldest.note.why == "of an older groove-node"
+
+
+def older(table: Table) -> bytes:
+    """The bytes of a table as they were: bare, and its entries without weight and hubness."""
+    data = table.to_bytes()
+    start = len(MAGIC) + 4
+    length = struct.unpack("<I", data[start - 4 : start])[0]
+    header = json.loads(data[start : start + length])
+    header["entries"] = [row[:-2] for row in header["entries"]]
+    encoded = json.dumps(header).encode()
+    body = MAGIC_1 + struct.pack("<I", len(encoded)) + encoded + data[start + length : -4]
+    return body + struct.pack("<I", zlib.crc32(body))
+
+
+def test_a_table_of_another_encoder_follows_in_its_own_and_gains_nothing(home: Routed) -> None:
+    home.leaf("tides")
+    home.leaf("poems")
+    entries = [own_entry(leaf, servable=False) for leaf in home.app.forests.forest().live()]
+    peer = Entry(leaf_id("theirs"), "theirs", 2, Stage.MATURE, towards("theirs"), origin="ff" * 32)
+    kept = [entry for entry in entries if entry.name == "tides"]
+    with home.app.tables.turn():
+        home.app.tables.put(Table.build(b"another1", 384, [*kept, peer]), note(leaves=2))
+    home.app.deploy()
+    current = home.app.tables.current()
+    assert current is not None and current.table.enc8 == b"another1"
+    assert home.names() == {"tides"}
 
 
 def test_a_round_follows_the_leaves_as_they_moved(home: Routed) -> None:

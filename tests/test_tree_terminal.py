@@ -208,6 +208,7 @@ def groove(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_draws_without_colours_into_a_pipe(home: Path) -> None:
     shown = groove(home, "tree").stdout
     assert shown.startswith("Tree: 300 sessions, 4 leaves [3 seed, 1 mature]\n├── Everything")
+    assert shown.count("starters serve; 300 of 1,000 sessions for the first discovery\n") == 1
     assert "\x1b" not in shown and "poems [SEED" in shown and "unassigned" in shown
     assert groove(home, "tree", "--at", "2026-01-01").stdout == "no leaves on 2026-01-01\n"
     assert groove(home, "tree", "--at", "soon").returncode == 2
@@ -219,4 +220,5 @@ def test_the_table_and_the_document_keep_their_form(home: Path) -> None:
     document = json.loads(groove(home, "tree", "--json").stdout)
     assert {"leaves", "foreign"} <= document.keys()
     assert {"leaf_id", "name", "stage", "session_count"} <= document["leaves"][0].keys()
+    assert document["routing"]["line"].startswith("starters serve; ")
     assert document["sessions"] == 300 and document["unassigned"] > 0

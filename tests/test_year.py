@@ -82,7 +82,7 @@ def test_the_same_year_comes_to_the_same_leaves() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seed", [2, 3, 4, 5, 6])
+@pytest.mark.parametrize("seed", [2, 3, 4])
 def test_other_years_keep_their_ids_too(seed: int) -> None:
     year = Year(seed)
     _, carried = live_through(year, TruthWithErrors(year))

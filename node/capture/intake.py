@@ -18,6 +18,7 @@ from node.consent import ConsentManager, Scope
 from node.home import USER_ID_CHARS_MAX
 
 from .corpus import TrainingCorpus
+from .encoder_tag import DEFAULT_ENCODER, EncoderTag
 from .record import (
     LINE_BYTES_MAX,
     ContentType,
@@ -88,9 +89,11 @@ class TrainingDataIntake:
         *,
         clock: Clock | None = None,
         look_into: Callable[[str | None], None] = lambda folder: None,
+        encoder: EncoderTag = DEFAULT_ENCODER,
     ) -> None:
         """look_into: has the scrubber know the secrets of a session's folder, allowed or not."""
         self.corpus = corpus
+        self.encoder = encoder  # what closing records say
         self.look_into = look_into
         self.refused: Counter[Refusal] = Counter()
         self.last_refusal: Refusal | None = None  # why the last `admit` or `prepare` gave nothing

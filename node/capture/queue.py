@@ -28,11 +28,12 @@ from typing import Any
 from node.clock import Clock
 from node.config import load
 from node.consent import ConsentManager
-from node.home import get_or_create_user_id, groove_home
+from node.home import get_or_create_user_id, groove_cache, groove_home
 from node.tally import Tally
 from node.threads import bring_out
 
 from .corpus import CorpusError, TrainingCorpus
+from .encoder_tag import DEFAULT_ENCODER, configured
 from .halt import halting
 from .intake import Refusal
 from .known import open_known
@@ -437,13 +438,18 @@ def open_queue(clock: Clock | None = None) -> CaptureQueue | None:
         return None
     tagger = DomainTagger()
     scrubber: PIIScrubber | None = None
+    encoder = DEFAULT_ENCODER
     halt = threading.Event()
 
     def open_session(session_id: str) -> CaptureSession:
-        nonlocal scrubber  # made by the worker: to look for known secrets takes its time
+        # Made by the worker: to look for known secrets, and to hash an encoder, takes its time.
+        nonlocal scrubber, encoder
         if scrubber is None:
+            encoder = configured(load(home).encoder, groove_cache())
             scrubber = _scrubber(home, looked_into(consent, user_id), halt)
-        return CaptureSession(user_id, session_id, consent, corpus, scrubber, tagger, clock=clock)
+        return CaptureSession(
+            user_id, session_id, consent, corpus, scrubber, tagger, clock=clock, encoder=encoder
+        )
 
     def close() -> None:
         corpus.close()

@@ -6,17 +6,16 @@ import json
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 from leaves.model import Stage
 from node.clock import Clock, SystemClock
 from node.consent import ConsentManager
-from router.minilm_encoder import ENC8
 from router.ports import ENCODED_CHARS
 
 from . import quality
 from .corpus import TrainingCorpus
+from .encoder_tag import DEFAULT_ENCODER, EncoderTag
 from .intake import API, Draft, TrainingDataIntake
 from .quality import Outcome
 from .record import EDIT, SESSION_CLOSE, ContentType, TrainingRecord
@@ -25,17 +24,6 @@ from .tagger import DomainTagger
 
 COUNT_MAX = 1_000_000  # of corrections and errors in a session
 _LEAF = re.compile(r"[0-9a-f]{32}")
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderTag:
-    """Which encoder will embed the session; the vector itself is made later, and kept elsewhere."""
-
-    model: str
-    enc8: str  # 16 hex digits
-
-
-DEFAULT_ENCODER = EncoderTag("all-MiniLM-L6-v2", ENC8.hex())
 
 
 def close_draft(
@@ -139,12 +127,16 @@ class CaptureSession:
         encoder: EncoderTag = DEFAULT_ENCODER,
     ) -> None:
         self.intake = TrainingDataIntake(
-            consent_manager, corpus, scrubber, tagger, clock=clock or SystemClock()
+            consent_manager,
+            corpus,
+            scrubber,
+            tagger,
+            clock=clock or SystemClock(),
+            encoder=encoder,
         )
         self._user_id = user_id
         self._session_id = session_id
         self._clock = clock or SystemClock()
-        self._encoder = encoder
         self._active = False
         self._edited = False
         self._started_s = 0.0
@@ -277,6 +269,6 @@ class CaptureSession:
             corrections=corrections,
             errors=errors,
             routing=routing,
-            encoder=self._encoder,
+            encoder=self.intake.encoder,
         )
         return self.intake.prepare(draft, ContentType.WORKFLOW, version)

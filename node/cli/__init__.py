@@ -13,7 +13,7 @@ import cyclopts
 from node.errors import OwnerError
 from node.terminal import Terminal
 
-from . import consent, data, leaves, mesh, process, scrub, sources
+from . import consent, data, leaves, mesh, pictures, process, route, scrub, sources
 from .base import command
 from .misuse import misuse
 
@@ -24,7 +24,9 @@ __all__ = [
     "leaves",
     "main",
     "mesh",
+    "pictures",
     "process",
+    "route",
     "scrub",
     "sources",
 ]

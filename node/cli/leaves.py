@@ -1,4 +1,4 @@
-"""The tree and its leaves: grown, shown, changed, routed to."""
+"""Rounds, and the leaves that grow in them: shown, renamed, retracted."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from node import asking, orders, overview, show
+from node import orders, overview
 from node.app import App
 from node.terminal import Terminal
 
@@ -27,6 +27,7 @@ def round_(
     app = App.open()
     if dry_run:
         plan = app.plan(out.progress)
+        out.line(plan.mode)
         out.table(("WHAT", "LEAF", "WHY"), [*plan.transitions, *plan.trainings])
         out.done(msgspec.to_builtins(plan), plan.note)
         return
@@ -34,27 +35,19 @@ def round_(
     out.done({"round": row.id, "events": out.events})
 
 
-@command.command
-def tree(
-    *, at: Annotated[str | None, Parameter(help="A day, 2026-11-22.")] = None, json: AsJson = False
-) -> None:
-    """The leaves of this node, and those of peers."""
-    out = Terminal(json)
-    app = App.open()
-    forest, foreign = overview.tree(app, at)
-    columns, rows = show.tree_rows(forest, foreign, app.now())
-    if rows:
-        out.table(columns, rows)
-    leaves = [show.as_json(x) for x in forest.live()]
-    document = {"leaves": leaves, "foreign": [show.foreign_json(k) for k in foreign]}
-    out.done(document, "" if rows else f"no leaves {'yet' if at is None else f'on {at}'}")
-
-
 @leaf.command(name="show")
-def leaf_show(name: str, /, *, json: AsJson = False) -> None:
+def leaf_show(
+    name: str,
+    /,
+    *,
+    texts: Annotated[
+        bool, Parameter(negative="", help="Show the ask nearest to its centroid.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
     """One leaf, own or foreign, by name, id or start of an id."""
     out = Terminal(json)
-    facts, details = overview.describe(App.open(), name)
+    facts, details = overview.describe(App.open(), name, texts)
     out.facts(facts)
     out.done(details)
 
@@ -88,23 +81,3 @@ def leaf_retract(name: str, /, *, yes: Yes = False, json: AsJson = False) -> Non
     retracted = orders.retract(app, found.id)
     told = "now" if overview.running(app) else "when the node runs: `groove-node run`"
     out.done({"retracted": retracted}, f"retracted {found.name}; peers are told {told}")
-
-
-@command.command
-def route(
-    prompt: str,
-    /,
-    *,
-    explain: Annotated[bool, Parameter(negative="", help="Show the candidates.")] = False,
-    answer: Annotated[
-        str | None, Parameter(help="A known answer: its loss under leaf and chassis is measured.")
-    ] = None,
-    json: AsJson = False,
-) -> None:
-    """Which leaf would serve a prompt, and how sure the router is."""
-    out = Terminal(json)
-    result = asking.route(App.open(), prompt, answer, out.progress)
-    out.facts(show.route_facts(result))
-    if explain:
-        out.table(("LEAF", "LEVEL", "COSINE", "GATE", "PASSES"), show.candidate_rows(result))
-    out.done(result)

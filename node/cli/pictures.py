@@ -7,7 +7,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from node import overview, show
+from node import overview, show, transition
 from node.app import App
 from node.terminal import Terminal
 
@@ -36,12 +36,16 @@ def tree(
     elif not table:
         for line in lines:
             out.styled(line)
+    routing = transition.standing(app) if at is None else None
+    if routing is not None and routing["state"] != "leaves":
+        out.line(routing["line"])
     document = {
         "leaves": [show.as_json(leaf) for leaf in forest.live()],
         "foreign": [show.foreign_json(known) for known in foreign],
         "starters": list(standing.starters),
         "sessions": standing.sessions,
         "unassigned": standing.unassigned,
+        "routing": routing,
     }
     out.done(document, "" if lines else f"no leaves {'yet' if at is None else f'on {at}'}")
 
@@ -73,6 +77,7 @@ def map_(
     from node.pictures.projection import SHOWN_MAX
 
     out = Terminal(json)
+    out.starts_anew("no file was written")
     target.check(file, force=force, texts=texts, growth=growth)
     app = App.open()
     wanted = SHOWN_MAX if sample is None else sample

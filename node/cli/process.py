@@ -10,10 +10,11 @@ import msgspec
 from cyclopts import Parameter
 
 from node import consenting, overview, show
-from node.app import App, prepare_models
+from node.app import App
 from node.consent import disclosure
 from node.errors import MisuseError
 from node.logfile import log_to
+from node.preparing import prepare_models
 from node.terminal import Terminal
 from node.told import Told
 
@@ -26,7 +27,10 @@ def init(
     models_only: Annotated[bool, Parameter(negative="", help="Only convert the models.")] = False,
     json: AsJson = False,
 ) -> None:
-    """Make the home and its keys, and convert the packaged models once (about a minute)."""
+    """Make the home and its keys, and convert the packaged models once (about a minute).
+
+    The packaged encoder is left as it is where groove.toml names another.
+    """
     out = Terminal(json)
     ready = prepare_models(out.progress)
     if models_only:

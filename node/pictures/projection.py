@@ -93,7 +93,7 @@ def _umap(vectors: Matrix, start: NDArray[np.float64], report: Report) -> NDArra
         from umap import UMAP
 
         report(Progress("map: neighbours", 0, 0))
-        graph = neighbours(to_grid(vectors), NEIGHBOURS)
+        graph = neighbours(to_grid(vectors), NEIGHBOURS, report=_as_neighbours(report))
         # On unit vectors |a - b|² = 2 - 2·cos(a, b).
         distances = np.sqrt(np.maximum(2.0 - 2.0 * graph.cosines, 0.0)).astype(np.float32)
         known = (graph.rows[:, :NEIGHBOURS].astype(np.int32), distances[:, :NEIGHBOURS])
@@ -117,6 +117,15 @@ def _umap(vectors: Matrix, start: NDArray[np.float64], report: Report) -> NDArra
         laid: NDArray[np.float64] = layout.fit_transform(vectors)
     report(Progress("map: layout", epochs, epochs))
     return np.where(np.isfinite(laid), laid, 0.0)  # umap gives nan to a row without neighbours
+
+
+def _as_neighbours(report: Report) -> Report:
+    """The search's own progress, as one of the map's."""
+
+    def tell(progress: Progress) -> None:
+        report(Progress("map: neighbours", progress.done, progress.total, progress.detail))
+
+    return tell
 
 
 class _Epochs:

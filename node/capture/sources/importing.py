@@ -422,6 +422,7 @@ class Taker:
             outcome=session.outcome,
             corrections=session.corrections,
             errors=session.errors,
+            encoder=self._intake.encoder,
             source=self._source,
             group=self._about(session).get("group", ""),
             metadata=session.metadata,
