@@ -77,6 +77,7 @@ def map_(
     from node.pictures.projection import SHOWN_MAX
 
     out = Terminal(json)
+    file = file.expanduser()
     out.starts_anew("no file was written")
     target.check(file, force=force, texts=texts, growth=growth)
     app = App.open()
