@@ -42,6 +42,7 @@ COARSER = 8  # rungs, to 0.016, where START is too fine
 SUBSAMPLES = 3
 SUBSAMPLE_SHARE = 0.8
 SMALL_SHARE_MAX = 0.1  # of rows in communities too small to keep
+SMALL_SHARE_OF_FEW = 0.3  # the same where even the coarsest rungs are hard to reach
 UNSHARED_WEIGHT = 3.0  # of a nat that subsamples do not share, against one that they do
 SHARED_MIN = 0.5  # of their information; below it subsamples show no communities
 COSINE_SAME = 0.92  # the specification's threshold of a merge
@@ -181,22 +182,23 @@ def _best_rung(edges: Edges, count: int, size_min: int, report: Report) -> _Rung
         report(Progress("cluster: resolutions", done, (FINER + COARSER) * len(samples)))
         return _rung(samples, count, START * 2.0 ** (step / 2), borders=small)
 
-    def large_enough(rung: _Rung) -> bool:
+    def too_small(rung: _Rung) -> float:
         sizes = np.bincount(rung.divisions[0])
-        return bool(sizes[sizes < size_min].sum() <= SMALL_SHARE_MAX * count)
+        return float(sizes[sizes < size_min].sum()) / count
 
     best = at(0)
-    if not large_enough(best):  # few domains, beside what a domain has to be
-        for step in range(1, COARSER + 1):  # the coarsest that there are will do
-            if large_enough(best := at(-step)):
-                break
-        return _mended(samples[0], best, small)
+    if too_small(best) > SMALL_SHARE_MAX:
+        found = [best]  # few domains, beside what a domain has to be: coarser ones will do
+        while len(found) <= COARSER and too_small(found[-1]) > SMALL_SHARE_MAX:
+            found.append(at(-len(found)))
+        able = [rung for rung in found if too_small(rung) <= SMALL_SHARE_OF_FEW] or found[-1:]
+        return _mended(samples[0], max(able, key=lambda rung: rung.worth), small)
     for step in range(1, FINER):
         rung = at(step)
-        if large_enough(rung):
+        if too_small(rung) <= SMALL_SHARE_MAX:
             best = max(best, rung, key=lambda found: found.worth)
             continue
-        if large_enough(rung := at(step - 0.5)):  # the finest that just does
+        if too_small(rung := at(step - 0.5)) <= SMALL_SHARE_MAX:  # the finest that just does
             best = max(best, rung, key=lambda found: found.worth)
         break
     return _mended(samples[0], best, small)
