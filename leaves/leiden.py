@@ -36,14 +36,13 @@ from .model import Matrix
 from .ports import Progress, Report, silent
 
 NEIGHBOURS = 15  # of a row in the graph; 10 and 30 find much the same
-START = 0.25  # the resolution that the climb begins with; each rung is √2 of the one before
-FINER = 22  # rungs, to a resolution of 362; communities are too small long before
-COARSER = 8  # rungs, to 0.016, where START is too fine
+START = 0.5  # the resolution that the climb begins with; each rung is √2 of the one before
+FINER = 20  # rungs, to a resolution of 362; communities are too small long before
+COARSER = 10  # rungs, to 0.016, where START is too fine
 SUBSAMPLES = 3
 SUBSAMPLE_SHARE = 0.8
-SMALL_SHARE_MAX = 0.1  # of rows in communities too small to keep
-SMALL_SHARE_OF_FEW = 0.3  # the same where even the coarsest rungs are hard to reach
-UNSHARED_WEIGHT = 3.0  # of a nat that subsamples do not share, against one that they do
+SMALL_SHARE_MAX = 0.3  # of rows in communities too small to keep; where the climb ends
+UNSHARED_WEIGHT = 2.0  # of a nat that subsamples do not share, against one that they do
 SHARED_MIN = 0.5  # of their information; below it subsamples show no communities
 COSINE_SAME = 0.92  # the specification's threshold of a merge
 NOISE_SHARE = 0.18  # of rows at most: those whose neighbours and centroids agree least
@@ -83,12 +82,14 @@ class _Rung:
     """Communities at one resolution: of all rows first, then of each subsample; -1 is not in it.
 
     shared, told: what two of the divisions tell of each other, and what one tells alone, in nats.
+    lost: share of rows in communities that are too small.
     """
 
     resolution: float
     divisions: tuple[Labels, ...]
     shared: float
     told: float
+    lost: float
 
     @property
     def worth(self) -> float:
@@ -180,28 +181,20 @@ def _best_rung(edges: Edges, count: int, size_min: int, report: Report) -> _Rung
     def at(step: float) -> _Rung:
         done = int((step + COARSER) * len(samples))
         report(Progress("cluster: resolutions", done, (FINER + COARSER) * len(samples)))
-        return _rung(samples, count, START * 2.0 ** (step / 2), borders=small)
+        return _rung(samples, count, size_min, START * 2.0 ** (step / 2), borders=small)
 
-    def too_small(rung: _Rung) -> float:
-        sizes = np.bincount(rung.divisions[0])
-        return float(sizes[sizes < size_min].sum()) / count
-
-    best = at(0)
-    if too_small(best) > SMALL_SHARE_MAX:
-        found = [best]  # few domains, beside what a domain has to be: coarser ones will do
-        while len(found) <= COARSER and too_small(found[-1]) > SMALL_SHARE_MAX:
-            found.append(at(-len(found)))
-        able = [rung for rung in found if too_small(rung) <= SMALL_SHARE_OF_FEW] or found[-1:]
-        return _mended(samples[0], max(able, key=lambda rung: rung.worth), small)
-    for step in range(1, FINER):
-        rung = at(step)
-        if too_small(rung) <= SMALL_SHARE_MAX:
-            best = max(best, rung, key=lambda found: found.worth)
-            continue
-        if too_small(rung := at(step - 0.5)) <= SMALL_SHARE_MAX:  # the finest that just does
-            best = max(best, rung, key=lambda found: found.worth)
-        break
-    return _mended(samples[0], best, small)
+    found = [at(0)]
+    while len(found) <= COARSER and found[-1].lost > SMALL_SHARE_MAX:
+        found.append(at(-len(found)))  # few domains, beside what a domain has to be
+    if len(found) == 1:
+        for step in range(1, FINER):
+            found.append(at(step))
+            if found[-1].lost > SMALL_SHARE_MAX:
+                break
+    able = [rung for rung in found if rung.lost <= SMALL_SHARE_MAX] or found[-1:]
+    # One rung's worth moves by a tenth with a few rows; the mean over its neighbours moves less.
+    worths = [np.mean([r.worth for r in able[max(0, i - 1) : i + 2]]) for i in range(len(able))]
+    return _mended(samples[0], able[int(np.argmax(worths))], small)
 
 
 def _mended(sample: _Sample, rung: _Rung, done: bool) -> _Rung | None:
@@ -230,7 +223,9 @@ def _samples(edges: Edges, count: int, report: Report) -> Iterator[_Sample]:
         yield _Sample(rows, graph, coarsen(graph, kept, seed=index))
 
 
-def _rung(samples: list[_Sample], count: int, resolution: float, *, borders: bool) -> _Rung:
+def _rung(
+    samples: list[_Sample], count: int, size_min: int, resolution: float, *, borders: bool
+) -> _Rung:
     """borders: mend them on the rows of each sample, which sets apart good rungs more clearly."""
     divisions = []
     for seed, sample in enumerate(samples):
@@ -239,12 +234,28 @@ def _rung(samples: list[_Sample], count: int, resolution: float, *, borders: boo
         labels[sample.rows] = polish(sample.graph, found, resolution, seed) if borders else found
         divisions.append(labels)
     judged = slice(None, None, -(-count // JUDGED_ROWS_MAX))
+    large = [_without_small(labels, size_min)[judged] for labels in divisions]
     told = []
-    for one, other in combinations(divisions, 2):
-        both = (one[judged] >= 0) & (other[judged] >= 0)
-        told.append(information(one[judged][both], other[judged][both]))
+    for one, other in combinations(large, 2):
+        both = (one >= 0) & (other >= 0)
+        told.append(information(one[both], other[both]))
     shared, alone = np.mean(told, axis=0)
-    return _Rung(resolution, tuple(divisions), float(shared), float(alone))
+    sizes = np.bincount(divisions[0])
+    lost = float(sizes[sizes < size_min].sum()) / count
+    return _Rung(resolution, tuple(divisions), float(shared), float(alone), lost)
+
+
+def _without_small(labels: Labels, size_min: int) -> Labels:
+    """Return labels where all communities that are too small have one label together.
+
+    What they tell is lost, so a rung that is too fine tells less, without any sharp limit: by one
+    a few rows more or less would decide between few domains and many.
+    """
+    inside = labels >= 0
+    sizes = np.bincount(labels[inside])
+    least = size_min * inside.mean()
+    numbers = np.where(sizes < least, len(sizes), np.arange(len(sizes)))
+    return np.where(inside, numbers[labels], -1)
 
 
 def _edges(near: Graph) -> Edges:
