@@ -22,7 +22,8 @@ from node.capture import CURRENT_CONSENT_VERSION, Scope, TrainingRecord, second_
 from node.capture.second_scan import UNSCANNABLE, SecondScan, SecondScanError
 from node.home import groove_cache, private_dir
 from node.screening import FILE, left_out, screened, withheld
-from node.told import Told
+from node.tables import Deployed
+from node.told import Tell, Told
 
 GITHUB = "betterleaks.github-pat"
 
@@ -251,8 +252,8 @@ def test_no_bundle_is_served_before_its_sessions_are_known_to_be_clean(tmp_path:
 class Home(App):
     """A home whose round ends before a model is needed."""
 
-    def deploy_anew(self) -> int:
-        return 0
+    def deploy_anew(self, tell: Tell, report: Report = silent) -> Deployed:
+        return Deployed(0, {})
 
 
 @pytest.fixture
