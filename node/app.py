@@ -14,6 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -25,7 +26,7 @@ from leaves.ports import Report, Schedule, silent
 from leaves.store import ForestStore, RoundRow
 
 from . import config as config_file
-from . import deploying, rights, routing, screening
+from . import deploying, rights, routing, screening, show
 from .bundles import BundleStore
 from .clock import Clock, SystemClock
 from .errors import OwnerError
@@ -201,18 +202,19 @@ class App:
         from leaves.embeddings import EmbeddingStore, EmbeddingStoreError, OtherEncoderError
 
         folder = self.home / "embeddings"
-        try:
-            with _readable(folder):
-                return EmbeddingStore.open(folder, self.enc8, self.dimensions)
-        except OtherEncoderError as problem:
-            raise HomeError(
+
+        def refusal(problem: EmbeddingStoreError) -> HomeError:
+            if not isinstance(problem, OtherEncoderError):
+                return _damaged(folder, problem)
+            return HomeError(
                 f"the encoder is not the one that this home was begun with: {problem}",
                 unchanged="The file was left as it is.",
                 next_step="Set `path` under [encoder] in groove.toml back; or move `embeddings`, "
                 f"`leaves.db` and `router` in {self.home} aside: leaves grow anew from the corpus.",
-            ) from None
-        except EmbeddingStoreError as problem:
-            raise _damaged(folder, problem) from None
+            )
+
+        with _readable(folder):
+            return EmbeddingStore.open(folder, self.enc8, self.dimensions, refusal)
 
     @cached_property
     def bundles(self) -> BundleStore:
@@ -483,7 +485,11 @@ class App:
 
     def plan(self, report: Report = silent) -> Plan:
         self.require("capture")
-        return self._round(lambda told: None, report, scan=False).plan(self.now())
+        plan = self._round(lambda told: None, report, scan=False).plan(self.now())
+        if self.allows("train"):
+            return plan
+        why = f"{show.WAITS_FOR_CONSENT} ({show.GRANT_TRAIN})"
+        return replace(plan, trainings=tuple((what, leaf, why) for what, leaf, _ in plan.trainings))
 
     def _round(self, tell: Tell, report: Report, *, scan: bool = True) -> Round:
         from leaves.discover import default_clusterer

@@ -137,13 +137,13 @@ def begin(app: App) -> Kept:
         if current is not None and not _wants_starters(app, current):
             return current
         entries = current.table.entries if current else ()
-        leaves = [entry for entry in entries if not entry.system]
+        leaves = routing.beside_starters(entry for entry in entries if not entry.system)
         since = f"beside table {current.number}, {current.note.why}" if current else ""
         note = Note(
             at=app.now(),
             kind=Kind.BEGUN,
             why=f"starters serve {since or 'from the first minute'}",
-            leaves=len(leaves),
+            leaves=len(routing.leaves_of(leaves)),
             starters=Starters.SERVING,
         )
         table = _built(app, [*leaves, *starters])
@@ -169,6 +169,7 @@ def restore(app: App, number: int, *, pin: bool) -> Kept:
             leaves=_leaves(table),
             pinned=pin,
             held=True,
+            held_because=f"you restored table {number}",
         )
         number = app.tables.put(table, note)
         if pin and not app.tables.read(number).note.pinned:
@@ -266,17 +267,17 @@ def _save_neighbours(app: App, measured: Measured, report: Report) -> None:
 
 def _table_of_now(app: App, ground: Ground, current: Kept | None) -> tuple[Table, Note, list[Told]]:
     """The table that the leaves of now make, with starters or without, and what to tell of it."""
-    grown = any(entry.level > 1 for entry in ground.found)
+    grown = bool(routing.leaves_of(ground.found))
     was = current.note.starters if current else Starters.UNSET
     note = Note(
         at=ground.now,
         kind=Kind.ROUND,
         why="",
-        leaves=len(ground.found),
+        leaves=len(routing.leaves_of(ground.found)),
         votes=ground.measured.tally,
     )
-    leaves = f"{len(ground.found):,} leaves"
-    if grown and was is Starters.GONE:
+    leaves = f"{note.leaves:,} leaves"
+    if was is Starters.GONE and routing.serving(ground.found):
         note = changed(note, why=f"a round: {leaves}", starters=Starters.GONE)
         return _built(ground, ground.found), note, []
     starters = (routing.starters_of(current.table) if current else []) or _written(app)
@@ -356,8 +357,10 @@ def _keep(
     """Leave the table in force, with the rights of today; keep the new one for the owner."""
     if current.note.pinned:
         why, free = f"table {current.number} is pinned", "`groove-node restore --unpin` ends that"
+        because = "this one was pinned"
     else:
         why, free = f"it does worse on replay: {compared.told()}", ""
+        because = "it did worse on replay"
     refused = app.tables.refuse(new, changed(note, kind=Kind.REFUSED, why=f"refused: {why}"))
     free = free or f"`groove-node restore --table {refused}` puts it in force nevertheless"
     number = app.tables.put(
@@ -369,6 +372,7 @@ def _keep(
             why=f"table {current.number}, without what may not be routed to any more",
             leaves=_leaves(old),
             held=True,
+            held_because=f"the last round's was refused: {because}",
         ),
     )
     log.warning("routing table refused in_force=%d refused=%d", number, refused)
@@ -405,7 +409,7 @@ def _follow(app: App, current: Kept | None, votes: Mapping[str, Vote] | None) ->
         weights = weigh(feedback.in_order(votes.values()))
         entries = [replace(entry, weight=weights.get(entry.leaf, 0.0)) for entry in entries]
     table = _built(of, entries)
-    if _leaves(table) == 0 and note.starters is Starters.GONE:
+    if note.starters is Starters.GONE and not routing.serving(table.entries):
         note = changed(note, starters=Starters.UNSET)  # they are wanted again
     app.tables.put(table, changed(note, leaves=_leaves(table)))
     return len(table)
@@ -433,7 +437,7 @@ def _foreign(app: App) -> list[Known]:
 
 
 def _leaves(table: Table) -> int:
-    return sum(not entry.system for entry in table.entries)
+    return len(routing.leaves_of(table.entries))
 
 
 def _built(of: App | Ground | Table, entries: Sequence[Entry]) -> Table:

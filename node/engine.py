@@ -36,7 +36,7 @@ from leaves.lifecycle import (
 from leaves.model import DAY_S, Forest, Instant
 from leaves.names import name_clusters
 from leaves.observe import Observations, observe
-from leaves.ports import Clusterer, Clustering, Progress, Report, silent
+from leaves.ports import Clusterer, Progress, Report, silent
 from leaves.scale import Incremental
 from leaves.store import ForestStore, RoundRow
 from router.ports import Encoder
@@ -44,7 +44,7 @@ from router.ports import Encoder
 from .capture.sessions import Session
 from .classroom import Classroom
 from .home import write_atomic
-from .regrouping import Last, Outcome, Placement, Regrouping, told
+from .regrouping import Last, Outcome, Placement, Regrouping, read_outcome, told
 from .show import evaluation_line
 from .tables import Deployed
 from .told import Tell, Told
@@ -162,6 +162,10 @@ class Round:
         self._tools.store.advance_round(row.id, "cluster", row.state)
 
     def _cluster(self, row: RoundRow) -> None:
+        if self._sessions.keys() - set(self._tools.embeddings.ids()):
+            # Taken up after the owner moved a damaged store away: nearly all would be missed.
+            self._tools.store.advance_round(row.id, "embed", row.state)
+            return
         looked = self._regrouping.look(Last.of(row.state), row.started)
         if looked is None:
             self._say("too few", self._too_few(), sessions=len(self._sessions))
@@ -177,12 +181,12 @@ class Round:
     def _detect(self, row: RoundRow) -> None:
         store = self._tools.store
         forest = store.forest()
-        data = self._clustering_file(row).read_bytes()
-        outcome: Outcome
-        if row.state.get("incremental"):
-            outcome = msgspec.json.decode(data, type=Placement)
-        else:
-            outcome = msgspec.json.decode(data, type=Clustering)
+        outcome = self._kept(row, forest)
+        if outcome is None:
+            # Without `looked`: the next look would take the sessions of this one for known.
+            state = {key: value for key, value in row.state.items() if key != "looked"}
+            store.advance_round(row.id, "cluster", state)
+            return
         seen = self._observe(forest, outcome, row.started)
         self._tell_look(seen, outcome)
         transitions = decide(forest, seen, row.started, self._rules)
@@ -195,6 +199,23 @@ class Round:
 
         after = store.carry_out(forest, transitions, row.started, row.id, also)
         self._tell_changes(forest, after, transitions)
+
+    def _kept(self, row: RoundRow, forest: Forest) -> Outcome | None:
+        """What the open round found out; None if its file is gone or damaged."""
+        known = self._tools.embeddings.ids()
+        incremental = bool(row.state.get("incremental"))
+        try:
+            data = self._clustering_file(row).read_bytes()
+            return read_outcome(data, incremental, known, {leaf.id for leaf in forest})
+        except (OSError, ValueError, RecursionError) as problem:  # whose words may quote the file
+            why = type(problem).__name__
+        log.warning("clustering of an open round cannot be read round=%d why=%s", row.id, why)
+        self._say(
+            "clustered anew",
+            "the clustering of the open round could not be read and is made anew",
+            round=row.id,
+        )
+        return None
 
     def _train(self, row: RoundRow) -> None:
         wanted = msgspec.convert(row.state["due"], list[TrainingDue])

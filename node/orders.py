@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from leaves import words
 from leaves.model import Leaf
 from leaves.ports import Progress, Report, silent
+from router.starters import STARTERS
 
 from . import overview
 from .errors import MisuseError, OwnerError
@@ -36,6 +37,11 @@ def rename(app: App, name: str, to: str) -> Leaf:
         raise MisuseError(
             f"{to!r} cannot be a name: {problem}; expected up to {words.NAME_CHARS_MAX} letters "
             "and digits in lower case, words joined by -",
+            unchanged="Nothing was renamed.",
+        )
+    if to == "chassis" or to in {f"{starter.key}-starter" for starter in STARTERS}:
+        raise MisuseError(
+            f"{to!r} is reserved: `groove-node route` names the chassis or a starter by it",
             unchanged="Nothing was renamed.",
         )
     leaf = overview.own_leaf(app, name)

@@ -36,7 +36,8 @@ def status(app: App) -> dict[str, Any]:
     """Everything `status` shows, without loading a model."""
     forest = app.forests.forest()
     live = [leaf for leaf in forest.live() if leaf.level > 1]
-    stages = {stage.value: sum(x.stage is stage for x in forest) for stage in Stage}
+    grown = [leaf for leaf in forest if leaf.level > 1]
+    stages = {stage.value: sum(x.stage is stage for x in grown) for stage in Stage}
     seeds = [leaf for leaf in live if leaf.stage is Stage.SEED]
     open_round, last = app.forests.open_round(), app.forests.last_round()
     foreign = app.foreign.all()
@@ -55,8 +56,11 @@ def status(app: App) -> dict[str, Any]:
         ],
         "embedded": len(app.embeddings),
         "leaves": {stage: count for stage, count in stages.items() if count},
+        "branches": sum(leaf.level == 1 for leaf in forest.live()),
         "next": [
-            show.next_step(leaf, training_threshold(leaf.kind, app.config.rules))
+            show.next_step(
+                leaf, training_threshold(leaf.kind, app.config.rules), app.allows("train")
+            )
             for leaf in sorted(seeds, key=lambda x: -x.sessions)
         ],
         "routing": transition.standing(app),

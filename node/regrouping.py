@@ -6,10 +6,11 @@ work itself, and what came of it for the lifecycle.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from leaves.embeddings import EmbeddingStore, Snapshot
@@ -75,7 +76,7 @@ class Regrouping:
 
         Returns how it was done, what came of it, and the `Last` of the next look.
         """
-        embedded = self.embeddings.snapshot()
+        embedded = self.embeddings.sound(self.report)
         count = len(embedded.ids)
         if count < self.rules.first_discovery_sessions and not self.store.revision():
             return None
@@ -90,6 +91,7 @@ class Regrouping:
         rules = self.rules
         sizes = ClusterSizes(rules.branch_sessions, rules.seed_sessions, rules.child_sessions)
         found = self.clusterer.cluster(embedded.ids, embedded.matrix, sizes, self.report)
+        check_clustering(found, embedded.ids)  # another look would not mend it
         return chosen, found, Last(now, count, now)
 
     def observe_placed(self, forest: Forest, placement: Placement, now: Instant) -> Observations:
@@ -112,6 +114,48 @@ class Regrouping:
             if leaf >= 0
         }
         return Placement(placed, len(rows))
+
+
+def read_outcome(
+    data: bytes, incremental: bool, known: Collection[str], leaves: Collection[str]
+) -> Outcome:
+    """Return what a round wrote down of its look. Raises ValueError if it is not whole.
+
+    known: the sessions that are embedded. leaves: the ids of the leaves that there are.
+    """
+    if not incremental:
+        clustering = msgspec.json.decode(data, type=Clustering)
+        check_clustering(clustering, known)
+        return clustering
+    placement = msgspec.json.decode(data, type=Placement)
+    if not placement.placed.keys() <= set(known):
+        raise ValueError("it places a session that is not embedded")
+    if not set(placement.placed.values()) <= set(leaves):
+        raise ValueError("it places a session in a leaf that is not there")
+    return placement
+
+
+def check_clustering(clustering: Clustering, known: Collection[str]) -> None:
+    """Raise ValueError for what `Clustering` promises and this one does not keep."""
+    embedded = set(known)
+    above = 0  # clusters of the level above
+    for level, clusters in enumerate(clustering.levels, start=1):
+        members = [member for cluster in clusters for member in cluster.members]
+        if level == 2:
+            members += clustering.noise
+        if len(set(members)) != len(members):
+            raise ValueError(f"a session is twice in level {level}")
+        if not embedded.issuperset(members):
+            raise ValueError(f"a session of level {level} is not embedded")
+        for cluster in clusters:
+            if cluster.level != level or not cluster.members:
+                raise ValueError(f"a cluster of level {level} is empty, or of another level")
+            if cluster.parent is not None and not 0 <= cluster.parent < above:
+                raise ValueError(f"a cluster of level {level} has a parent that is not there")
+        above = len(clusters)
+    findings = clustering.findings
+    if findings is not None and len(findings.domains) != len(clustering.levels[1]):
+        raise ValueError("its findings are not those of its domains")
 
 
 def told(chosen: Mode) -> str:

@@ -20,8 +20,10 @@ __all__ = [
     "Tables",
     "beside_starters",
     "entries",
+    "leaves_of",
     "region",
     "rightful",
+    "serving",
     "starters_of",
     "way",
 ]
@@ -84,6 +86,16 @@ def beside_starters(found: Iterable[Entry]) -> list[Entry]:
     and leave it to the bare chassis.
     """
     return [entry for entry in found if entry.level > 1 or entry.serves]
+
+
+def leaves_of(found: Iterable[Entry]) -> list[Entry]:
+    """The entries that are leaves: no starters, and no branches, which are for browsing."""
+    return [entry for entry in found if entry.level > 1 and not entry.system]
+
+
+def serving(found: Iterable[Entry]) -> int:
+    """How many leaves answer for themselves."""
+    return sum(entry.servable for entry in leaves_of(found))
 
 
 def starters_of(table: Table) -> list[Entry]:

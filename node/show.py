@@ -14,6 +14,9 @@ from .foreign import Known, State
 if TYPE_CHECKING:
     from .deletion import Preview
 
+WAITS_FOR_CONSENT = "waits for consent: train"
+GRANT_TRAIN = "`groove-node consent grant train`"
+
 
 def gain(interval: Interval) -> str:
     return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
@@ -42,11 +45,15 @@ def ago(then: Instant | None, now: Instant) -> str:
     return "just now"
 
 
-def next_step(leaf: Leaf, wanted: int) -> str:
-    """How far a seed is: "312 of 500 sessions, about 9 days at this pace"."""
+def next_step(leaf: Leaf, wanted: int, train: bool) -> str:
+    """How far a seed is: "312 of 500 sessions, about 9 days at this pace".
+
+    train: whether the owner allows it.
+    """
     missing = wanted - leaf.sessions
     if missing <= 0:
-        return f"{leaf.name}: {leaf.sessions} of {wanted} sessions, trained in the next round"
+        step = "trained in the next round" if train else f"{WAITS_FOR_CONSENT} ({GRANT_TRAIN})"
+        return f"{leaf.name}: {leaf.sessions} of {wanted} sessions, {step}"
     pace = leaf.growth_per_day
     days = f", about {max(round(missing / pace), 1)} days at this pace" if pace > 0 else ""
     return f"{leaf.name}: {leaf.sessions} of {wanted} sessions{days}"
@@ -109,6 +116,8 @@ def moment(instant: Instant) -> str:
 
 def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
     leaves = ", ".join(f"{count} {stage}" for stage, count in status["leaves"].items())
+    if leaves and status["branches"]:
+        leaves += f"; in {status['branches']:,} branch{'es' * (status['branches'] > 1)}"
     foreign = ", ".join(f"{n} {state}" for state, n in status["foreign"].items() if n)
     last = status["round"]["last_finished"]
     node = status["node"]

@@ -41,15 +41,16 @@ def path_facts(result: dict[str, Any]) -> list[tuple[str, str]]:
 def candidate_rows(result: dict[str, Any]) -> list[Sequence[str]]:
     """Those that were asked, in order; then the nearest that were not.
 
-    "chosen by" is cosine - hubness + weight, less what votes for others take off; "score" is what
-    is held against the gate.
+    "chosen by" is cosine - hubness + weight, less what votes for others take off, each with the
+    sign that `--json` gives it: a hub's hubness is positive. "score" is what is held against the
+    gate.
     """
     asked: list[Sequence[str]] = [
         (
             each["name"],
             str(each["level"]),
             f"{each['cosine']:.3f}",
-            f"{-each['hubness']:+.3f}",
+            f"{each['hubness']:+.3f}",
             f"{each['weight']:+.3f}",
             "-" if each["votes"] is None else f"{each['votes']:.0%}",
             f"{each['chosen_by']:.3f}",

@@ -66,7 +66,7 @@ class Note(Struct, frozen=True, kw_only=True, omit_defaults=True):
     at: int  # when it was made, Unix seconds
     kind: Kind
     why: str
-    leaves: int = 0  # own and foreign ones, without starters
+    leaves: int = 0  # own and foreign ones, without starters and branches
     starters: Starters = Starters.UNSET
     accuracy: float | None = None  # of replayed sessions, those routed to where they belong
     replayed: int = 0
@@ -75,6 +75,7 @@ class Note(Struct, frozen=True, kw_only=True, omit_defaults=True):
     votes: dict[LeafId, tuple[int, int]] = {}  # sessions routed to a leaf: that went well, badly
     pinned: bool = False  # rounds leave it in force
     held: bool = False  # leaves that it lacks wait for a round that judges them
+    held_because: str = ""  # to read: the owner restored it, or why a round left it in force
 
 
 @dataclass(frozen=True, slots=True)

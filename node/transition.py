@@ -1,7 +1,8 @@
 """From starters to leaves that grew from sessions: compared at every round, told in one line.
 
 Starters are there from the first minute. Once leaves grow, starters stay below them, and leave
-when the leaves take four fifths of the last thousand sessions above their gates.
+when the leaves take four fifths of the last thousand sessions above their gates. They stay until
+a leaf can answer for itself, whatever the leaves take: the bare chassis is no better than they.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from leaves.lifecycle import Rules
 from leaves.model import DAY_S, LeafId, Matrix
 from router.table import Entry, Table
 
-from .tables import Kept, Kind, RoutingError, Starters
+from .routing import entries as routing_entries
+from .routing import leaves_of, serving
+from .tables import Kept, RoutingError, Starters
 
 if TYPE_CHECKING:
     from .app import App
@@ -41,7 +44,7 @@ class Coverage(Struct, frozen=True):
     """Who takes the last sessions, above the gates: leaves, starters, both, nobody.
 
     agreement: of those that both would take, the share whose starter is the one that their leaf
-    mostly replaces. leaves: by id.
+    mostly replaces. leaves: by id. serving: leaves that can answer for themselves.
     """
 
     sessions: int
@@ -51,13 +54,14 @@ class Coverage(Struct, frozen=True):
     by_none: int
     agreement: float
     leaves: dict[LeafId, Replaced]
+    serving: int
 
     @property
     def share(self) -> float:
         return self.by_leaves / self.sessions if self.sessions else 0.0
 
     def told(self, rules: Rules) -> str:
-        return share_line(self.share, self.sessions, rules)
+        return share_line(self.share, self.sessions, self.serving, rules)
 
     def replaced_line(self) -> str:
         """What starters are replaced by, the largest first; to read."""
@@ -69,12 +73,13 @@ class Coverage(Struct, frozen=True):
         )
 
 
-def share_line(share: float, sessions: int, rules: Rules) -> str:
+def share_line(share: float, sessions: int, serving: int, rules: Rules) -> str:
     """How far the leaves are, to read."""
     few = f" (of {rules.starters_sessions:,} wanted)" if sessions < rules.starters_sessions else ""
+    first = "" if serving else ", once a leaf can answer for itself"
     return (
         f"data-driven leaves take {share:.0%} of the last {sessions:,} sessions{few}; "
-        f"starters leave at {rules.starters_leave:.0%}"
+        f"starters leave at {rules.starters_leave:.0%}{first}"
     )
 
 
@@ -91,7 +96,7 @@ def covered(
 
     Branches are no leaves here: they are for browsing, and a broad centroid takes anything.
     """
-    grown = _takers(enc8, [entry for entry in leaves if entry.level > 1], last)
+    grown = _takers(enc8, leaves_of(leaves), last)
     written = _takers(enc8, starters, last)
     both = [(leaf, start) for leaf, start in zip(grown, written, strict=True) if leaf and start]
     mostly = _mostly(grown, written)
@@ -104,11 +109,15 @@ def covered(
         by_none=sum(not leaf and not start for leaf, start in zip(grown, written, strict=True)),
         agreement=round(agreed / len(both), 4) if both else 0.0,
         leaves=mostly,
+        serving=serving(leaves),
     )
 
 
 def leave(coverage: Coverage, rules: Rules) -> bool:
-    """True once the leaves take enough of enough sessions for the starters to go."""
+    """True once the leaves take enough of enough sessions for the starters to go, and one of
+    them at least can answer."""
+    if not coverage.serving:
+        return False
     enough = coverage.sessions >= max(rules.starters_sessions, 1)
     return enough and coverage.share >= rules.starters_leave
 
@@ -135,7 +144,8 @@ def standing(app: App) -> dict[str, Any]:
     share: float | None = None
     if note.starters is Starters.SERVING and note.transition:
         share = note.transition["by_leaves"] / max(note.transition["sessions"], 1)
-        line = share_line(share, note.transition["sessions"], rules)
+        able = serving(current.table.entries)
+        line = share_line(share, note.transition["sessions"], able, rules)
     elif note.starters is not Starters.GONE:
         line = "the next round compares leaves and starters"
     return {
@@ -152,13 +162,17 @@ def _kept_line(current: Kept) -> str:
     note = current.note
     if note.pinned:
         return f"; table {current.number} is pinned: `groove-node restore --unpin`"
-    if note.held and note.kind is not Kind.RESTORED:
-        return f"; table {current.number} is kept: the last round's did worse on replay"
+    if note.held:
+        return f"; table {current.number} is in force: {note.held_because or 'it is kept'}"
     return ""
 
 
 def _waiting(app: App) -> dict[str, Any]:
-    """How far the first discovery is."""
+    """How far the first discovery is; or, if leaves grew already, that none is routed to."""
+    if grown := leaves_of(routing_entries(app.forests.forest(), ())):
+        has = "leaf of the tree is" if len(grown) == 1 else "leaves of the tree are"
+        what = f"{len(grown):,} {has} not in the routing table"
+        return {"line": f"starters serve; {what}", "sessions": len(app.embeddings), "missing": 0}
     wanted = app.config.rules.first_discovery_sessions
     embedded = len(app.embeddings)
     days = [] if embedded >= wanted else _session_days(app, wanted)

@@ -51,7 +51,8 @@ class NeighboursError(ValueError):
 class Near:
     """What the nearest own sessions say of one vector.
 
-    cosine: their mean cosine to it; -1 if there are none.
+    cosine: their mean cosine to it, where one that votes for no leaf counts as 0; -1 if there are
+    none.
     familiarity: mean of their cosines, each less half of how near that session stands to its own
     neighbours: in a dense region a prompt must be nearer to be familiar. -1 if there are none.
     votes: leaf -> its share of the votes, by falling share, then by id; they sum to at most 1,
@@ -180,7 +181,8 @@ class Neighbours:
                 shares[leaf] = shares.get(leaf, 0.0) + weight / total
         votes = sorted(shares.items(), key=lambda vote: (-vote[1], vote[0]))
         named = tuple((self._leaves[leaf], share) for leaf, share in votes)
-        return Near(float(cosines.mean()), familiarity, named)
+        inside = np.where(cells.leaf[rows] >= 0, cosines, np.float32(0))
+        return Near(float(inside.mean()), familiarity, named)
 
     def _searched(self, vector: Vector) -> tuple[Rows, Floats]:
         """Return the rows of the cells nearest to a vector, and their cosines to it."""

@@ -8,9 +8,10 @@ own leaves that the nearest sessions do not vote for stand back by up to VOTES; 
 for most keeps its place, so it and a peer's leaf, which has no sessions here, are compared by the
 same measure. Whether a leaf may have the prompt is asked apart from that: by the cosine to its
 centroid; or, of own leaves with `Neighbours`, by how familiar the prompt is and how many of the
-votes are the leaf's own. A domain has the votes of its parts, and of its sessions in no part. A
-branch has no more to say than its domain: a prompt that is unlike the owner's sessions is no more
-like them from further above.
+votes are the leaf's own. What is familiar from sessions of no leaf, or of others, is none of a
+leaf's that nobody votes for: such a leaf must be near enough by its cosine as well. A domain has
+the votes of its parts, and of its sessions in no part. A branch has no more to say than its domain:
+a prompt that is unlike the owner's sessions is no more like them from further above.
 """
 
 from __future__ import annotations
@@ -158,7 +159,7 @@ class _Asked(NamedTuple):  # made for every prompt: a third of the cost of a fro
 
     indices: of the entries that are asked, most specific first. shares: of the votes, by entry.
     familiar: what each own leaf that is asked holds against which gate; empty without neighbours.
-    nearest: mean cosine to the nearest own sessions.
+    nearest: mean cosine to the nearest own sessions, as in `Near`.
     """
 
     cosines: Vector
@@ -256,7 +257,7 @@ class Table:
         out: list[Considered] = []
         for index in asked.indices:
             score, gate = self._held_against(index, asked)
-            entry, by_votes = self.entries[index], index in asked.familiar
+            entry, votes = self.entries[index], asked.familiar.get(index)
             out.append(
                 Considered(
                     entry,
@@ -265,8 +266,8 @@ class Table:
                     score >= gate,
                     float(asked.cosines[index]),
                     float(asked.choice[index]),
-                    asked.shares.get(index, 0.0) if by_votes else None,
-                    _why(entry, score, gate, by_votes and gate != entry.lowest),
+                    asked.shares.get(index, 0.0) if votes else None,
+                    _why(entry, score, gate, votes is not None and gate == votes[1]),
                 )
             )
             if score >= gate:
@@ -357,6 +358,10 @@ class Table:
         if index not in asked.familiar:
             return cosine + weight, self._gates[index]
         familiarity, gate = asked.familiar[index]
+        if index not in asked.shares:
+            if familiarity + weight >= gate and cosine + weight < self._gates[index]:
+                return cosine + weight, self._gates[index]
+            return familiarity + weight, gate
         # The floors are cosines. A leaf of many shapes has sessions, and prompts, far from its
         # centroid: 2 % of StackOverflow titles that are near their like are below 0.2 of any.
         confidence, lowest = max(cosine, asked.nearest) + weight, self.entries[index].lowest

@@ -13,7 +13,19 @@ import pytest
 from support_capture import NOON, HandClock, record
 
 from leaves.lifecycle import Rules
-from leaves.model import DAY_S, GrownFrom, Instant, Kind, Leaf, LeafId, Matrix, Stage, Vector, unit
+from leaves.model import (
+    DAY_S,
+    Adapter,
+    GrownFrom,
+    Instant,
+    Kind,
+    Leaf,
+    LeafId,
+    Matrix,
+    Stage,
+    Vector,
+    unit,
+)
 from leaves.ports import Report, silent
 from node.app import App
 from node.told import Told
@@ -21,6 +33,12 @@ from router.minilm_encoder import DIMENSIONS, ENC8
 from router.starters import STARTERS
 
 TODAY = int(NOON) // DAY_S
+ABLE: dict[str, Any] = {  # a leaf that answers for itself
+    "stage": Stage.SPROUT,
+    "trainings": 1,
+    "wins": 1,
+    "adapter": Adapter("b" * 64, "c" * 64, "d" * 64, "ab" * 8, 8),
+}
 
 
 def towards(topic: str) -> Vector:
@@ -92,10 +110,10 @@ class Routed:
         self.app.forests.change(leaf, "born", "by a test", Instant(1))
         return leaf
 
-    def grown(self, *topics: str, sessions: int = 300) -> None:
+    def grown(self, *topics: str, sessions: int = 300, **about: Any) -> None:
         """Leaves of these topics, each with its sessions."""
         for topic in topics:
-            self.leaf(topic, sessions=sessions)
+            self.leaf(topic, sessions=sessions, **about)
             self.sessions(topic, range(sessions), leaf=topic)
 
     def closed(self, session: str, leaf: str, outcome: str, **routing: Any) -> None:

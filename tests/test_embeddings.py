@@ -155,6 +155,55 @@ def test_a_store_that_lost_rows_is_refused(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def changed(folder: Path, statement: str) -> None:
+    with contextlib.closing(sqlite3.connect(folder / INDEX_FILE, isolation_level=None)) as index:
+        index.execute(statement)
+
+
+def test_a_gap_in_the_index_gives_no_session_the_vector_of_another(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.append(["a", "b", "c"], [1, 2, 3], rows(3))
+    changed(tmp_path, "DELETE FROM rows WHERE row = 1")
+    for read in (store.snapshot, store.ids, store.vectors):
+        with pytest.raises(EmbeddingStoreError, match="lost the session of row 1"):
+            read()
+    assert store.rows_of(["a", "c"]).tolist() == [0, 2]
+    found = store.vector("c")
+    assert found is not None and (found == rows(3)[2]).all()
+
+
+def test_a_damaged_index_is_told_from_a_busy_one(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.append([f"s{n}" for n in range(200)], [1] * 200, rows(200))
+    with (tmp_path / INDEX_FILE).open("r+b") as file:
+        file.seek(4096)  # after the page that says where the tables are
+        file.write(b"\x99" * 40_000)
+    for use in (store.snapshot, store.ids, partial(opened, tmp_path)):
+        with pytest.raises(EmbeddingStoreError, match=r"index\.sqlite is damaged"):
+            use()
+    with pytest.raises(EmbeddingStoreError, match=r"index\.sqlite is damaged"):
+        store.append(["x"], [1], rows(1))
+
+
+def test_an_index_that_does_not_say_its_encoder_is_refused(tmp_path: Path) -> None:
+    opened(tmp_path).append(["a"], [1], rows(1))
+    changed(tmp_path, "DELETE FROM meta")
+    with pytest.raises(EmbeddingStoreError, match="does not say whose vectors"):
+        opened(tmp_path)
+
+
+@pytest.mark.parametrize("value", [0.0, float("nan"), float("inf"), 7.0])
+def test_vectors_that_are_damaged_on_disk_are_counted(tmp_path: Path, value: float) -> None:
+    store = opened(tmp_path)
+    store.append(["a", "b", "c"], [1, 2, 3], rows(3))
+    assert store.sound().ids == ["a", "b", "c"]
+    with vectors_file(tmp_path).open("r+b") as file:
+        file.seek(4 * D)
+        file.write(np.full(2 * D, value, "<f4").tobytes())
+    with pytest.raises(EmbeddingStoreError, match=r"2 of 3 vectors in vectors-1\.f32 are not of"):
+        store.sound()
+
+
 def test_sessions_are_found_by_their_day(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.append(["a", "b", "c", "d"], [7, 5, 6, 5], rows(4))

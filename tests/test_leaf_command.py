@@ -91,6 +91,13 @@ def test_a_history_calls_leaves_as_they_are_called_today(home: Home) -> None:
     assert [row["why"] for row in rows] == ["near my-web", "2 went to my-web"]
 
 
+@pytest.mark.parametrize("to", ["chassis", "python-starter"])
+def test_a_leaf_cannot_be_called_as_the_chassis_or_a_starter(home: Home, to: str) -> None:
+    with pytest.raises(MisuseError, match="is reserved"):
+        orders.rename(home, "flask-route", to)  # type: ignore[arg-type]
+    assert home.forests.forest().leaves[A].name == "flask-route"
+
+
 def test_a_rename_is_in_the_history_with_both_names(home: Home) -> None:
     renamed = orders.rename(home, "flask-route", "сервер-2")  # type: ignore[arg-type]
     assert renamed.named_by_owner and home.forests.forest().leaves[A].name == "сервер-2"

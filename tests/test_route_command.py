@@ -79,6 +79,7 @@ def test_explain_shows_candidates_with_their_scores_gates_and_votes(
     text = typed("route", "tides ask 1", "--explain")
     columns = text.splitlines()[-4 - len(found["not_asked"])].split("  ")
     assert [c.strip() for c in columns if c.strip()][:3] == ["LEAF", "LEVEL", "COSINE"]
+    assert tides["hubness"] != 0 and f"{tides['hubness']:+.3f}" in text
 
 
 def test_the_path_goes_from_who_was_asked_first_to_whoever_answers(

@@ -59,7 +59,7 @@ def test_a_stray_votes_for_the_leaf_that_it_is_nearest_to_and_a_distant_one_for_
     neighbours = Neighbours.build(*sessions((A, around(0, 100)), (None, beside), (None, nowhere)))
     assert neighbours.near(unit((AXES[0] + 0.6 * AXES[3])[None])[0]).votes[0][0] == A
     assert neighbours.near(AXES[5]).votes == ()
-    assert neighbours.near(AXES[5]).cosine > 0.9
+    assert neighbours.near(AXES[5]).cosine == 0.0
 
 
 def test_what_the_owner_never_asks_is_less_familiar_than_what_is_asked() -> None:
@@ -179,6 +179,18 @@ def test_neighbours_know_the_shape_of_a_leaf_that_its_centroid_does_not() -> Non
     by_centroid, by_sessions = table.route(AXES[1]), table.route(AXES[1], neighbours)
     assert by_centroid.leaf is not None and by_centroid.leaf.leaf == B
     assert by_sessions.leaf is not None and by_sessions.leaf.leaf == A
+
+
+@pytest.mark.parametrize("toward", [0.0, 0.12, 0.18])
+def test_what_is_familiar_from_sessions_of_no_leaf_is_no_leafs(toward: float) -> None:
+    """A thousand copies of one ask are in no leaf: an unrelated leaf must not take it for that."""
+    copied = unit((toward * AXES[0] + AXES[5])[None])
+    noise = np.repeat(copied, 1000, axis=0)
+    neighbours = Neighbours.build(*sessions((A, around(0, 200, 0.4)), (None, noise)))
+    table = Table.build(ENC8, D, [entry(A, AXES[0])])
+    (asked,) = table.explain(copied[0], neighbours)
+    assert (asked.passed, asked.votes) == (False, 0.0) and asked.score < asked.gate
+    assert asked.why.startswith("cosine ")
 
 
 def test_a_foreign_leaf_is_compared_by_centroids_with_the_one_that_has_the_votes() -> None:

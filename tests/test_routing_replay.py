@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from support_routing import Routed, leaf_id, near, routed, towards
+from support_routing import ABLE, Routed, leaf_id, near, routed, towards
 
 from leaves.lifecycle import Rules
 from leaves.model import LeafId, Stage
@@ -27,7 +27,7 @@ TOPICS = ("tides", "poems", "gears")
 @pytest.fixture
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Routed:
     made = routed(tmp_path, monkeypatch, RULES)
-    made.grown(*TOPICS, sessions=100)
+    made.grown(*TOPICS, sessions=100, **ABLE)
     made.deploy()
     return made
 
@@ -130,7 +130,7 @@ def test_a_worse_table_is_refused_told_with_figures_and_journaled(home: Routed) 
     before = home.app.tables.current()
     assert before is not None
     for topic in TOPICS:
-        home.leaf(topic, at=f"not {topic}")
+        home.leaf(topic, at=f"not {topic}", **ABLE)
     figures = home.deploy()
     after = home.app.tables.current()
     assert after is not None and after.number == before.number and after.note.held
@@ -141,7 +141,7 @@ def test_a_worse_table_is_refused_told_with_figures_and_journaled(home: Routed) 
 
 def test_a_refused_table_can_be_put_in_force_by_the_owner(home: Routed) -> None:
     for topic in TOPICS:
-        home.leaf(topic, at=f"not {topic}")
+        home.leaf(topic, at=f"not {topic}", **ABLE)
     home.deploy()
     refused = home.app.tables.history()[0]
     assert refused.note is not None and refused.note.kind is Kind.REFUSED and not refused.in_force
@@ -155,7 +155,7 @@ def test_a_refused_table_can_be_put_in_force_by_the_owner(home: Routed) -> None:
 def test_a_table_refused_every_night_is_kept_once(home: Routed) -> None:
     for night in range(3):
         for topic in TOPICS:
-            home.leaf(topic, at=f"not {topic} {night}")
+            home.leaf(topic, at=f"not {topic} {night}", **ABLE)
         home.deploy()
     kinds = [row.note.kind for row in home.app.tables.history() if row.note]
     assert kinds == [Kind.REFUSED, Kind.ROUND]
@@ -163,7 +163,7 @@ def test_a_table_refused_every_night_is_kept_once(home: Routed) -> None:
 
 def test_leaves_of_a_refused_table_do_not_slip_in_between_rounds(home: Routed) -> None:
     for topic in TOPICS:
-        home.leaf(topic, at=f"not {topic}")
+        home.leaf(topic, at=f"not {topic}", **ABLE)
     home.leaf("new")
     home.deploy()
     home.app.deploy()
@@ -173,14 +173,14 @@ def test_leaves_of_a_refused_table_do_not_slip_in_between_rounds(home: Routed) -
 def test_a_table_that_is_kept_loses_what_was_archived(home: Routed) -> None:
     home.leaf("gears", stage=Stage.ARCHIVED)
     for topic in ("tides", "poems"):
-        home.leaf(topic, at=f"not {topic}")
+        home.leaf(topic, at=f"not {topic}", **ABLE)
     home.deploy()
     assert home.events() == ["table kept"] and home.names() == {"tides", "poems"}
 
 
 def test_the_next_round_that_does_as_well_ends_the_hold(home: Routed) -> None:
     for topic in TOPICS:
-        home.leaf(topic, at=f"not {topic}")
+        home.leaf(topic, at=f"not {topic}", **ABLE)
     home.deploy()
     for topic in TOPICS:
         home.leaf(topic)

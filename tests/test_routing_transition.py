@@ -6,11 +6,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support_routing import TODAY, Routed, near, routed
+from support_routing import ABLE, TODAY, Routed, near, routed
 
 from leaves.lifecycle import Rules
 from leaves.model import Stage
 from node import asking, deploying, overview, show, transition
+from node.app import App
+from node.engine import Plan, Round
 
 RULES = Rules(starters_sessions=500, replay_sessions=500)
 
@@ -66,19 +68,35 @@ def test_starters_stay_below_leaves_until_these_take_four_fifths(home: Routed) -
     assert home.events() == ["transition"]
     assert asking.route(home.app, "python ask 1", None)["served_by_name"] == "python-starter"
     line = transition.standing(home.app)["line"]
-    assert line.startswith("data-driven leaves take 3") and line.endswith("starters leave at 80%")
+    assert line.startswith("data-driven leaves take 3") and line.endswith(
+        "at 80%, once a leaf can answer for itself"
+    )
 
 
 def test_starters_leave_once_leaves_take_four_fifths_and_it_is_told(home: Routed) -> None:
-    home.grown("tides", "poems")
+    home.grown("tides", "poems", **ABLE)
     home.deploy()
     assert home.names() == {"tides", "poems"}
     assert "starters left" in home.events()
     assert transition.standing(home.app)["state"] == "leaves"
 
 
-def test_starters_that_left_do_not_come_back_by_themselves(home: Routed) -> None:
+def test_starters_stay_until_a_leaf_can_answer_whatever_the_leaves_take(home: Routed) -> None:
     home.grown("tides", "poems")
+    home.deploy()
+    assert home.events() == ["transition"]
+    assert transition.standing(home.app)["line"] == (
+        "data-driven leaves take 95% of the last 500 sessions; "
+        "starters leave at 80%, once a leaf can answer for itself"
+    )
+    assert asking.route(home.app, "python ask 1", None)["served_by_name"] == "python-starter"
+    home.leaf("poems", **ABLE)
+    home.deploy()
+    assert home.names() == {"tides", "poems"} and "starters left" in home.events()
+
+
+def test_starters_that_left_do_not_come_back_by_themselves(home: Routed) -> None:
+    home.grown("tides", "poems", **ABLE)
     home.deploy()
     home.sessions("python", range(400))
     home.deploy()
@@ -93,7 +111,7 @@ def test_too_few_sessions_do_not_send_the_starters_away(home: Routed) -> None:
 
 def test_a_roll_back_brings_the_starters_back(home: Routed) -> None:
     asking.route(home.app, "python ask 1", None)
-    home.grown("tides", "poems")
+    home.grown("tides", "poems", **ABLE)
     home.deploy()
     deploying.restore(home.app, 1, pin=True)
     assert "python-starter" in home.names()
@@ -102,13 +120,32 @@ def test_a_roll_back_brings_the_starters_back(home: Routed) -> None:
 
 
 def test_starters_come_back_when_no_leaf_is_left(home: Routed) -> None:
-    home.grown("tides", "poems")
+    home.grown("tides", "poems", **ABLE)
     home.deploy()
     for topic in ("tides", "poems"):
         home.leaf(topic, stage=Stage.DISSOLVED)
     home.app.deploy()
     assert home.names() == set()
     assert asking.route(home.app, "python ask 1", None)["served_by_name"] == "python-starter"
+
+
+def test_status_says_why_a_table_is_in_force(home: Routed) -> None:
+    def line() -> str:
+        return str(transition.standing(home.app)["line"])
+
+    asking.route(home.app, "python ask 1", None)
+    deploying.restore(home.app, 1, pin=False)
+    assert line().endswith("first discovery; table 1 is in force: you restored table 1")
+    home.grown("tides", "poems", **ABLE)
+    deploying.restore(home.app, 1, pin=True)
+    assert line().startswith("starters serve; 2 leaves of the tree are not in the routing table; ")
+    home.deploy()
+    deploying.pin(home.app, False)
+    assert line().endswith(
+        "; table 1 is in force: the last round's was refused: this one was pinned"
+    )
+    home.deploy()
+    assert line() == "leaves that grew from sessions serve; the starters have left"
 
 
 def test_the_report_says_which_starter_a_leaf_mostly_replaces(home: Routed) -> None:
@@ -150,3 +187,18 @@ def test_what_status_says_needs_no_sound_table(home: Routed) -> None:
     asking.route(home.app, "python ask 1", None)
     (home.app.home / "router" / "table-00000001.bin").write_bytes(b"garbage")
     assert transition.standing(home.app)["line"].startswith("the chassis answers: ")
+
+
+def test_without_consent_to_train_status_and_a_dry_run_say_what_leaves_wait_for(
+    home: Routed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    planned = Plan(0, 600, (), (("train (first)", "tides", "600 of 500 sessions"),), "")
+    monkeypatch.setattr(Round, "plan", lambda round_, now: planned)
+    monkeypatch.setattr(App, "allows", lambda app, scope: scope != "train")
+    waits = "waits for consent: train (`groove-node consent grant train`)"
+    assert home.app.plan().trainings == (("train (first)", "tides", waits),)
+    home.leaf("tides", sessions=600)
+    home.leaf("waters", level=1)
+    facts = dict(show.status_facts(overview.status(home.app)))
+    assert facts["next"] == f"tides: 600 of 500 sessions, {waits}"
+    assert facts["leaves"] == "1 seed; in 1 branch"

@@ -93,6 +93,12 @@ def test_each_leaf_says_what_its_next_stage_waits_for(
     assert tree.missing(a_leaf(1, "any", **fields), Rules()) == told
 
 
+@pytest.mark.parametrize("fields", [{"sessions": 500}, {"stage": Stage.SPROUT}])
+def test_what_is_due_for_training_waits_for_the_owners_consent(fields: dict[str, object]) -> None:
+    due = tree.missing(a_leaf(1, "any", **fields), Rules(), train=False)
+    assert due == ("waits for consent: train",)
+
+
 def test_starters_are_shown_while_they_serve_and_the_first_discovery_is_waited_for() -> None:
     told = tree.Standing(forest_of(), Rules(), 340, 340, starters=("python", "react"))
     assert plain(told)[1:] == [
@@ -208,7 +214,7 @@ def groove(home: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
 def test_the_command_draws_without_colours_into_a_pipe(home: Path) -> None:
     shown = groove(home, "tree").stdout
     assert shown.startswith("Tree: 300 sessions, 4 leaves [3 seed, 1 mature]\n├── Everything")
-    assert shown.count("starters serve; 300 of 1,000 sessions for the first discovery\n") == 1
+    assert shown.count("starters serve; 4 leaves of the tree are not in the routing table\n") == 1
     assert "\x1b" not in shown and "poems [SEED" in shown and "unassigned" in shown
     assert groove(home, "tree", "--at", "2026-01-01").stdout == "no leaves on 2026-01-01\n"
     assert groove(home, "tree", "--at", "soon").returncode == 2

@@ -73,7 +73,7 @@ def gather(
     if sample < 1:
         raise MisuseError(f"--sample must be at least 1, not {sample}")
     report(Progress("map: reading", 0, 0))
-    embedded = app.embeddings.snapshot()
+    embedded = app.embeddings.sound(report)
     if not embedded.ids:
         raise NoSessionsError(
             "there is no session with a vector yet, so there is nothing to draw",
@@ -155,6 +155,7 @@ def _standing(
         tuple(starters),
         {entry.leaf: entry.threshold for entry in own},
         weekly or {},
+        app.allows("train"),
     )
 
 

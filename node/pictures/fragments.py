@@ -94,7 +94,7 @@ def _facts(leaf: Leaf, standing: Standing) -> list[tuple[str, str]]:
     """Figures alone: a leaf's notes and reasons stay in the terminal."""
     gate = standing.gates.get(leaf.id)
     facts = [
-        ("next", ", ".join(missing(leaf, standing.rules))),
+        ("next", ", ".join(missing(leaf, standing.rules, standing.train))),
         ("pace", pace(leaf)),
         ("gate", f"{gate:.2f}" if gate else ""),
         ("born", day(leaf.created)),

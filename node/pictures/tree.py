@@ -21,7 +21,7 @@ from rich.text import Text
 from leaves.lifecycle import Rules, training_threshold
 from leaves.model import Forest, Instant, Interval, Leaf, LeafId, Stage
 from node.foreign import Known, State
-from node.show import ago, counted, gain
+from node.show import WAITS_FOR_CONSENT, ago, counted, gain
 
 BLOCKS = "▁▂▃▄▅▆▇█"
 SPARK_WEEKS = 12
@@ -42,6 +42,7 @@ class Standing:
     """All that the tree tells. gates: cosine below which the parent serves, by leaf in force.
 
     unassigned: sessions that are in no leaf. weekly: sessions per week, oldest first.
+    train: whether the owner allows training.
     """
 
     forest: Forest
@@ -52,6 +53,7 @@ class Standing:
     starters: tuple[str, ...] = ()
     gates: Mapping[LeafId, float] = field(default_factory=dict)
     weekly: Mapping[LeafId, Sequence[int]] = field(default_factory=dict)
+    train: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,22 +81,26 @@ def grown(forest: Forest) -> tuple[Branch, ...]:
     return under(None)
 
 
-def missing(leaf: Leaf, rules: Rules) -> tuple[str, ...]:
-    """What a leaf waits for before its next stage, and how long; nothing if it is mature."""
+def missing(leaf: Leaf, rules: Rules, train: bool = True) -> tuple[str, ...]:
+    """What a leaf waits for before its next stage, and how long; nothing if it is mature.
+
+    train: whether the owner allows it.
+    """
+    due = "to be trained in the next round" if train else WAITS_FOR_CONSENT
     match leaf.stage:
         case Stage.SEED:
             wanted = training_threshold(leaf.kind, rules)
             if leaf.sessions < wanted:
                 return _waiting(leaf, wanted)
-            return ("to be trained in the next round",)
+            return (due,)
         case Stage.SPROUT if leaf.trainings == 0:
-            return ("to be trained in the next round",)
+            return (due,)
         case Stage.SPROUT if leaf.sessions < rules.mature_sessions:
             return _waiting(leaf, rules.mature_sessions)
         case Stage.SPROUT if leaf.wins < rules.mature_wins:
             return (f"won {leaf.wins} of {rules.mature_wins} rounds",)
         case Stage.SPROUT if leaf.trainings < 2:
-            return ("to be retrained once",)
+            return ("to be retrained once" if train else WAITS_FOR_CONSENT,)
         case Stage.SPROUT:
             return ("its last round must hold",)
         case _:
@@ -163,7 +169,7 @@ def _line(branch: Branch, standing: Standing) -> Line:
     sessions = counted(leaf.sessions, "session")
     if leaf.level == 1:
         return Line(_printable(leaf.name), extras=(sessions,), style="bold", children=children)
-    facts = [leaf.stage.value.upper(), sessions, *missing(leaf, standing.rules)]
+    facts = [leaf.stage.value.upper(), sessions, *missing(leaf, standing.rules, standing.train)]
     if leaf.stage is not Stage.SEED and (gate := standing.gates.get(leaf.id)):
         facts.append(f"gate {gate:.2f}")
     if leaf.evaluation:
