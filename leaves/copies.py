@@ -15,20 +15,22 @@ from .rounding import BLOCK_ROWS
 COPY_COSINE = 0.97  # the same ask with another number or name in it
 
 
-def originals(grid: Grid, graph: Graph) -> NDArray[np.int64]:
+def originals(grid: Grid, graph: Graph, crowd_min: int) -> NDArray[np.int64]:
     """Return the row that stands for each row: itself, or the first row of its crowd.
 
-    graph: neighbours of the rows, by whatever measure. A crowd is linked by neighbours nearer
-    than COPY_COSINE on `grid`, and has more rows than the graph has neighbours. Smaller ones do
-    no harm: their rows have other neighbours as well.
+    graph: neighbours of the rows, by whatever measure, at least `crowd_min` - 1 of each. A crowd
+    is linked by neighbours nearer than COPY_COSINE on `grid`, and has `crowd_min` rows or more.
+    Smaller ones do no harm: their rows have other neighbours as well.
     """
     from scipy.sparse import coo_matrix
     from scipy.sparse.csgraph import connected_components
 
     count, width = graph.rows.shape
     rows = np.arange(count)
-    inside = np.flatnonzero(_cosines(grid, rows, graph.rows[:, -1]) >= COPY_COSINE)
-    if width < 2 or len(inside) < width:
+    if width < crowd_min:
+        return rows
+    inside = np.flatnonzero(_cosines(grid, rows, graph.rows[:, crowd_min - 1]) >= COPY_COSINE)
+    if len(inside) < crowd_min:
         return rows
     one = np.repeat(inside, width - 1)
     other = graph.rows[inside, 1:].ravel()
@@ -37,7 +39,7 @@ def originals(grid: Grid, graph: Graph) -> NDArray[np.int64]:
     crowds, crowd_of = connected_components(links, directed=False)
     first = np.full(crowds, count)
     np.minimum.at(first, crowd_of, rows)
-    large = np.bincount(crowd_of) >= width
+    large = np.bincount(crowd_of) >= crowd_min
     stands_for: NDArray[np.int64] = np.where(large[crowd_of], first[crowd_of], rows)
     return stands_for
 

@@ -104,7 +104,7 @@ def divide(grid: Grid, size_min: int, report: Report = silent) -> Division:
     """
     middle = centred(grid, report)
     graph = neighbours(middle, 2 * NEIGHBOURS, report=report)
-    stands_for = originals(grid, graph)
+    stands_for = originals(grid, graph, NEIGHBOURS + 1)
     copies = stands_for != np.arange(len(grid))
     if not copies.any():
         return _divide(grid, middle, graph, size_min, report)

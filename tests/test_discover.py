@@ -243,6 +243,17 @@ def test_progress_is_reported_to_the_end() -> None:
     assert told[-1] == Progress("cluster: done", 1, 1)
 
 
+def test_crowds_as_small_as_the_neighbours_of_a_row_are_copies_too() -> None:
+    ids, vectors = topics([120, 100])
+    template = unit(np.random.default_rng(4).normal(size=(3, DIMENSIONS)))
+    crowds = np.repeat(template, 20, axis=0)
+    ids = [*ids, *(f"9-{n:03d}" for n in range(60))]
+    clustering = default_clusterer().cluster(ids, np.concatenate([vectors, crowds]), SIZES)
+    assert found(clustering) == ["0", "1"]
+    assert clustering.findings is not None
+    assert clustering.findings.noise[NoiseReason.COPIES] == 57
+
+
 def test_findings_say_how_sure_each_domain_is() -> None:
     clustering = default_clusterer().cluster(*topics([120, 80, 100, 90]), SIZES)
     findings = clustering.findings
