@@ -44,7 +44,7 @@ from router.ports import Encoder
 from .capture.sessions import Session
 from .classroom import Classroom
 from .home import write_atomic
-from .regrouping import Last, Outcome, Placement, Regrouping, read_outcome, told
+from .regrouping import Last, Outcome, Placement, Regrouping, how_sure, read_outcome, told
 from .show import evaluation_line
 from .tables import Deployed
 from .told import Tell, Told
@@ -317,6 +317,12 @@ class Round:
             sessions=seen.sessions,
             noise=seen.noise,
         )
+        if outcome.findings is not None:
+            self._say(
+                "how sure",
+                how_sure(outcome.findings),
+                **msgspec.to_builtins(outcome.findings),
+            )
 
     def _tell_changes(self, before: Forest, after: Forest, transitions: list[Transition]) -> None:
         """Tell the changes of stage; drift and misses are in the history."""

@@ -18,7 +18,7 @@ from leaves.incremental import gates_of, observe_placed, place, takers
 from leaves.lifecycle import Rules
 from leaves.model import DAY_S, Forest, Instant, LeafId
 from leaves.observe import Observations
-from leaves.ports import Clusterer, Clustering, ClusterSizes, Report
+from leaves.ports import Clusterer, Clustering, ClusterSizes, Findings, NoiseReason, Report
 from leaves.scale import Full, Incremental, Mode, drifted, mode
 from leaves.store import ForestStore
 
@@ -59,6 +59,26 @@ class Placement:
 
 
 Outcome = Clustering | Placement
+
+CHANCE = 0.5  # stability below which a domain may be chance (Hennig 2007)
+_WHY = {
+    NoiseReason.COPIES: "copies of one ask",
+    NoiseReason.BETWEEN: "between domains",
+    NoiseReason.ALONE: "like nothing else here",
+}
+
+
+def how_sure(findings: Findings) -> str:
+    """Say how far the domains can be trusted, and why sessions are in none."""
+    parts = []
+    if findings.stability is not None:
+        parts.append(f"subsamples agree by {findings.stability:.2f} (adjusted Rand index)")
+    unsure = [d for d in findings.domains if d.stability is not None and d.stability < CHANCE]
+    if unsure:
+        parts.append(f"{len(unsure)} of {len(findings.domains)} domains may be chance")
+    noise = [f"{findings.noise[why]:,} {_WHY[why]}" for why in _WHY if findings.noise.get(why)]
+    parts.append(f"in no domain: {', '.join(noise)}" if noise else "none is in no domain")
+    return "; ".join([*parts, findings.settings])
 
 
 @dataclass(frozen=True, slots=True)

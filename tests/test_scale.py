@@ -17,10 +17,22 @@ from support_engine import Bench, TopicEncoder, sessions
 from leaves.discover import default_clusterer
 from leaves.lifecycle import Rules
 from leaves.model import DAY_S, Instant, Matrix
-from leaves.ports import Clusterer, Clustering, ClusterSizes, Executor, Progress, Report, silent
+from leaves.ports import (
+    Clusterer,
+    Clustering,
+    ClusterSizes,
+    Executor,
+    Findings,
+    Found,
+    NoiseReason,
+    Progress,
+    Report,
+    silent,
+)
 from leaves.scale import Full, Incremental, drifted, mode
 from node.engine import Round, Tools
 from node.executors import ChildClusterer
+from node.regrouping import how_sure
 
 NOW = Instant(20_000 * DAY_S + 7200)
 SMALL = msgspec.structs.replace(support_engine.RULES, full_each_round_sessions=50)
@@ -232,3 +244,16 @@ def test_a_round_that_was_cancelled_at_any_moment_is_taken_up_to_the_same_leaves
 
 def _named(bench: Bench) -> dict[str, list[str]]:
     return {leaf.name: bench.store.members(leaf.id) for leaf in bench.store.forest().live()}
+
+
+def test_how_sure_domains_are_is_told_in_words() -> None:
+    findings = Findings(
+        (Found(0.9, 0.6, 300), Found(0.4, 0.5, 210)),
+        {NoiseReason.COPIES: 1_000, NoiseReason.BETWEEN: 40},
+        0.87,
+        "15 neighbours, resolution 1",
+    )
+    assert how_sure(findings) == (
+        "subsamples agree by 0.87 (adjusted Rand index); 1 of 2 domains may be chance; "
+        "in no domain: 1,000 copies of one ask, 40 between domains; 15 neighbours, resolution 1"
+    )
