@@ -109,13 +109,13 @@ def divide(grid: Grid, size_min: int, report: Report = silent) -> Division:
     if not copies.any():
         return _divide(grid, middle, graph, size_min, report)
     kept = np.flatnonzero(~copies)
-    inner = _too_few(len(kept))
+    inner, middle = _too_few(len(kept)), middle[kept]
     if len(kept) >= max(size_min, 2):
-        graph = neighbours(middle[kept], 2 * NEIGHBOURS, report=report)
-        inner = _divide(grid[kept], middle[kept], graph, size_min, report)
+        graph = neighbours(middle, 2 * NEIGHBOURS, report=report)
+        inner = _divide(grid[kept], middle, graph, size_min, report)
     place = np.searchsorted(kept, stands_for)
     crowds = np.unique(place[copies])
-    labels = _outliers_out(middle[kept], inner.labels, crowds)
+    labels = _outliers_out(middle, inner.labels, crowds)
     return Division(
         labels[place],
         copies,
@@ -128,7 +128,7 @@ def divide(grid: Grid, size_min: int, report: Report = silent) -> Division:
 
 def _divide(grid: Grid, middle: Grid, graph: Graph, size_min: int, report: Report) -> Division:
     count = len(grid)
-    edges = _edges(Graph(graph.cosines, graph.rows[:, : NEIGHBOURS + 1]))
+    edges = _edges(graph.rows[:, : NEIGHBOURS + 1])
     rung = _best_rung(edges, count, size_min, report)
     if rung is None:
         return _too_few(count)
@@ -258,14 +258,16 @@ def _without_small(labels: Labels, size_min: int) -> Labels:
     return np.where(inside, numbers[labels], -1)
 
 
-def _edges(near: Graph) -> Edges:
+def _edges(rows: NDArray[np.int64]) -> Edges:
     """Return each pair of neighbours once, lower row first, in order.
+
+    rows: neighbours of each row, itself first.
 
     All weigh the same: weights by cosine or by common neighbours changed nothing measurable.
     """
-    count, width = near.rows.shape
+    count, width = rows.shape
     one = np.repeat(np.arange(count), width - 1)
-    other = near.rows[:, 1:].ravel()
+    other = rows[:, 1:].ravel()
     low, high = np.minimum(one, other), np.maximum(one, other)
     pairs = np.unique((low * count + high)[low != high])
     return np.column_stack([pairs // count, pairs % count])

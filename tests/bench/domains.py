@@ -255,7 +255,7 @@ def scored(corpus: Corpus, found: Run) -> dict[str, Any]:
 
 def steadiness(way: str, corpus: Corpus, found: Run) -> dict[str, float]:
     """Run on subsamples and on shuffled rows; compare."""
-    from identity_of import ids_kept_between
+    from identity_of import ids_kept
     from sklearn.metrics import adjusted_rand_score
 
     from leaves.ports import ClusterSizes
@@ -285,9 +285,8 @@ def steadiness(way: str, corpus: Corpus, found: Run) -> dict[str, float]:
     )
     sizes = ClusterSizes(10 * count, corpus.size_min, corpus.size_min)
     first = clustering(corpus, np.where(parts[0][1] == -2, -1, parts[0][1]))
-    kept = ids_kept_between(
-        first, clustering(corpus, found.labels), corpus.ids, corpus.vectors, sizes
-    )
+    then = clustering(corpus, found.labels)
+    kept = ids_kept(first, then, corpus.ids, corpus.vectors, sizes)
     return rounded(
         {
             "stability_ari": float(np.mean(near)),

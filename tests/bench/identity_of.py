@@ -5,40 +5,27 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
-import numpy as np
-
 from leaves.lifecycle import Rules, apply, assignment, decide
 from leaves.model import DAY_S, Forest, Instant, LeafId, Matrix
 from leaves.observe import Observations, observe
-from leaves.ports import Clusterer, Clustering, ClusterSizes
+from leaves.ports import Clustering, ClusterSizes
 
-FIRST_SHARE = 0.8
 DAY = 20_000
 
 
 def ids_kept(
-    ids: Sequence[str], vectors: Matrix, clusterer: Clusterer, sizes: ClusterSizes, seed: int = 0
-) -> float:
-    """Share of the first leaves whose id is carried by the cluster with most of their sessions.
-
-    A random 80 % of the rows are clustered and become leaves of level 2; then all rows are
-    clustered, and matched to them. A leaf whose sessions are now mostly in a cluster that carries
-    another id has lost its own, and so has one whose sessions are in no cluster.
-    """
-    chosen = np.random.default_rng(seed).permutation(len(ids))[: int(FIRST_SHARE * len(ids))]
-    rows = np.sort(chosen)
-    first = clusterer.cluster([ids[i] for i in rows], vectors[rows], sizes)
-    return ids_kept_between(first, clusterer.cluster(ids, vectors, sizes), ids, vectors, sizes)
-
-
-def ids_kept_between(
     first: Clustering,
     then: Clustering,
     ids: Sequence[str],
     vectors: Matrix,
     sizes: ClusterSizes,
 ) -> float:
-    """The same for two clusterings that are there already, the first of a part of the rows."""
+    """Share of the first leaves whose id is carried by the cluster with most of their sessions.
+
+    first: of a part of the rows; its clusters become leaves of level 2. then: of all rows, matched
+    to them. A leaf whose sessions are now mostly in a cluster that carries another id has lost
+    its own, and so has one whose sessions are in no cluster.
+    """
     rules = Rules(
         branch_sessions=sizes.branch,
         seed_sessions=sizes.domain,
