@@ -53,8 +53,23 @@ class GainFigures(Struct, frozen=True, forbid_unknown_fields=True):
     high: float
 
 
-class EvaluationFigures(Struct, frozen=True, forbid_unknown_fields=True):
-    """What the origin measured. A receiver believes its own evaluation only."""
+class PreferenceFigures(Struct, frozen=True, forbid_unknown_fields=True):
+    """What the preference step came to, on held-out pairs."""
+
+    pairs: Count
+    accuracy_before: float
+    accuracy_after: float
+    gain: GainFigures
+    loss_rise: float
+    verdict: Line
+
+
+class EvaluationFigures(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """What the origin measured. A receiver believes its own evaluation only.
+
+    A figure that has a default is left out of the JSON when it is that: labels from before it was
+    known stay the one JSON of their content.
+    """
 
     held_out: Count
     loss: float
@@ -64,15 +79,51 @@ class EvaluationFigures(Struct, frozen=True, forbid_unknown_fields=True):
     general_rise: float | None
     verdict: Line
     at: Count
+    confidence: float = 0.95  # of the bounds that decided
+    attempt: Count = 1
+    margin: float = 0.08  # nats per token that the style control had to be beaten by
+    answers: Count = 0  # checkable sessions whose answers were generated
+    right_before: float | None = None  # rate of right answers: the parent's
+    right_after: float | None = None  # and the adapter's
+    preference: PreferenceFigures | None = None
 
 
-class Privacy(Struct, frozen=True, forbid_unknown_fields=True):
-    """Whose sessions are in it, and what was done so that they cannot be read out of it."""
+class Exposure(Struct, frozen=True, forbid_unknown_fields=True):
+    """How well a recipe remembers random numbers that it saw `repeats` times.
+
+    bits: median over the canaries, Carlini et al. 2019; 0 is nothing. recalled: of them, how many
+    came out whole.
+    """
+
+    repeats: Count
+    canaries: Count
+    bits: float
+    recalled: Count
+
+
+class Privacy(Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    """Whose sessions are in it, and what was done so that they cannot be read out of it.
+
+    None is always: not measured. Figures that are not known are left out of the JSON, so that
+    labels from before they were measured stay the one JSON of their content.
+    """
 
     contributors: Count
     sessions: Count
-    canary_exposure: float | None  # None: not measured
+    canary_exposure: float | None  # of a number seen as often as each text was, in bits
     scrub_rules: Line  # identifies the version of the scrubber's rules
+    second_scan: Line = ""  # rules under which a second scan found nothing in what was trained on
+    probed: Count | None = None  # training texts that were looked for in the adapter
+    verbatim: Count = 0  # of them, how many come out word for word for `verbatim_tokens`
+    verbatim_tokens: Count = 0
+    longest_run: Count = 0  # tokens of one text that the adapter knows and the chassis does not
+    loss_gap: GainFigures | None = None  # nats by which what it saw is told from what it did not
+    growth_max: float | None = None  # of a layer: what is added, relative to its weights
+    growth_mean: float | None = None
+    repeated: float | None = None  # share of the texts that have their commonest phrase in common
+    passes: Count = 0  # how often the training saw each text, rounded up
+    exposures: Annotated[tuple[Exposure, ...], Meta(max_length=8)] = ()  # the recipe's, once
+    exposure_bits_max: float | None = None  # that could have been measured
 
 
 class Label(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -143,6 +194,18 @@ def pack(label: bytes, adapter: bytes) -> bytes:
     if len(label) > LABEL_BYTES_MAX or len(adapter) > ADAPTER_BYTES_MAX:
         raise ValueError(f"label {len(label)} or adapter {len(adapter)} bytes: too large to travel")
     return _HEAD.pack(_MAGIC, len(label), len(adapter)) + label + adapter
+
+
+def read_label(path: Path) -> Label:
+    """The label of a bundle on disk; reads nothing of the adapter. Raises BundleError."""
+    with path.open("rb") as file:
+        head = file.read(_HEAD.size)
+        if len(head) < _HEAD.size:
+            raise BundleError("bundle too short")
+        magic, label_size, _ = _HEAD.unpack(head)
+        if magic != _MAGIC or label_size > LABEL_BYTES_MAX:
+            raise BundleError("not a bundle")
+        return decode_label(file.read(label_size))
 
 
 class Parts(NamedTuple):
@@ -246,7 +309,18 @@ def _shapes(
 
 
 def _check_growth(chassis: Chassis, tensors: dict[str, Array], scale: float) -> None:
-    """Bound what each adapter adds, ||s B A||, without ever forming B A."""
+    """Bound what each adapter adds."""
+    for growth in growths(chassis, tensors, scale).values():
+        if not growth <= GROWTH_MAX:  # also refuses what overflowed to not-a-number
+            raise BundleError("adapter changes the chassis too much")
+
+
+def growths(chassis: Chassis, tensors: dict[str, Array], scale: float) -> dict[str, float]:
+    """By module, the norm of what an adapter adds over that of the weight: ||s B A|| / ||W||.
+
+    scale: alpha over rank. B A is never formed.
+    """
+    found = {}
     for name in tensors:
         if not name.endswith(_A):
             continue
@@ -255,6 +329,6 @@ def _check_growth(chassis: Chassis, tensors: dict[str, Array], scale: float) -> 
         b = tensors[f"{_PREFIX}{module}{_B}"].astype(np.float64)
         with np.errstate(over="ignore", invalid="ignore"):
             square = float(((b.T @ b) * (a @ a.T)).sum())
-        limit = GROWTH_MAX * chassis.linears[module].norm / scale
-        if not square <= limit**2:  # also refuses what overflowed to not-a-number
-            raise BundleError("adapter changes the chassis too much")
+        norm = chassis.linears[module].norm or math.ulp(0.0)  # any addition to nothing is too much
+        found[module] = scale * math.sqrt(max(square, 0.0)) / norm
+    return found

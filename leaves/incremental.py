@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .model import DAY_S, Forest, GrownFrom, Instant, Leaf, LeafId, Matrix
-from .observe import GROWTH_DAYS, Observations, Seen
+from .observe import GROWTH_DAYS, Observations, Seen, of_week
 from .ports import Found, Progress, Report, silent
 
 SCORES_MAX = 8_000_000  # cosines held at once: 32 MB
@@ -172,10 +172,10 @@ def _seen(leaf: Leaf, members: Sequence[str], days: Mapping[str, int], now: Inst
         kind=leaf.kind,
         growth_per_day=recent / min(GROWTH_DAYS, max(1, today - int(of_members.min()) + 1)),
         name=leaf.name,
-        subclusters=(),
         newest=Instant(min(now, (int(of_members.max()) + 1) * DAY_S - 1)),
         days=tuple(of_members.tolist()),
         found=found,
+        week=of_week(of_members.tolist(), now),
     )
 
 

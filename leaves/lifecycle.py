@@ -2,17 +2,13 @@
 
 A round asks three questions in this order, and applies the answers as it goes:
 
-    decide(forest, seen, now, rules)        births, drift, dissolution, archiving, revival
+    decide(forest, seen, now, rules)        births, drift, endings, revival, splits, merges
     due(forest, now, rules)                 which leaves are to be trained, and why
     conclude(forest, outcomes, now, rules)  what the trainings' verdicts change
 
 Each answer is a list of transitions; `apply` carries one out. Nothing here trains,
 reads a clock or draws a number, so a round that was killed comes to the same answers again.
-
-    none ──► SEED ──► SPROUT ──► MATURE        SEED ──► DISSOLVED, when its cluster goes away
-                        ▲ ▲         │          MERGED, when it lives on in another leaf
-                        │ └─────────┤
-                        └─ ARCHIVED ◄          SPROUT or MATURE ──► ARCHIVED ──► SPROUT
+`transitions.LEGAL` has all that can happen; docs/lifecycle.md is drawn from it.
 """
 
 from __future__ import annotations
@@ -20,9 +16,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
-from typing import assert_never
-
-from msgspec import Struct
 
 from .descent import Change, Descent, why_kept, why_missed, why_new
 from .model import (
@@ -32,58 +25,90 @@ from .model import (
     Forest,
     GrownFrom,
     Instant,
-    Kind,
     Leaf,
     LeafId,
     Stage,
-    Vector,
     Verdict,
     leaf_id,
 )
 from .observe import Observations, Seen
+from .reshaping import (
+    Shape,
+    grown,
+    merges,
+    shape,
+    splits,
+    stays,
+    together,
+    training_threshold,
+)
+from .rules import Rules
+from .transitions import (
+    LEGAL,
+    NO_APPROVALS,
+    Answer,
+    Approvals,
+    Archived,
+    Born,
+    ChangeKey,
+    Dissolved,
+    Drifted,
+    LifecycleError,
+    Merged,
+    Missed,
+    Promoted,
+    Proposed,
+    Revived,
+    Split,
+    Trained,
+    Transition,
+    Withdrawn,
+    apply,
+    apply_all,
+    ids_of,
+    key_of,
+    kind_of,
+    size_of,
+    with_training,
+)
 
-
-class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Every threshold of a leaf's life. The clauses are of the leaf architecture document."""
-
-    branch_sessions: int = 1000  # §4, level 1: smallest branch
-    seed_sessions: int = 200  # §5 SEED: smallest cluster that makes a leaf
-    child_sessions: int = 100  # §4, level 3 and §5 SPLIT: smallest specialisation
-    first_discovery_sessions: int = 1000  # §8: starters alone serve before this many sessions
-    skill_sessions: int = 500  # §5 SPROUT: code, journalism, general
-    reasoning_sessions: int = 300  # §5 SPROUT: research, planning
-    sprout_gate: float = 0.3  # §5 SPROUT: below this confidence the parent serves
-    sprout_retrain_sessions: int = 100  # new sessions before a sprout is trained again
-    mature_sessions: int = 500  # §5 MATURE
-    mature_wins: int = 2  # rounds won on fresh held-out sessions
-    mature_retrain_sessions: int = 500  # §5 MATURE: retrained every so many new sessions
-    mature_retrain_days: int = 30  # §5 MATURE: "or monthly, whichever comes first"
-    dormant_days: int = 30  # §5 PRUNE: not routed to, and how old a leaf must be first
-    dormant_sessions_per_month: int = 10  # §5 PRUNE
-    regressions: int = 3  # §5 PRUNE: in a row; a single one may be chance
-    missed_reclusters: int = 3  # a seed not found this often is dissolved
-    merge_cosine: float = 0.92  # §5 MERGE
-    merge_sessions: int = 800  # §5 MERGE: together fewer than this
-    full_each_round_sessions: int = 10_000  # §9: up to here each round clusters all sessions anew
-    full_weekly_sessions: int = 100_000  # §9: from here weekly; between the two daily
-    full_monthly_sessions: int = 1_000_000  # §9: from here monthly
-    drift_share: float = 0.25  # of new sessions in no leaf, from which all are clustered anew
-    starters_leave: float = 0.8  # §8: data-driven leaves take so much; then starters are deprecated
-    starters_sessions: int = 1000  # of the last so many sessions
-    replay_sessions: int = 1000  # §12, phase 4: a new table is compared on so many recent sessions
-    replay_drop: float = 0.05  # and is refused if worse by so much: good ones differ by 0.02
-    replay_doubt: float = 0.01  # and chance would do that so seldom (exact sign test)
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            value = getattr(self, name)
-            if value < 0:
-                raise ValueError(f"rules.{name} must not be negative, not {value!r}")
-        if self.child_sessions > self.seed_sessions:
-            raise ValueError(
-                f"rules.child_sessions ({self.child_sessions}) must not exceed "
-                f"rules.seed_sessions ({self.seed_sessions})"
-            )
+__all__ = [
+    "LEGAL",
+    "NO_APPROVALS",
+    "Answer",
+    "Approvals",
+    "Archived",
+    "Born",
+    "ChangeKey",
+    "Dissolved",
+    "Drifted",
+    "LifecycleError",
+    "Merged",
+    "Missed",
+    "Outcome",
+    "Promoted",
+    "Proposed",
+    "Purpose",
+    "Revived",
+    "Rules",
+    "Split",
+    "Trained",
+    "TrainingDue",
+    "Transition",
+    "Withdrawn",
+    "apply",
+    "apply_all",
+    "assignment",
+    "conclude",
+    "decide",
+    "due",
+    "ids_of",
+    "key_of",
+    "kind_of",
+    "size_of",
+    "training_threshold",
+    "would_mature",
+]
 
 
 class Purpose(StrEnum):
@@ -92,106 +117,7 @@ class Purpose(StrEnum):
     FIRST = "first"
     RETRAIN = "retrain"
     REVIVAL = "revival"
-
-
-@dataclass(frozen=True, slots=True)
-class Born:
-    """A cluster without a leaf became a SEED. cluster: its index in the observations."""
-
-    leaf: Leaf
-    cluster: int
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Drifted:
-    """A known leaf was found again: its sessions, centroid and place as they are now."""
-
-    id: LeafId
-    sessions: int
-    centroid: Vector
-    kind: Kind
-    growth_per_day: float
-    level: int
-    parent: LeafId | None
-    reason: str
-    newest: Instant | None = None
-    stability: float | None = None
-    cohesion: float | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Missed:
-    """A full re-cluster did not find this leaf."""
-
-    id: LeafId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Dissolved:
-    id: LeafId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Archived:
-    """Out of the router; its sessions go to the parent's pool, its bundle is kept."""
-
-    id: LeafId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Revived:
-    """An archived leaf's domain came back: SPROUT again, to be retrained."""
-
-    id: LeafId
-    seen: Seen
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Trained:
-    """A training and its evaluation. `adapter` is the one in force from now on."""
-
-    id: LeafId
-    evaluation: Evaluation
-    adapter: Adapter
-    method: str
-    note: str
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Promoted:
-    """SPROUT to MATURE: offered to the mesh."""
-
-    id: LeafId
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Split:
-    """Children born SPROUT from parts of a leaf, which stays as their fallback."""
-
-    id: LeafId
-    children: tuple[Leaf, ...]
-    reason: str
-
-
-@dataclass(frozen=True, slots=True)
-class Merged:
-    """Two leaves became one, of new id."""
-
-    parts: tuple[LeafId, LeafId]
-    leaf: Leaf
-    reason: str
-
-
-Transition = (
-    Born | Drifted | Missed | Dissolved | Archived | Revived | Trained | Promoted | Split | Merged
-)
+    CHASSIS = "chassis"  # its adapter is of another one, and its parent serves meanwhile
 
 
 @dataclass(frozen=True, slots=True)
@@ -214,64 +140,224 @@ class Outcome:
     evaluation: Evaluation
     adapter: Adapter
     preference_note: str  # what came of the preference step
+    method: str = "sft"  # or "sft+dpo"; how the candidate was made
 
 
-def decide(forest: Forest, seen: Observations, now: Instant, rules: Rules) -> list[Transition]:
-    """Return what the round's observations mean: births, drift, misses, endings, revivals.
+def decide(
+    forest: Forest,
+    seen: Observations,
+    now: Instant,
+    rules: Rules,
+    approvals: Approvals = NO_APPROVALS,
+) -> list[Transition]:
+    """Return what the round's observations mean, in the order in which it happens.
 
-    Births are numbered in the order of `seen.seen`, so the same observations give the same ids.
-    An unknown cluster of level 3 is no birth: such a leaf comes from a split only.
+    Births, drift and revivals; then misses and endings; then splits; then merges: a leaf may pass
+    several. Births are numbered in that order, so the same observations give the same ids.
     """
-    out: list[Transition] = []
-    born = _births(forest, seen, rules)
-    ids: dict[int, LeafId] = {}
-    whence = {x.cluster: x for x in seen.descents if x.cluster is not None}
-    for index, cluster in enumerate(seen.seen):
-        parent = ids.get(cluster.parent) if isinstance(cluster.parent, int) else cluster.parent
-        known = forest.leaves.get(cluster.leaf) if cluster.leaf else None
-        descent = whence.get(index)
-        if known is None:
-            if index in born:
-                ids[index] = born[index]
-                leaf = _seed(cluster, parent, born[index], now)
-                out.append(Born(leaf, index, _why_born(cluster, descent, born)))
-            continue
-        ids[index] = known.id
-        if known.stage is Stage.ARCHIVED:
-            revived = _revival(known, cluster, rules)
-            out.extend([revived] if revived else [])
-        elif known.stage.live:
-            out.append(_drift(known, cluster, parent, descent, born))
-    found = set(ids.values())
-    lost = {x.leaf: x for x in seen.descents if x.cluster is None}
-    for leaf in forest.live():
-        if seen.full and leaf.id not in found and leaf.grown_from is GrownFrom.DATA:
-            out.append(_missed(leaf, rules, lost.get(leaf.id), born))
-    out.extend(_dormant(forest, seen, now, rules))
-    return out
+    lost = frozenset(x.leaf for x in seen.descents if x.cluster is None and x.leaf is not None)
+    look = _Look(forest, seen, now, rules, shape(forest, seen, rules), lost)
+    out = look.found()
+    standing = apply_all(forest, out, now)
+    ended = look.endings(standing, out)
+    standing = apply_all(standing, ended, now)
+    divided = splits(standing, seen, look.shape, now, rules, approvals)
+    standing = apply_all(standing, divided, now)
+    busy = frozenset(x for change in divided for x in ids_of(change))
+    united = merges(standing, seen.close, now, rules, approvals, busy)
+    return [*out, *ended, *divided, *united]
 
 
-def _births(forest: Forest, seen: Observations, rules: Rules) -> dict[int, LeafId]:
-    """Return the clusters that become leaves, by index, with the ids that they will have."""
-    indexes = [
-        index
-        for index, cluster in enumerate(seen.seen)
-        if forest.leaves.get(cluster.leaf or LeafId("")) is None
-        and cluster.level < 3
-        and cluster.sessions >= rules.seed_sessions
-    ]
-    return {index: leaf_id(forest.origin, forest.births + at) for at, index in enumerate(indexes)}
+@dataclass(frozen=True, slots=True)
+class _Look:
+    """One round's observations, and what is asked of them."""
+
+    forest: Forest
+    seen: Observations
+    now: Instant
+    rules: Rules
+    shape: Shape
+    lost: frozenset[LeafId]  # not found, though leaves were compared
+
+    def found(self) -> list[Transition]:
+        """What the clusters are: new leaves, known ones, archived ones that came back."""
+        out: list[Transition] = []
+        born = self._births()
+        ids: dict[int, LeafId] = dict(self.shape.joined)
+        whence = {x.cluster: x for x in self.seen.descents if x.cluster is not None}
+        revived: set[LeafId] = set()
+        for index, cluster in enumerate(self.seen.seen):
+            above = ids.get(cluster.parent) if isinstance(cluster.parent, int) else cluster.parent
+            parent = self._standing(above, born, revived)
+            known = self.forest.leaves.get(cluster.leaf) if cluster.leaf else None
+            descent = whence.get(index)
+            if known is None:
+                if index in born:
+                    ids[index] = born[index]
+                    leaf = grown(cluster, born[index], self.now, parent=parent)
+                    leaf = replace(leaf, cluster=index)
+                    out.append(Born(leaf, index, _why_born(cluster, descent, born)))
+                continue
+            ids[index] = known.id
+            if known.stage is Stage.ARCHIVED:
+                back = self._revival(known, replace(cluster, parent=parent))
+                if back is not None:
+                    revived.add(known.id)
+                    out.append(back)
+            elif known.stage.live:
+                out.append(self._drift(known, index, parent, descent, born))
+        return out
+
+    def endings(self, standing: Forest, before: Sequence[Transition]) -> list[Transition]:
+        """Misses, and what dissolves or is archived. standing: after what came before."""
+        found = {id_ for transition in before for id_ in ids_of(transition)}
+        born = {t.cluster: t.leaf.id for t in before if isinstance(t, Born)}
+        lost = {x.leaf: x for x in self.seen.descents if x.cluster is None}
+        out: list[Transition] = []
+        for leaf in standing.live():
+            absent = self.seen.full and leaf.id not in found
+            if absent and leaf.grown_from is GrownFrom.DATA:
+                out.append(self._missed(leaf, lost.get(leaf.id), born, standing))
+        # Not found, or found as a part of what it was: a pace of today would be no one's.
+        unsure = {
+            x.leaf for x in self.seen.descents if {Change.VANISHED, Change.SPLIT} & {*x.changes}
+        }
+        for leaf in standing.live():
+            why = _dormant(leaf, leaf.id in unsure, self.now, self.rules)
+            if why:
+                out.append(Archived(leaf.id, why, _below(standing, leaf.id)))
+        return out
+
+    def _births(self) -> dict[int, LeafId]:
+        """The clusters that become leaves, by index, with the ids that they will have.
+
+        An unknown cluster of level 3 is no birth: such a leaf comes from a split only.
+        """
+        indexes = [
+            index
+            for index, cluster in enumerate(self.seen.seen)
+            if self.forest.leaves.get(cluster.leaf or LeafId("")) is None
+            and cluster.level < 3
+            and index not in self.shape.joined
+            and cluster.sessions >= self.rules.seed_sessions
+        ]
+        births = self.forest.births
+        return {i: leaf_id(self.forest.origin, births + at) for at, i in enumerate(indexes)}
+
+    def _standing(
+        self, leaf: LeafId | None, born: Mapping[int, LeafId], revived: set[LeafId]
+    ) -> LeafId | None:
+        """The leaf itself, or the nearest live one above it."""
+        passed: set[LeafId] = set()
+        while leaf is not None and leaf not in passed:
+            passed.add(leaf)
+            if leaf in revived or leaf not in self.forest.leaves:
+                return leaf if leaf in revived or leaf in born.values() else None
+            known = self.forest.leaves[leaf]
+            if known.stage.live:
+                return leaf
+            leaf = known.parent
+        return None
+
+    def _drift(
+        self,
+        known: Leaf,
+        index: int,
+        parent: LeafId | None,
+        descent: Descent | None,
+        ids: Mapping[int, LeafId],
+    ) -> Drifted:
+        """The leaf as its cluster is now, with the clusters that are joined to it."""
+        cluster = self.seen.seen[index]
+        joined = tuple(sorted(i for i, leaf in self.shape.joined.items() if leaf == known.id))
+        all_ = [cluster, *(self.seen.seen[i] for i in joined)]
+        sessions = sum(part.sessions for part in all_) - self._kept_of(descent)
+        why = f"found again with {sessions} sessions ({sessions - known.sessions:+d})"
+        if descent:
+            why = why_kept(descent, ids)
+        centroid = cluster.centroid
+        if joined:
+            centroid = together([p.centroid for p in all_], [p.sessions for p in all_])
+            apart = sum(self.seen.seen[i].sessions for i in joined)
+            why += f"; {apart} of its sessions were found apart and stay with it"
+        full = self.seen.full
+        shown = known.id in self.shape.parts
+        return Drifted(
+            known.id,
+            sessions,
+            centroid,
+            cluster.kind,
+            sum(part.growth_per_day for part in all_),
+            cluster.level,
+            parent,
+            why,
+            max(part.newest for part in all_),
+            cluster.found.stability if cluster.found else None,
+            cluster.found.cohesion if cluster.found else None,
+            index,
+            joined,
+            (known.apart + 1 if known.id in self.shape.apart else 0) if full else known.apart,
+            (known.parts + 1 if shown else 0) if full else known.parts,
+            sum(part.week for part in all_),
+        )
+
+    def _kept_of(self, descent: Descent | None) -> int:
+        """Sessions in a leaf's cluster that stay with leaves which were not found today."""
+        if descent is None or descent.levels is None or descent.levels[1] == 1:
+            return 0
+        return sum(share.sessions for share in descent.came if share.place in self.lost)
+
+    def _missed(
+        self, leaf: Leaf, descent: Descent | None, ids: Mapping[int, LeafId], standing: Forest
+    ) -> Transition:
+        """A seed goes after some misses; what was trained stays, and waits to be found again."""
+        times = leaf.missed + 1
+        where = f": {why_missed(descent, ids)}" if descent else ""
+        if leaf.stage is not Stage.SEED:
+            return Missed(leaf.id, f"its cluster was not found, {times} running{where}")
+        wanted = self.rules.missed_reclusters
+        if times >= wanted:
+            why = f"its cluster was not found in {times} full re-clusters{where}"
+            return Dissolved(leaf.id, why, _below(standing, leaf.id))
+        return Missed(leaf.id, f"its cluster was not found ({times} of {wanted}){where}")
+
+    def _revival(self, leaf: Leaf, cluster: Seen) -> Revived | None:
+        """Only sessions that came after the archiving count: the old ones went to the parent."""
+        fresh = cluster.since(leaf.stage_since)
+        if fresh < self.rules.seed_sessions:
+            return None
+        why = f"{fresh} sessions since it was archived"
+        if stays(leaf, self.now, self.rules):
+            if cluster.week < self.rules.surge * max(leaf.week, 1):
+                return None
+            why += f", {cluster.week} in a week that had {leaf.week}"
+        return Revived(leaf.id, cluster, why)
 
 
-def due(forest: Forest, now: Instant, rules: Rules) -> list[TrainingDue]:
-    """Return the leaves to train in this round, by id; at most one training each."""
+def due(
+    forest: Forest,
+    now: Instant,
+    rules: Rules,
+    chassis: str | None = None,
+    fresh: Mapping[LeafId, int] | None = None,
+) -> list[TrainingDue]:
+    """Return the leaves to train in this round, by id; at most one training each.
+
+    chassis: tag of the one in force; an adapter of another is set aside and made anew. None: all
+    are of this one. fresh: of a leaf's sessions, how many were never its own at any training of
+    it; a leaf that is not named has none. None: the number of sessions at the last training stands
+    in for it, which is blind to sessions that came while others left.
+    """
     out: list[TrainingDue] = []
     for leaf in forest.live():
         if leaf.level == 1:  # a branch is for browsing and as a parent, not for choosing
             continue
-        wanted = _training(leaf, now, rules)
+        new = leaf.sessions - leaf.sessions_at_training
+        if fresh is not None:
+            new = fresh.get(leaf.id, 0)
+        wanted = _training(leaf, new, now, rules, chassis)
         if wanted:
-            out.append(wanted)
+            out.append(TrainingDue(leaf.id, *wanted))
     return out
 
 
@@ -284,46 +370,23 @@ def conclude(
         trained = _trained(forest.leaves[id_], outcomes[id_])
         out.append(trained)
         after = apply(forest, trained, now).leaves[id_]
-        promoted = _promotion(after, rules)
+        promoted = _promotion(after, now, rules)
         if promoted:
             out.append(promoted)
-        elif after.regressions >= rules.regressions and _age_days(after, now) >= rules.dormant_days:
-            out.append(Archived(id_, f"{after.regressions} regressions in a row"))
+        elif (why := _worse(after, now, rules)) is not None:
+            out.append(Archived(id_, why, _below(forest, id_)))
     return out
 
 
-def apply(forest: Forest, transition: Transition, now: Instant) -> Forest:
-    """Return the forest after one transition. What others may see raises a leaf's version."""
-    match transition:
-        case Born(leaf):
-            return forest.with_births(leaf)
-        case Drifted(id=id_):
-            return forest.with_leaf(_drifted(forest.leaves[id_], transition))
-        case Missed(id_):
-            leaf = forest.leaves[id_]
-            return forest.with_leaf(replace(leaf, missed=leaf.missed + 1))
-        case Dissolved(id_):
-            return forest.with_leaf(_staged(forest.leaves[id_], Stage.DISSOLVED, now))
-        case Archived(id_):
-            return forest.with_leaf(_staged(forest.leaves[id_], Stage.ARCHIVED, now))
-        case Revived(id_, seen):
-            leaf = _staged(forest.leaves[id_], Stage.SPROUT, now)
-            leaf = replace(leaf, centroid=seen.centroid, sessions=seen.sessions, regressions=0)
-            parent = None if isinstance(seen.parent, int) else seen.parent
-            return forest.with_leaf(replace(leaf, newest=seen.newest, parent=parent, missed=0))
-        case Trained(id=id_):
-            return forest.with_leaf(_with_training(forest.leaves[id_], transition, now))
-        case Promoted(id_):
-            leaf = replace(_staged(forest.leaves[id_], Stage.MATURE, now), gate=0.0)
-            return forest.with_leaf(replace(leaf, matured_at=now))
-        case Split(_, children):
-            return forest.with_births(*children)
-        case Merged(parts, leaf):
-            for part in parts:
-                forest = forest.with_leaf(_staged(forest.leaves[part], Stage.MERGED, now))
-            return forest.with_births(leaf)
-        case _:
-            assert_never(transition)
+def would_mature(leaf: Leaf, evaluation: Evaluation, rules: Rules) -> bool:
+    """True if this evaluation, once it is recorded, is enough for MATURE: DPO is then due.
+
+    leaf: as it is before the training. The evaluation is of the chassis of the leaf's adapter.
+    """
+    adapter = leaf.adapter or Adapter("", "", "", "", 0)
+    trained = Trained(leaf.id, evaluation, adapter, leaf.method, "", "")
+    after = with_training(leaf, trained, evaluation.at)
+    return _promotion(after, evaluation.at, rules) is not None
 
 
 def assignment(
@@ -331,44 +394,56 @@ def assignment(
 ) -> dict[str, LeafId]:
     """Give each session to the most specific live leaf whose cluster holds it.
 
-    The sessions of a leaf that was not found stay with it while it lives.
+    The sessions of a leaf that was not found stay with it while it lives; those of one that was
+    archived go to the pool of the leaf above it, and those of two that merged to the one leaf.
     """
-    born = {t.cluster: t.leaf.id for t in transitions if isinstance(t, Born)}
+    of: dict[int, LeafId] = {}
+    heirs: dict[LeafId, LeafId] = {}
+    for transition in transitions:
+        match transition:
+            case Born(seed, at):
+                of[at] = seed.id
+            case Drifted(id=id_, joined=joined):
+                of.update(dict.fromkeys(joined, id_))
+            case Split(children=children, clusters=clusters):
+                of.update(zip(clusters, (child.id for child in children), strict=True))
+            case Merged(parts, union):
+                heirs.update(dict.fromkeys(parts, union.id))
+            case _:
+                pass
+    pool = {leaf.id: _pool(after, leaf.id, heirs) for leaf in after}
     members: dict[str, LeafId] = {}
     for index, cluster in enumerate(seen.seen):  # level 1 comes first: what follows is finer
-        leaf = cluster.leaf or born.get(index)
-        if leaf is not None and after.leaves[leaf].stage.live:
-            members.update(dict.fromkeys(cluster.members, leaf))
+        known = of.get(index) or cluster.leaf
+        holder = pool[known] if known is not None else None
+        if holder is not None:
+            members.update(dict.fromkeys(cluster.members, holder))
     for session, leaf in seen.kept.items():
-        if after.leaves[leaf].stage.live:
-            members[session] = leaf
+        holder = pool[leaf]
+        if holder is None:
+            continue
+        if after.leaves[leaf].stage in (Stage.ARCHIVED, Stage.DISSOLVED):
+            members.setdefault(session, holder)  # it may be in another leaf's cluster by now
+        else:
+            members[session] = holder
     return members
 
 
-def training_threshold(kind: Kind, rules: Rules) -> int:
-    """Sessions that a seed needs before it is trained."""
-    return rules.skill_sessions if kind is Kind.SKILL else rules.reasoning_sessions
+def _pool(forest: Forest, leaf: LeafId | None, heirs: Mapping[LeafId, LeafId]) -> LeafId | None:
+    """Who holds the sessions of a leaf: itself, its heir, or the nearest live leaf above."""
+    passed: set[LeafId] = set()
+    while leaf is not None and leaf not in passed:
+        passed.add(leaf)
+        known = forest.leaves[leaf]
+        if known.stage.live:
+            return leaf
+        leaf = heirs.get(leaf, known.parent)
+    return None
 
 
-def _seed(cluster: Seen, parent: LeafId | None, id_: LeafId, now: Instant) -> Leaf:
-    return Leaf(
-        id=id_,
-        name=cluster.name,
-        stage=Stage.SEED,
-        stage_since=now,
-        level=cluster.level,
-        kind=cluster.kind,
-        grown_from=GrownFrom.DATA,
-        parent=parent,
-        lineage=(),
-        created=now,
-        sessions=cluster.sessions,
-        growth_per_day=cluster.growth_per_day,
-        centroid=cluster.centroid,
-        newest=cluster.newest,
-        stability=cluster.found.stability if cluster.found else None,
-        cohesion=cluster.found.cohesion if cluster.found else None,
-    )
+def _below(forest: Forest, leaf: LeafId) -> tuple[LeafId, ...]:
+    """The live leaves whose parent this is, by id."""
+    return tuple(each.id for each in forest.live() if each.parent == leaf)
 
 
 def _why_born(cluster: Seen, descent: Descent | None, ids: Mapping[int, LeafId]) -> str:
@@ -376,156 +451,81 @@ def _why_born(cluster: Seen, descent: Descent | None, ids: Mapping[int, LeafId])
     return f"{why}: {why_new(descent, ids)}" if descent else why
 
 
-def _drift(
-    known: Leaf,
-    cluster: Seen,
-    parent: LeafId | None,
-    descent: Descent | None,
-    ids: Mapping[int, LeafId],
-) -> Drifted:
-    why = f"found again with {cluster.sessions} sessions ({cluster.sessions - known.sessions:+d})"
-    return Drifted(
-        known.id,
-        cluster.sessions,
-        cluster.centroid,
-        cluster.kind,
-        cluster.growth_per_day,
-        cluster.level,
-        parent,
-        why_kept(descent, ids) if descent else why,
-        cluster.newest,
-        cluster.found.stability if cluster.found else None,
-        cluster.found.cohesion if cluster.found else None,
-    )
+def _dormant(leaf: Leaf, unsure: bool, now: Instant, rules: Rules) -> str | None:
+    """Say why a leaf is to be archived, or None.
 
-
-def _drifted(leaf: Leaf, to: Drifted) -> Leaf:
-    changed = leaf.sessions != to.sessions or leaf.parent != to.parent
-    return replace(
-        leaf,
-        sessions=to.sessions,
-        centroid=to.centroid,
-        kind=to.kind,
-        growth_per_day=to.growth_per_day,
-        level=to.level,
-        parent=to.parent,
-        missed=0,
-        newest=to.newest,
-        stability=to.stability,
-        cohesion=to.cohesion,
-        version=leaf.version + int(changed),
-    )
-
-
-def _missed(
-    leaf: Leaf, rules: Rules, descent: Descent | None, ids: Mapping[int, LeafId]
-) -> Transition:
-    """A seed goes after some misses; what was trained stays, and waits to be found again."""
-    times = leaf.missed + 1
-    where = f": {why_missed(descent, ids)}" if descent else ""
-    if leaf.stage is not Stage.SEED:
-        return Missed(leaf.id, f"its cluster was not found, {times} running{where}")
-    if times >= rules.missed_reclusters:
-        why = f"its cluster was not found in {times} full re-clusters"
-        return Dissolved(leaf.id, why + where)
-    why = f"its cluster was not found ({times} of {rules.missed_reclusters})"
-    return Missed(leaf.id, why + where)
-
-
-def _revival(leaf: Leaf, cluster: Seen, rules: Rules) -> Revived | None:
-    """Only sessions that came after the archiving count: the old ones went to the parent."""
-    fresh = cluster.since(leaf.stage_since)
-    if fresh < rules.seed_sessions:
+    A captured session in its region is a prompt that came its way, whoever answered it.
+    """
+    if leaf.trainings == 0 or _age_days(leaf, now) < rules.dormant_days:
         return None
-    return Revived(leaf.id, cluster, f"{fresh} sessions since it was archived")
+    if stays(leaf, now, rules):
+        return None
+    heard = max(leaf.last_routed or 0, leaf.stage_since, leaf.newest or 0)
+    quiet_days = (now - heard) // DAY_S
+    monthly = leaf.growth_per_day * 30
+    if quiet_days >= rules.dormant_days:
+        return f"not routed to for {quiet_days} days"
+    if not unsure and monthly < rules.dormant_sessions_per_month and leaf.used_by == 0:
+        return f"{monthly:.0f} new sessions a month, no use by others"
+    return _worse(leaf, now, rules)
 
 
-def _dormant(forest: Forest, seen: Observations, now: Instant, rules: Rules) -> list[Transition]:
-    """A captured session in its region is a prompt that came its way, whoever answered it."""
-    newest = {cluster.leaf: cluster.newest for cluster in seen.seen if cluster.leaf}
-    paces = {cluster.leaf: cluster.growth_per_day for cluster in seen.seen if cluster.leaf}
-    # Not found, or found as a part of what it was: a pace of today would be no one's.
-    unsure = {x.leaf for x in seen.descents if {Change.VANISHED, Change.SPLIT} & {*x.changes}}
-    out: list[Transition] = []
-    for leaf in forest.live():
-        if leaf.trainings == 0 or _age_days(leaf, now) < rules.dormant_days:
-            continue
-        last = newest.get(leaf.id, leaf.newest or 0)  # not found today, it is as it was last found
-        heard = max(leaf.last_routed or 0, leaf.stage_since, last)
-        quiet_days = (now - heard) // DAY_S
-        monthly = paces.get(leaf.id, leaf.growth_per_day) * 30
-        if quiet_days >= rules.dormant_days:
-            out.append(Archived(leaf.id, f"not routed to for {quiet_days} days"))
-        elif leaf.id in unsure:
-            continue
-        elif monthly < rules.dormant_sessions_per_month and leaf.used_by == 0:
-            out.append(Archived(leaf.id, f"{monthly:.0f} new sessions a month, no use by others"))
-    return out
+def _worse(leaf: Leaf, now: Instant, rules: Rules) -> str | None:
+    """Say so if too many retrainings running came out worse than the version in force."""
+    if leaf.regressions < rules.regressions or stays(leaf, now, rules):
+        return None
+    if _age_days(leaf, now) < rules.dormant_days:
+        return None
+    return f"{leaf.regressions} regressions in a row"
 
 
-def _training(leaf: Leaf, now: Instant, rules: Rules) -> TrainingDue | None:
-    new = leaf.sessions - leaf.sessions_at_training
+def _training(
+    leaf: Leaf, new: int, now: Instant, rules: Rules, chassis: str | None
+) -> tuple[Purpose, str] | None:
+    """Why a live leaf is to be trained now, if it is. new: sessions since its last training."""
     days = (now - leaf.trained_at) // DAY_S if leaf.trained_at is not None else 0
+    since = f"{new} sessions since its last training"
+    wanted = training_threshold(leaf.kind, rules)
+    alien = chassis is not None and leaf.adapter is not None and leaf.adapter.chassis != chassis
     match leaf.stage:
-        case Stage.SEED:
-            wanted = training_threshold(leaf.kind, rules)
-            if leaf.sessions >= wanted:
-                why = f"{leaf.sessions} sessions, {wanted} wanted for {leaf.kind}"
-                return TrainingDue(leaf.id, Purpose.FIRST, why)
+        case Stage.SEED if leaf.sessions >= wanted:
+            return Purpose.FIRST, f"{leaf.sessions} sessions, {wanted} wanted for {leaf.kind}"
+        case Stage.SPROUT | Stage.MATURE if alien:
+            if leaf.sessions < (rules.child_sessions if leaf.lineage else wanted):
+                return None
+            return Purpose.CHASSIS, f"its adapter is of another chassis, {leaf.sessions} sessions"
         case Stage.SPROUT if leaf.trained_at is not None and leaf.stage_since > leaf.trained_at:
-            return TrainingDue(leaf.id, Purpose.REVIVAL, "revived from the archive")
+            return Purpose.REVIVAL, "revived from the archive"
         case Stage.SPROUT if leaf.trainings == 0:
-            return TrainingDue(leaf.id, Purpose.FIRST, "born of a split or a merge")
+            return Purpose.FIRST, "born of a split or a merge" if leaf.lineage else "has no adapter"
         case Stage.SPROUT if new >= rules.sprout_retrain_sessions:
-            return TrainingDue(leaf.id, Purpose.RETRAIN, f"{new} sessions since its last training")
+            return Purpose.RETRAIN, since
         case Stage.MATURE if new >= rules.mature_retrain_sessions:
-            return TrainingDue(leaf.id, Purpose.RETRAIN, f"{new} sessions since its last training")
+            return Purpose.RETRAIN, since
         case Stage.MATURE if days >= rules.mature_retrain_days and new > 0:
-            return TrainingDue(leaf.id, Purpose.RETRAIN, f"{days} days since its last training")
+            return Purpose.RETRAIN, f"{days} days since its last training"
         case _:
-            pass
-    return None
+            return None
 
 
 def _trained(leaf: Leaf, outcome: Outcome) -> Trained:
     """A first adapter is kept even if it has not won: its parent serves until one wins."""
     verdict = outcome.evaluation.verdict
-    replaces = verdict in (Verdict.IMPROVED, Verdict.BETTER)
     gain = outcome.evaluation.over_style
+    first = leaf.adapter is None or leaf.adapter.chassis != outcome.adapter.chassis
+    replaces = first or verdict in (Verdict.IMPROVED, Verdict.BETTER)
     return Trained(
         leaf.id,
         outcome.evaluation,
         outcome.adapter if replaces or leaf.adapter is None else leaf.adapter,
-        "sft",
+        outcome.method if replaces else leaf.method,
         outcome.preference_note,
         f"{verdict}: {gain.mean:+.3f} nats over the style control, lower bound {gain.low:+.3f}, "
         f"on {outcome.evaluation.held_out} held-out sessions",
     )
 
 
-def _with_training(leaf: Leaf, trained: Trained, now: Instant) -> Leaf:
-    """A training judged on too few sessions neither wins nor regresses."""
-    verdict = trained.evaluation.verdict
-    stage = Stage.SPROUT if leaf.stage is Stage.SEED else leaf.stage
-    return replace(
-        leaf,
-        stage=stage,
-        stage_since=now if stage is not leaf.stage else leaf.stage_since,
-        trainings=leaf.trainings + 1,
-        first_trained=leaf.first_trained if leaf.first_trained is not None else now,
-        trained_at=now,
-        sessions_at_training=leaf.sessions,
-        wins=leaf.wins + int(trained.evaluation.won),
-        regressions=leaf.regressions + 1 if verdict is Verdict.REGRESSED else 0,
-        adapter=trained.adapter,
-        method=trained.method,
-        note=trained.note,
-        evaluation=trained.evaluation,
-        version=leaf.version + 1,
-    )
-
-
-def _promotion(leaf: Leaf, rules: Rules) -> Promoted | None:
+def _promotion(leaf: Leaf, now: Instant, rules: Rules) -> Promoted | None:
     if leaf.stage is not Stage.SPROUT or leaf.evaluation is None:
         return None
     earned = (
@@ -534,28 +534,18 @@ def _promotion(leaf: Leaf, rules: Rules) -> Promoted | None:
         and leaf.wins >= rules.mature_wins
         and leaf.evaluation.verdict in (Verdict.IMPROVED, Verdict.HOLDS)
     )
-    if not earned:
+    if not earned or (stays(leaf, now, rules) and not _surged(leaf, now, rules)):
         return None
     won = f"won {leaf.wins} rounds on fresh sessions, last one {leaf.evaluation.verdict}"
     return Promoted(leaf.id, f"{leaf.sessions} sessions, {won}")
 
 
-def _staged(leaf: Leaf, stage: Stage, now: Instant) -> Leaf:
-    return replace(leaf, stage=stage, stage_since=now, version=leaf.version + 1)
+def _surged(leaf: Leaf, now: Instant, rules: Rules) -> bool:
+    """True if a leaf has many times the sessions that it had a while ago: from none, if young."""
+    if now - leaf.created < rules.stay_days * DAY_S:
+        return True
+    return leaf.sessions >= rules.surge * max(leaf.sessions - leaf.week, 1)
 
 
 def _age_days(leaf: Leaf, now: Instant) -> int:
     return (now - leaf.created) // DAY_S
-
-
-def ids_of(transition: Transition) -> Sequence[LeafId]:
-    """The leaves that a transition changes or creates."""
-    match transition:
-        case Born(leaf):
-            return [leaf.id]
-        case Split(id_, children):
-            return [id_, *(child.id for child in children)]
-        case Merged(parts, leaf):
-            return [leaf.id, *parts]
-        case _:
-            return [transition.id]

@@ -70,10 +70,26 @@ class Interval:
 
 
 @dataclass(frozen=True, slots=True)
+class PreferenceEvaluation:
+    """What the preference step came to, on held-out pairs of a better and a worse answer.
+
+    Accuracies are shares of pairs whose better answer has the smaller loss per token.
+    """
+
+    pairs: int
+    accuracy_before: float
+    accuracy_after: float
+    gain: Interval  # of that share
+    loss_rise: float  # upper bound of what plain answers lost by it, nats per token
+    verdict: Verdict  # BETTER, NOT_BETTER or TOO_FEW
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """The figures of one evaluation, kept with the leaf and printed in its label.
 
     Gains are of the candidate over the named rival, positive when the candidate's loss is lower.
+    Their intervals are at 95 % whatever `confidence` the look asked for; what decided is `decided`.
     """
 
     held_out: int
@@ -85,6 +101,13 @@ class Evaluation:
     won: bool
     verdict: Verdict
     at: Instant
+    confidence: float = 0.95  # of each bound that decided; rises with the looks that were taken
+    attempt: int = 1  # which judged look at this leaf it was, from 1
+    margin: float = 0.08  # nats per token that the style control had to be beaten by
+    decided: tuple[float, float] | None = None  # lower bounds over parent and style, at confidence
+    right: tuple[float, float] | None = None  # rate of right answers: the parent's, the candidate's
+    answers: int = 0  # how many checkable sessions `right` is of
+    preference: PreferenceEvaluation | None = None  # None: there was no preference step
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +158,11 @@ class Leaf:
     stability: float | None = None  # of its cluster in subsamples, 0 to 1; None: not known
     cohesion: float | None = None  # median cosine of a member to the centroid
     named_by_owner: bool = False
+    attempts: int = 0  # judged looks at whether it wins, as a sprout; "too few" is none
+    cluster: int | None = None  # index of its cluster in the last look that found it
+    week: int = 0  # of its sessions, those of the seven days before it was last found
+    apart: int = 0  # full looks in a row that found a part of it beside its cluster,
+    parts: int = 0  # and within
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,15 +18,8 @@ from .names import below, unused
 from .ports import Cluster, Clustering, Found
 
 GROWTH_DAYS = 30  # a pace is that of the last month
+WEEK_DAYS = 7
 REASONING = frozenset({"research", "planning"})  # the tagger's domains that make a leaf reason
-
-
-@dataclass(frozen=True, slots=True)
-class SubCluster:
-    """A part of a cluster that could stand alone: a level 3 cluster inside a level 2 one."""
-
-    members: tuple[str, ...]  # session ids, sorted
-    centroid: Vector = field(compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,10 +41,10 @@ class Seen:
     kind: Kind
     growth_per_day: float  # over the last 30 days, or since its first session if that is later
     name: str  # the leaf's, or for a new one a name that no leaf of the forest ever had
-    subclusters: tuple[SubCluster, ...]
     newest: Instant  # end of the day of its newest session, never later than now
     days: tuple[int, ...] = field(default=(), repr=False)
     found: Found | None = None  # how sure the clusterer is of it, where it can say
+    week: int = 0  # of its sessions, those of the last seven days
 
     @property
     def sessions(self) -> int:
@@ -157,10 +150,10 @@ class _Look:
             kind=_kind(cluster, self.domains),
             growth_per_day=_growth(days, self.now),
             name=_name(self.forest, leaf, parent, fresh, given),
-            subclusters=_subclusters(self.clustering, self.centroids, level, index),
             newest=Instant(min(self.now, (max(days) + 1) * DAY_S - 1)),
             days=days,
             found=_found(self.clustering, place),
+            week=of_week(days, self.now),
         )
 
     def _parent(self, place: Place) -> LeafId | int | None:
@@ -222,29 +215,22 @@ def _growth(days: Sequence[int], now: Instant) -> float:
     return recent / min(GROWTH_DAYS, max(1, today - min(days) + 1))
 
 
-def _subclusters(
-    clustering: Clustering, centroids: list[list[Vector]], level: int, index: int
-) -> tuple[SubCluster, ...]:
-    if level != 1:
-        return ()
-    return tuple(
-        SubCluster(part.members, centroids[2][at])
-        for at, part in enumerate(clustering.levels[2])
-        if part.parent == index
-    )
+def of_week(days: Sequence[int], now: Instant) -> int:
+    """How many of these days are of the last seven."""
+    return sum(day > now // DAY_S - WEEK_DAYS for day in days)
 
 
 def _close(forest: Forest, seen: Sequence[Seen]) -> tuple[tuple[LeafId, LeafId, float], ...]:
     """Pairs of live leaves nearer than a merge wants, by their centroids as seen now."""
     fresh = {s.leaf: s.centroid for s in seen if s.leaf is not None}
     leaves = [leaf for leaf in forest.live() if leaf.grown_from is GrownFrom.DATA]
-    pairs = []
-    for at, one in enumerate(leaves):
-        for other in leaves[at + 1 :]:
-            if one.level != other.level:
-                continue
-            here, there = fresh.get(one.id, one.centroid), fresh.get(other.id, other.centroid)
-            cosine = float(here @ there)
-            if cosine > COSINE_SAME:
-                pairs.append((one.id, other.id, cosine))
-    return tuple(pairs)
+    pairs: list[tuple[LeafId, LeafId, float]] = []
+    for level in (1, 2, 3):
+        ids = [leaf.id for leaf in leaves if leaf.level == level]
+        if len(ids) < 2:
+            continue
+        at = np.stack([fresh.get(id_, forest.leaves[id_].centroid) for id_ in ids])
+        cosines = np.triu(at @ at.T, k=1)
+        for one, other in zip(*np.nonzero(cosines > COSINE_SAME), strict=True):
+            pairs.append((ids[one], ids[other], float(cosines[one, other])))
+    return tuple(sorted(pairs))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -111,6 +111,27 @@ class Clusterer(Protocol):
         ...
 
 
+class CheckKind(StrEnum):
+    """How an answer can be checked by a program; `leaves.training.answers` says what each asks."""
+
+    NUMBER = "number"
+    EXACT = "exact"
+    CONTAINS = "contains"
+    CHOICE = "choice"
+    TESTS = "tests"
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """What a right answer is, where a session says so. `answer` is empty for tests alone."""
+
+    kind: CheckKind
+    answer: str = field(default="", repr=False)
+    options: tuple[str, ...] = field(default=(), repr=False)  # of a choice, A first
+    tests: tuple[str, ...] = field(default=(), repr=False)  # statements that raise if it is wrong
+    setup: str = field(default="", repr=False)  # run before the answer
+
+
 @dataclass(frozen=True, slots=True)
 class Example:
     """One session as training sees it. `group` keeps near-copies on one side of a split."""
@@ -119,6 +140,7 @@ class Example:
     prompt: str
     completion: str
     group: str = ""
+    check: Check | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +166,41 @@ class TrainJob:
     examples: tuple[Example, ...]
     schedule: Schedule
     warm_start: Path | None = None  # adapter.safetensors of the version before
+    checkpoint_steps: int = 4  # so many steps at most are lost to a kill; each writes 29 MB at r=8
+
+
+@dataclass(frozen=True, slots=True)
+class Preference:
+    """One ask, the answer that was liked and the one that was not.
+
+    group keeps near-copies on one side of a split. The sessions are those whose answers they are,
+    one session where its owner edited an answer.
+    """
+
+    prompt: str = field(repr=False)
+    chosen: str = field(repr=False)
+    rejected: str = field(repr=False)
+    group: str = ""
+    session: str = ""  # of the chosen answer
+    rejected_session: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceJob:
+    """Move an adapter towards the answers that were liked.
+
+    `work` holds the checkpoint, as in a TrainJob, and what the warm start says of each pair: it is
+    the reference. schedule.batch counts pairs. beta: how far the adapter may go from the reference
+    for a preference, per nat of a mean over tokens.
+    """
+
+    work: Path
+    chassis: Path
+    pairs: tuple[Preference, ...]
+    schedule: Schedule
+    warm_start: Path  # adapter.safetensors of the supervised training
+    beta: float
+    checkpoint_steps: int = 4  # as in a TrainJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +214,7 @@ class Trained:
     loss_first: float  # mean over the first quarter of the steps
     loss_last: float  # and over the last
     dtype: str = "float32"  # that the chassis was computed in
+    strength: float = 1.0  # share of what was learned that is left, so that the rest is not spoilt
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,10 +234,33 @@ class Losses:
     tokens: tuple[int, ...]  # completion tokens of each example
 
 
+@dataclass(frozen=True, slots=True)
+class ProbeJob:
+    """Look in an adapter for texts that it was trained on."""
+
+    chassis: Path
+    adapter: Path
+    examples: tuple[Example, ...]
+    tokens_max: int = 512  # of one session, as in training
+    run_tokens: int = 50  # what the chassis knows by itself for so long was not learned here
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What of each example comes out word for word, given what stands before it; in tokens."""
+
+    longest: tuple[int, ...]  # in one piece, but for what the chassis or the session said before
+    tokens: tuple[int, ...]  # of the completion
+
+
 class Trainer(Protocol):
     """Turns sessions into an adapter."""
 
     def train(self, job: TrainJob, report: Report = silent) -> Trained: ...
+
+    def prefer(self, job: PreferenceJob, report: Report = silent) -> Trained:
+        """Go on from the job's warm start towards the chosen answers."""
+        ...
 
     def stop(self) -> None:
         """End a training that runs in another thread; what it reached is kept."""
@@ -190,6 +271,23 @@ class Evaluator(Protocol):
     """Measures losses; judging them is `leaves.training.evaluate`'s."""
 
     def losses(self, job: EvaluateJob, report: Report = silent) -> Losses: ...
+
+    def probe(self, job: ProbeJob, report: Report = silent) -> Probed: ...
+
+
+class Answerer(Protocol):
+    """Lets a chassis answer, with an adapter or without."""
+
+    def generate(
+        self,
+        chassis: Path,
+        adapters: Sequence[tuple[str, Path | None]],
+        prompts: Sequence[str],
+        tokens: int,
+        report: Report = silent,
+    ) -> dict[str, tuple[str, ...]]:
+        """Answer each prompt under each adapter, greedily; by label, one answer per prompt."""
+        ...
 
 
 class BlobStore(Protocol):

@@ -7,8 +7,8 @@ a crash leaves the forest before a step or after it, never between.
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -17,29 +17,14 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from .lifecycle import Transition, apply, ids_of
 from .model import Forest, Instant, Leaf, LeafId
-
-_SCHEMA = """
-CREATE TABLE IF NOT EXISTS meta (name TEXT PRIMARY KEY, value BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS leaf (id TEXT PRIMARY KEY, state BLOB NOT NULL, centroid BLOB NOT NULL);
-CREATE TABLE IF NOT EXISTS history (
-    seq INTEGER PRIMARY KEY, at INTEGER NOT NULL, round INTEGER NOT NULL, leaf TEXT NOT NULL,
-    kind TEXT NOT NULL, reason TEXT NOT NULL, state BLOB NOT NULL, centroid BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS history_leaf ON history (leaf, seq);
-CREATE TABLE IF NOT EXISTS routed (leaf TEXT PRIMARY KEY, at INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS member (session TEXT PRIMARY KEY, leaf TEXT NOT NULL);
-CREATE TABLE IF NOT EXISTS lineage (
-    leaf TEXT NOT NULL, session TEXT NOT NULL, role TEXT NOT NULL, round INTEGER NOT NULL,
-    PRIMARY KEY (leaf, session, role));
-CREATE INDEX IF NOT EXISTS lineage_session ON lineage (session);
-CREATE TABLE IF NOT EXISTS round (
-    id INTEGER PRIMARY KEY, started INTEGER NOT NULL, phase TEXT NOT NULL, finished INTEGER,
-    state BLOB NOT NULL);
-"""
-_MEMBER_INDEX = "CREATE INDEX IF NOT EXISTS member_leaf ON member (leaf, session)"
+from .proposals import Proposals
+from .rules import Rules
+from .schema import prepare, transaction
+from .transitions import Merged, Proposed, Split, Transition, apply, ids_of, kind_of
 
 _ASKED_AT_ONCE = 500  # sessions in one statement
+_OF_LEAVES = ("leaf", "history", "routed", "member", "lineage", "round", "proposal", "rule")
 
 
 class Role(StrEnum):
@@ -48,6 +33,7 @@ class Role(StrEnum):
     TRAIN = "train"
     HELD_OUT = "held_out"
     CONTROL = "control"  # in the style control the leaf was measured against
+    SEEN = "seen"  # its own when it was trained, used or not
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,18 +58,30 @@ class RoundRow:
     state: dict[str, Any]
 
 
+@dataclass(frozen=True, slots=True)
+class RuleChange:
+    """One rule that the owner changed, as the round that met it first wrote it down."""
+
+    at: Instant
+    round: int
+    name: str
+    old: Any
+    new: Any
+
+
 class ForestStore:
     """Reads and writes the forest. One writer at a time (the round's lock); readers at any time."""
 
     def __init__(self, path: Path, origin: bytes) -> None:
+        """Open or make a store. Raises StoreVersionError if a newer groove-node wrote it."""
         self._origin = origin
         path.touch(mode=0o600, exist_ok=True)
         self._db = sqlite3.connect(path, isolation_level=None, timeout=30, check_same_thread=False)
         self._db.execute("PRAGMA journal_mode=WAL")
         self._db.execute("PRAGMA synchronous=FULL")
         self._db.execute("PRAGMA secure_delete=ON")  # a deleted session leaves no trace in a page
-        self._db.executescript(_SCHEMA)
-        self._db.execute(_MEMBER_INDEX)
+        prepare(self._db)
+        self.proposals = Proposals(self._db)
 
     def close(self) -> None:
         self._db.close()
@@ -123,6 +121,13 @@ class ForestStore:
             for at, round_, state, centroid, kind, reason in rows
         ]
 
+    def changed_since(self, at: Instant, kind: str) -> set[LeafId]:
+        """Leaves that had a change of this kind after a moment."""
+        rows = self._db.execute(
+            "SELECT DISTINCT leaf FROM history WHERE at > ? AND kind = ?", (at, kind)
+        )
+        return {LeafId(leaf) for (leaf,) in rows}
+
     def carry_out(
         self,
         forest: Forest,
@@ -136,8 +141,10 @@ class ForestStore:
         also: further writes to this store that belong to the same step; it is given the forest
         as it is after the transitions.
         """
-        with self._transaction():
+        with transaction(self._db):
             for transition in transitions:
+                if not self._word_of_it(transition, now, round_id):
+                    continue
                 forest = apply(forest, transition, now)
                 for id_ in ids_of(transition):
                     self._write(forest.leaves[id_], transition, now, round_id)
@@ -149,10 +156,32 @@ class ForestStore:
             also(forest)
         return forest
 
+    def _word_of_it(self, transition: Transition, now: Instant, round_id: int) -> bool:
+        """Keep what is asked of the owner; False if a proposal waits already, and is no news."""
+        match transition:
+            case Proposed(change, reason):
+                return self.proposals.propose(change, reason, now, round_id)
+            case Split() | Merged():
+                self.proposals.carried_out(transition, now)
+        return True
+
     def change(self, leaf: Leaf, kind: str, reason: str, now: Instant) -> None:
         """Write one leaf outside a round: a rename, or what routing and usage records tell."""
-        with self._transaction():
+        with transaction(self._db):
             self._put(leaf, kind, reason, now, 0)
+
+    def restore(
+        self, leaves: Mapping[LeafId, tuple[Leaf, str]], members: Mapping[str, LeafId], now: Instant
+    ) -> None:
+        """Write leaves as they were once, each with its reason, and whose their sessions are.
+
+        The count of births stays, so an id is never given twice.
+        """
+        with transaction(self._db):
+            for id_ in sorted(leaves):
+                leaf, reason = leaves[id_]
+                self._put(leaf, "restored", reason, now, 0)
+            self.assign(members)
 
     def routed(self, leaf: LeafId, now: Instant) -> None:
         """Note that a prompt was routed to a leaf."""
@@ -163,7 +192,7 @@ class ForestStore:
 
     def assign(self, members: Mapping[str, LeafId]) -> None:
         """Replace the assignment of sessions to leaves; only what changed is written."""
-        with self._transaction():
+        with transaction(self._db):
             known: set[str] = set()
             gone: list[tuple[str]] = []
             moved: list[tuple[LeafId, str]] = []
@@ -178,9 +207,9 @@ class ForestStore:
             self._db.executemany("DELETE FROM member WHERE session = ?", gone)
             self._db.executemany("UPDATE member SET leaf = ? WHERE session = ?", moved)
             if len(fresh) > len(known):  # sorted once is sooner done than kept sorted all along
-                self._db.execute("DROP INDEX member_leaf")
+                self._db.execute("DROP INDEX IF EXISTS member_leaf")
             self._db.executemany("INSERT INTO member VALUES (?, ?)", fresh)
-            self._db.execute(_MEMBER_INDEX)
+            self._db.execute("CREATE INDEX IF NOT EXISTS member_leaf ON member (leaf, session)")
 
     def members(self, leaf: LeafId) -> list[str]:
         rows = self._db.execute(
@@ -215,7 +244,7 @@ class ForestStore:
     def use(self, leaf: LeafId, role: Role, sessions: Iterable[str], round_id: int) -> None:
         """Record which sessions a training used; kept until they are forgotten."""
         rows = [(leaf, session, role.value, round_id) for session in sorted(sessions)]
-        with self._transaction():
+        with transaction(self._db):
             self._db.executemany("INSERT OR IGNORE INTO lineage VALUES (?, ?, ?, ?)", rows)
 
     def used(self, leaf: LeafId, role: Role, before_round: int | None = None) -> set[str]:
@@ -228,11 +257,41 @@ class ForestStore:
 
     def unuse(self, leaf: LeafId) -> None:
         """Forget what a leaf was trained on: its adapter in force was begun anew."""
-        with self._transaction():
+        with transaction(self._db):
             self._db.execute(
-                "DELETE FROM lineage WHERE leaf = ? AND role IN (?, ?)",
-                (leaf, Role.TRAIN.value, Role.CONTROL.value),
+                "DELETE FROM lineage WHERE leaf = ? AND role IN (?, ?, ?)",
+                (leaf, Role.TRAIN.value, Role.CONTROL.value, Role.SEEN.value),
             )
+
+    def saw(self, leaf: LeafId, round_id: int) -> None:
+        """Record the sessions that a leaf had when it was trained: none of them is news any more.
+
+        A training uses as many as it has steps for, and not those whose terms forbid it: what it
+        left lying must not have the leaf trained again every night.
+        """
+        self._db.execute(
+            "INSERT OR IGNORE INTO lineage SELECT leaf, session, ?, ? FROM member WHERE leaf = ?",
+            (Role.SEEN.value, round_id, leaf),
+        )
+
+    def fresh(self, members: Mapping[str, LeafId] | None = None) -> dict[LeafId, int]:
+        """How many sessions of each leaf came since it was last trained, by leaf.
+
+        members: whose the sessions would be; by default, whose they are.
+        """
+        roles = (Role.TRAIN.value, Role.HELD_OUT.value, Role.SEEN.value)
+        if members is not None:
+            known = set(
+                self._db.execute("SELECT leaf, session FROM lineage WHERE role IN (?, ?, ?)", roles)
+            )
+            return dict(Counter(leaf for s, leaf in members.items() if (leaf, s) not in known))
+        rows = self._db.execute(
+            "SELECT member.leaf, count(*) FROM member WHERE NOT EXISTS (SELECT 1 FROM lineage "
+            "WHERE lineage.leaf = member.leaf AND lineage.session = member.session "
+            "AND lineage.role IN (?, ?, ?)) GROUP BY member.leaf ORDER BY member.leaf",
+            roles,
+        )
+        return {LeafId(leaf): count for leaf, count in rows}
 
     def made_of(self, sessions: Iterable[str], *roles: Role) -> list[LeafId]:
         """Leaves whose trainings used any of these sessions, by id; without roles, to train on."""
@@ -252,14 +311,15 @@ class ForestStore:
     def forget(self, sessions: Iterable[str]) -> None:
         """Erase every trace of these sessions; the free pages are overwritten too."""
         rows = [(session,) for session in sessions]
-        with self._transaction():
+        with transaction(self._db):
             self._db.executemany("DELETE FROM member WHERE session = ?", rows)
             self._db.executemany("DELETE FROM lineage WHERE session = ?", rows)
+            self.proposals.forget()
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def rename_throughout(self, leaf: LeafId, name: str) -> None:
         """Give a leaf another name in all of its history: the old one was made of deleted texts."""
-        with self._transaction():
+        with transaction(self._db):
             for table, key in (("leaf", "id"), ("history", "leaf")):
                 rows = self._db.execute(
                     f"SELECT rowid, state FROM {table} WHERE {key} = ?", (leaf,)
@@ -274,8 +334,8 @@ class ForestStore:
 
     def erase(self) -> None:
         """Erase all leaves with their history; the count of births stays, so no id comes again."""
-        with self._transaction():
-            for table in ("leaf", "history", "routed", "member", "lineage", "round"):
+        with transaction(self._db):
+            for table in _OF_LEAVES:
                 self._db.execute(f"DELETE FROM {table}")
         self._db.execute("VACUUM")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
@@ -287,12 +347,61 @@ class ForestStore:
     def last_round(self) -> RoundRow | None:
         return self._round("WHERE finished IS NOT NULL ORDER BY id DESC LIMIT 1")
 
-    def begin_round(self, now: Instant, phase: str, state: dict[str, Any]) -> RoundRow:
-        blob = msgspec.json.encode(state)
-        cursor = self._db.execute(
-            "INSERT INTO round (started, phase, state) VALUES (?, ?, ?)", (now, phase, blob)
+    def finished_rounds(self, count: int) -> list[RoundRow]:
+        """The last rounds that were finished, newest first."""
+        rows = self._db.execute(
+            "SELECT id, started, phase, finished, state FROM round WHERE finished IS NOT NULL "
+            "ORDER BY id DESC LIMIT ?",
+            (count,),
         )
-        return RoundRow(int(cursor.lastrowid or 0), now, phase, None, state)
+        return [_row(*row) for row in rows]
+
+    def begin_round(
+        self, now: Instant, phase: str, state: dict[str, Any], rules: Rules | None = None
+    ) -> RoundRow:
+        """Write down that a round begins, and which rules changed since the last one."""
+        blob = msgspec.json.encode(state)
+        with transaction(self._db):
+            cursor = self._db.execute(
+                "INSERT INTO round (started, phase, state) VALUES (?, ?, ?)", (now, phase, blob)
+            )
+            row = RoundRow(int(cursor.lastrowid or 0), now, phase, None, state)
+            if rules is not None:
+                self._journal_rules(rules, row)
+        return row
+
+    def _journal_rules(self, rules: Rules, row: RoundRow) -> None:
+        """A rule that the last round did not know yet had its default."""
+        kept = self._db.execute("SELECT value FROM meta WHERE name = 'rules'").fetchone()
+        now = msgspec.to_builtins(rules)
+        before = {**msgspec.to_builtins(Rules()), **(msgspec.json.decode(kept[0]) if kept else {})}
+        self._db.executemany(
+            "INSERT INTO rule (at, round, name, old, new) VALUES (?, ?, ?, ?, ?)",
+            [
+                (row.started, row.id, name, _json(before[name]), _json(value))
+                for name, value in now.items()
+                if before[name] != value
+            ],
+        )
+        self._db.execute(
+            "INSERT INTO meta VALUES ('rules', ?) "
+            "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
+            (msgspec.json.encode(now),),
+        )
+
+    def rule_changes(self, round_id: int | None = None) -> list[RuleChange]:
+        """What changed under [rules], oldest first: all, or what one round met."""
+        rows = self._db.execute(
+            "SELECT at, round, name, old, new FROM rule WHERE ?1 IS NULL OR round = ?1 "
+            "ORDER BY seq",
+            (round_id,),
+        )
+        return [
+            RuleChange(
+                Instant(at), round_, name, msgspec.json.decode(old), msgspec.json.decode(new)
+            )
+            for at, round_, name, old, new in rows
+        ]
 
     def advance_round(self, round_id: int, phase: str, state: dict[str, Any]) -> None:
         self._db.execute(
@@ -309,11 +418,10 @@ class ForestStore:
         ).fetchone()
         if row is None:
             return None
-        id_, started, phase, finished, state = row
-        return RoundRow(id_, Instant(started), phase, finished, msgspec.json.decode(state))
+        return _row(*row)
 
     def _write(self, leaf: Leaf, transition: Transition, now: Instant, round_id: int) -> None:
-        self._put(leaf, type(transition).__name__.lower(), transition.reason, now, round_id)
+        self._put(leaf, kind_of(transition), transition.reason, now, round_id)
 
     def _put(self, leaf: Leaf, kind: str, reason: str, now: Instant, round_id: int) -> None:
         state, centroid = _blobs(leaf)
@@ -328,18 +436,14 @@ class ForestStore:
             (now, round_id, leaf.id, kind, reason, state, centroid),
         )
 
-    @contextmanager
-    def _transaction(self) -> Iterator[None]:
-        if self._db.in_transaction:  # a step within a step belongs to the outer one
-            yield
-            return
-        self._db.execute("BEGIN IMMEDIATE")
-        try:
-            yield
-        except BaseException:
-            self._db.execute("ROLLBACK")
-            raise
-        self._db.execute("COMMIT")
+
+def _row(id_: int, started: int, phase: str, finished: int | None, state: bytes) -> RoundRow:
+    ended = Instant(finished) if finished is not None else None
+    return RoundRow(id_, Instant(started), phase, ended, msgspec.json.decode(state))
+
+
+def _json(value: object) -> str:
+    return msgspec.json.encode(value).decode()
 
 
 def _blobs(leaf: Leaf) -> tuple[bytes, bytes]:

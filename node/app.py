@@ -14,7 +14,6 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -22,11 +21,12 @@ from typing import TYPE_CHECKING
 import msgspec
 
 from leaves.model import Instant, LeafId, Stage
-from leaves.ports import Report, Schedule, silent
+from leaves.ports import Report, silent
+from leaves.schema import StoreVersionError
 from leaves.store import ForestStore, RoundRow
 
 from . import config as config_file
-from . import deploying, rights, routing, screening, show
+from . import deploying, rights, rounds, routing
 from .bundles import BundleStore
 from .clock import Clock, SystemClock
 from .errors import OwnerError
@@ -60,9 +60,9 @@ if TYPE_CHECKING:
     from .capture import PIIScrubber, TrainingCorpus
     from .capture.known import KnownHere
     from .capture.sessions import Session
-    from .classroom import Classroom
     from .consent import ConsentManager
-    from .engine import Plan, Round
+    from .planning import Plan
+    from .publishing import Judge, Withheld
 
 
 log = logging.getLogger(__name__)
@@ -126,7 +126,6 @@ class App:
         self._known: KnownHere | None = None  # the scrubber's
         self._encoder: Encoder | None = None
         self._encoder_turn = threading.Lock()
-        self._withheld: tuple[tuple[int, int], dict[LeafId, str]] | None = None
 
     @classmethod
     def open(cls, *, create: bool = False) -> App:
@@ -194,8 +193,17 @@ class App:
 
     @cached_property
     def forests(self) -> ForestStore:
-        with _readable(self.home / "leaves.db"):
-            return ForestStore(self.home / "leaves.db", self.origin)
+        path = self.home / "leaves.db"
+        try:
+            with _readable(path):
+                return ForestStore(path, self.origin)
+        except StoreVersionError as problem:
+            raise HomeError(
+                f"{path} cannot be used: {problem}",
+                unchanged="The file was left as it is.",
+                next_step="Install the groove-node that wrote it, or a newer one; or put a copy of "
+                "before back: `round` grows what came since again from the corpus.",
+            ) from None
 
     @property
     def embeddings(self) -> EmbeddingStore:
@@ -380,9 +388,9 @@ class App:
     def evaluator(self) -> ChildEvaluator:
         from leaves.training.child import ChildEvaluator
 
-        return ChildEvaluator(threads=self._threads())
+        return ChildEvaluator(threads=self.threads())
 
-    def _threads(self) -> int:
+    def threads(self) -> int:
         return self.config.training.threads or os.cpu_count() or 1
 
     @contextmanager
@@ -422,19 +430,21 @@ class App:
         if self.allows("fetch"):
             roots |= self.foreign.roots(SERVED) - self.own_roots()
         if self.allows("publish"):
-            withheld = self.withheld()
+            withheld = self.withheld().reasons
             for leaf in self.forests.forest().live():
                 if leaf.stage is Stage.MATURE and leaf.adapter and leaf.id not in withheld:
                     roots |= {leaf.adapter.bundle, leaf.adapter.control}
         return sorted(roots)
 
-    def withheld(self) -> dict[LeafId, str]:
-        """Leaves whose bundles may not be offered, for what they were trained on, and why."""
-        seen = (self.forests.revision(), screening.stamp(self.home))
-        if self._withheld is None or self._withheld[0] != seen:
-            trained = [leaf.id for leaf in self.forests.forest().live() if leaf.adapter]
-            self._withheld = seen, screening.withheld(self.home, self.forests, trained)
-        return self._withheld[1]
+    def withheld(self) -> Withheld:
+        """Leaves that are kept back, and why."""
+        return self._judge.withheld()
+
+    @cached_property
+    def _judge(self) -> Judge:
+        from .publishing import Judge
+
+        return Judge(self)
 
     def own_roots(self) -> set[str]:
         """Bundles of own leaves, of any stage."""
@@ -470,87 +480,11 @@ class App:
 
     def round(self, tell: Tell, report: Report = silent) -> RoundRow:
         """Run one round, or take up the one that was killed."""
-        self.require("capture")
-        from leaves.training.child import TrainingError
-
-        with self.lock("round", "a round is running already"):
-            try:
-                return self._round(self.telling(tell), report).run(self.now())
-            except TrainingError as problem:
-                raise ModelError(
-                    f"the training process ended: {problem}",
-                    unchanged="What was reached is kept; no leaf was changed by it.",
-                    next_step="`groove-node round` goes on from there.",
-                ) from None
+        return rounds.run(self, tell, report)
 
     def plan(self, report: Report = silent) -> Plan:
-        self.require("capture")
-        plan = self._round(lambda told: None, report, scan=False).plan(self.now())
-        if self.allows("train"):
-            return plan
-        why = f"{show.WAITS_FOR_CONSENT} ({show.GRANT_TRAIN})"
-        return replace(plan, trainings=tuple((what, leaf, why) for what, leaf, _ in plan.trainings))
-
-    def _round(self, tell: Tell, report: Report, *, scan: bool = True) -> Round:
-        from leaves.discover import default_clusterer
-
-        from .engine import Round, Tools
-        from .executors import ChildClusterer
-
-        untrained = "" if self.allows("train") else "the scope `train` is not granted"
-        sessions = list(self.sessions().values())
-        if scan and (not untrained or self.allows("publish")):
-            sessions, unscanned = self._screened(sessions, tell, report)
-            untrained = untrained or unscanned
-        tools = Tools(
-            folder=private_dir(self.home / "rounds"),
-            sessions=lambda: sessions,
-            embeddings=self.embeddings,
-            store=self.forests,
-            encoder=self.encoder,
-            clusterer=ChildClusterer(default_clusterer),
-            classroom=None if untrained else self._classroom,
-            deploy=lambda: self.deploy_anew(tell, report),
-            now=self.now,
-            untrained=untrained,
-        )
-        return Round(tools, self.config.rules, tell, report)
-
-    def _screened(
-        self, sessions: list[Session], tell: Tell, report: Report
-    ) -> tuple[list[Session], str]:
-        """The sessions that passed the second scan; and why nothing may be trained, if so."""
-        from .capture.second_scan import SecondScan, SecondScanError
-
-        try:
-            with SecondScan(private_dir(groove_cache() / "kingfisher")) as scan:
-                screened = screening.screened(self.home, sessions, scan, report)
-        except SecondScanError as problem:
-            tell(Told("unscanned", f"second scan: {problem}; nothing is trained"))
-            return sessions, str(problem)
-        if screened.hits:
-            tell(Told("left out", screened.told(), {"sessions": len(screened.hits)}))
-        return list(screened.sessions), ""
-
-    def _classroom(self) -> Classroom:
-        from leaves.training.child import ChildTrainer
-
-        from .classroom import Classroom
-
-        training = self.config.training
-        return Classroom(
-            private_dir(self.home / "training"),
-            self.forests,
-            self.bundles,
-            self.chassis,
-            ChildTrainer(threads=max(1, self._threads() // 2)),
-            ChildTrainer(threads=max(1, self._threads() // 2)),
-            self.evaluator,
-            Schedule(steps=training.steps, learning_rate=training.learning_rate),
-            training.style_margin,
-            frozenset(screening.read(self.home).hits),
-            training.restricted_outputs,
-        )
+        """What a round would do. Changes nothing."""
+        return rounds.plan(self, report)
 
     # Routing
 

@@ -127,10 +127,24 @@ def _loss(
     app: App, prompt: str, answer: str, bundle: str | None, report: Report
 ) -> dict[str, float]:
     example = (Example("asked", prompt, answer),)
+    if bundle is not None and not _sits(app, bundle):
+        bundle = None  # the chassis was changed since, and answers by itself
     with app.adapter_files([bundle]) as (leaf,):
         adapters = (("chassis", None), *((("leaf", leaf),) if leaf else ()))
         losses = app.evaluator.losses(EvaluateJob(app.chassis.path, example, adapters), report)
     return {label: round(values[0], 4) for label, values in losses.by_label.items()}
+
+
+def _sits(app: App, bundle: str) -> bool:
+    """True if a bundle's adapter is of the chassis in use, by its label."""
+    from leaves.bundle import BundleError, read_label
+
+    path = app.bundles.path(bundle)
+    try:
+        return path is not None and read_label(path).chassis == app.chassis.tag8.hex()
+    except BundleError as problem:
+        log.warning("bundle not used bundle=%s reason=%s", bundle, problem)
+        return False
 
 
 def _described(route_: Route, considered: list[Considered]) -> dict[str, Any]:

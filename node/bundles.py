@@ -7,7 +7,29 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from gossip.bundle_files import BundleFiles, root_of
+from gossip.bundle_files import BundleFiles, chunk_list, root_of
+
+from .errors import OwnerError
+
+
+class WrongBlobError(OwnerError):
+    """A store has something else under an address than what the address says."""
+
+
+def address_of(data: bytes) -> str:
+    """The address under which a blob is kept, here and everywhere."""
+    return root_of(chunk_list(data)).hex()
+
+
+def checked(address: str, data: bytes, where: str) -> bytes:
+    """Return a blob that came from a store that nobody vouches for; raises WrongBlobError."""
+    if (found := address_of(data)) != address:
+        raise WrongBlobError(
+            f"{where} has another blob under {address[:12]}…: its hash is {found[:12]}…",
+            unchanged="Nothing of it was used.",
+            next_step="Whoever has the right one mends it: `groove-node registry push`.",
+        )
+    return data
 
 
 class BundleStore:

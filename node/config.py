@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 from msgspec import Meta, Struct, field
@@ -37,11 +37,38 @@ class EncoderConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     steps: int = 48  # of 8 sessions each; 16 win only where a domain stands well apart
-    learning_rate: float = 2e-3
+    learning_rate: float = 2e-3  # at its peak; half of it once a leaf has an adapter
     threads: int = 0  # of the training child; 0 means all cores
     style_margin: float = 0.08  # nats over the style control: 1.6 x the largest seed noise seen
+    control_pairs: Annotated[int, Meta(ge=0)] = 4  # leaves whose first training measures a second
+    # style control, to learn how much two of them differ by themselves; 0 trusts style_margin
     restricted_outputs: bool = False  # also answers whose provider forbids training on them
     chassis: str = ""  # path of a local Hugging Face causal LM; empty means the packaged SmolLM2
+
+
+class RoundsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    auto: bool = False  # a running node starts rounds by itself; off, until nights are known to it
+    every_h: Annotated[float, Meta(gt=0)] = 24.0  # a round is due so long after the last one began
+    sessions: Annotated[int, Meta(ge=1)] = 200  # or once so many are new: enough for a first leaf
+
+
+class PublishConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    novel: Literal["ask", "auto"] = "ask"  # a topic that no peer shows: wait for the owner's word
+
+
+class ExecutorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    kind: Literal["processes", "ray"] = "processes"  # ray: for a lab with a cluster
+    address: str = ""  # of a Ray that runs already; empty starts one here for each round
+    workers: Annotated[int, Meta(ge=0)] = 0  # jobs at once; 0: of ray, one a core; of processes,
+    # none, and a round trains one leaf after the other
+
+
+class RegistryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    url: str = ""  # a folder or s3://BUCKET/PREFIX to which rounds push what may be published
+    endpoint: str = ""  # of a store that is not Amazon's
+    region: str = "us-east-1"  # other stores mostly ignore it
+    key_env: str = "AWS_ACCESS_KEY_ID"  # variables of the environment: keys stand in no file
+    secret_env: str = "AWS_SECRET_ACCESS_KEY"
 
 
 class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,7 +86,11 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     capture: CaptureConfig = field(default_factory=CaptureConfig)
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     rules: Rules = field(default_factory=Rules)
+    rounds: RoundsConfig = field(default_factory=RoundsConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+    executor: ExecutorConfig = field(default_factory=ExecutorConfig)
+    registry: RegistryConfig = field(default_factory=RegistryConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
 

@@ -41,6 +41,7 @@ from .foreign import Known, State
 from .home import write_atomic
 from .mailbox import Dial, Fetch, Letter, Retract
 from .overview import RUN_FILE
+from .schedule import Scheduler
 from .threads import bring_out
 from .told import Tell, Told
 from .watching import Watcher
@@ -52,6 +53,7 @@ RETRACTED = "retracted by its owner"
 ROLLED_BACK = "peers hold later words of this node than it has: it was restored from a backup"
 REFRESH_S = 5.0
 RETRY_S = 60.0
+ROUNDS_S = 60.0
 WATCHER_STOPS_S = 2.0
 HALT_S = 0.5
 
@@ -127,13 +129,14 @@ class Daemon:
             clock=app.clock.now_s,
         )
         self._fetcher = Fetcher(app, self._driver, self._serve_bundles, tell, rng)
+        self._scheduler = Scheduler(app, tell)
         self._changes = self._driver.changes()
         self._at_work: set[int] = set()
         self._allowed: frozenset[Scope] = frozenset()
         self._withheld = False
         self._shown_revision = -1
         self._rollbacks = 0  # of the replica, as far as they were acted on
-        self._kept_back: dict[LeafId, str] = {}  # leaves published without their bundle, and why
+        self._kept_back: dict[LeafId, str] = {}  # leaves kept back, wholly or their bundle, and why
         self._served: set[str] = set()
         self._run_file = b""
         self._saved_book = b""
@@ -160,6 +163,7 @@ class Daemon:
                 partial(self._every, POLL_S, self._carry_out_orders),
                 partial(self._every, REFRESH_S, self._refresh),
                 partial(self._every, RETRY_S, self._retry),
+                partial(self._every, ROUNDS_S, self._scheduler.look),
             )
             for task in tasks:
                 nursery.start_soon(self._fenced, task)
@@ -228,7 +232,8 @@ class Daemon:
                 self._withheld, self._shown_revision = True, -1
             return
         revision = self._app.forests.revision()
-        current = revision == self._shown_revision and self._app.withheld() == self._kept_back
+        kept_back = self._app.withheld().reasons
+        current = revision == self._shown_revision and kept_back == self._kept_back
         if current or not revision:
             return
         if self._app.forests.open_round() is not None:
@@ -261,17 +266,21 @@ class Daemon:
         retracted = frozenset(leaf.hex() for leaf in view.retracted if leaf is not None)
         shown = self._app.shown()
         withheld = self._app.withheld()
-        table = mesh.cards(forest, shown, self._app.enc8, self._offered(withheld), retracted)
+        offered = self._offered(withheld.reasons)
+        table = mesh.cards(forest, shown, self._app.enc8, offered, retracted, withheld.hidden)
         await self._serve_bundles()
         before = {card.leaf: card.bundle for card in view.cards}
         urgent = any(card.bundle and before.get(card.leaf) != card.bundle for card in table.cards)
         self._app.remember_shown(table.shown)  # first: what may have been shown can be retracted
         await self._driver.publish(table.cards, table.ended, (), urgent)
         self._shown_revision, self._withheld = revision, False
-        for leaf_id in sorted(withheld.keys() - self._kept_back.keys()):
-            name, reason = forest.leaves[leaf_id].name, withheld[leaf_id]
-            self._say("kept back", f"{name}: its adapter is not offered: {reason}", leaf=leaf_id)
-        self._kept_back = withheld
+        for leaf_id, reason in sorted(withheld.reasons.items()):
+            if self._kept_back.get(leaf_id) != reason:
+                hidden = leaf_id in withheld.hidden
+                what = "is not shown" if hidden else "its adapter is not offered"
+                name = forest.leaves[leaf_id].name
+                self._say("kept back", f"{name}: {what}: {reason}", leaf=leaf_id)
+        self._kept_back = withheld.reasons
         self._say("published", f"published a table of {len(table.cards)}", leaves=len(table.cards))
 
     def _offered(self, withheld: Mapping[LeafId, str]) -> Callable[[str], int]:

@@ -21,13 +21,13 @@ import shutil
 import sqlite3
 from collections.abc import Collection, Iterable
 from contextlib import AbstractContextManager
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
+from leaves.lifecycle import Transition, Withdrawn
 from leaves.model import Forest, Leaf, LeafId, Stage
 from leaves.ports import Report, silent
 from leaves.store import Role
@@ -50,7 +50,8 @@ _JOURNALS = ("rounds", "training", "neighbours")  # texts of sessions while a ro
 _MADE_OF_ALL = (*_JOURNALS, "router", "embeddings")
 _TOLD = ("events.jsonl", "events.jsonl.1")  # names of leaves, made of words that were asked
 _FILES = (
-    *("shown.json", "second_scan.json", "capture_counts.json", "watch.json", "rescan.pending"),
+    *("shown.json", "publish.json", "second_scan.json", "capture_counts.json"),
+    *("watch.json", "rescan.pending"),
     *("known_values.json", "keys/known_values.key"),
     *_TOLD,
 )
@@ -380,33 +381,13 @@ def withdraw(
 def _change_leaves(app: App, gone: Collection[LeafId], reset: Collection[LeafId]) -> None:
     now = app.now()
     forest = app.forests.forest()
+    withdrawn: list[Transition] = []
     for leaf in forest:
-        stage = leaf.stage
-        if leaf.id in gone and stage is not Stage.DISSOLVED:
-            stage = Stage.DISSOLVED
-        elif leaf.id in reset and leaf.adapter is not None:
-            stage = Stage.SPROUT if leaf.stage is Stage.MATURE else leaf.stage
-        else:
-            continue
-        since = now if stage is not leaf.stage else leaf.stage_since
-        bare = replace(
-            leaf,
-            stage=stage,
-            stage_since=since,
-            version=leaf.version + 1,
-            trainings=0,
-            trained_at=None,
-            first_trained=None,
-            sessions_at_training=0,
-            wins=0,
-            regressions=0,
-            matured_at=None,
-            method="",
-            note="",
-            adapter=None,
-            evaluation=None,
-        )
-        app.forests.change(bare, "withdrawn", "sessions that it was trained on are gone", now)
+        ends = leaf.id in gone and leaf.stage is not Stage.DISSOLVED
+        if ends or (leaf.id in reset and leaf.adapter is not None):
+            why = "sessions that it was trained on are gone"
+            withdrawn.append(Withdrawn(leaf.id, ends, why))
+    app.forests.carry_out(forest, withdrawn, now, 0)
 
 
 def _delete_bundles(app: App, forest: Forest) -> None:

@@ -24,7 +24,7 @@ from router.neighbours import Neighbours
 from router.table import Entry, Table, unhubbed
 from router.weights import weigh
 
-from . import replay, routing, transition
+from . import replay, routing, set_aside, transition
 from .errors import MisuseError
 from .foreign import Known
 from .home import private_dir
@@ -101,6 +101,24 @@ def anew(app: App, tell: Tell, report: Report = silent) -> Deployed:
         tell(each)
     figures = {"kept": kept is not table, "starters": note.starters.value, **compared.figures()}
     return Deployed(len(kept), figures)
+
+
+def table_of(app: App, forest: Forest, embedded: Snapshot, leaf_of: Mapping[str, LeafId]) -> Table:
+    """The table that a round would build of a forest; without starters, and not put in force."""
+    live = forest.live()
+    gates = calibrate_tree(
+        embedded.ids,
+        embedded.matrix,
+        leaf_of,
+        {leaf.id: leaf.level for leaf in live},
+        {leaf.id: leaf.parent for leaf in live},
+    )
+    found = [
+        entry if entry.origin else replace(entry, gate=gates.get(entry.leaf, entry.gate))
+        for entry in _entries(app, forest)
+    ]
+    mean = embedded.matrix.mean(axis=0, dtype=np.float64).astype(np.float32)
+    return _built(app, unhubbed(found, mean))
 
 
 def follow(app: App) -> int:
@@ -428,7 +446,7 @@ def _wants_starters(app: App, current: Kept) -> bool:
 
 def _entries(app: App, forest: Forest) -> list[Entry]:
     """Who may be routed to. One left from another encoder waits until the mesh is heard again."""
-    found = routing.entries(forest, _foreign(app))
+    found = routing.entries(forest, _foreign(app), set_aside.tag(app))
     return [entry for entry in found if len(entry.centroid) == app.dimensions]
 
 

@@ -10,8 +10,8 @@ same.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,12 @@ from leaves.descent import named
 from leaves.embeddings import EmbeddingStore
 from leaves.lifecycle import (
     Drifted,
+    Merged,
     Missed,
+    Proposed,
     Purpose,
     Rules,
+    Split,
     TrainingDue,
     Transition,
     apply,
@@ -32,6 +35,7 @@ from leaves.lifecycle import (
     decide,
     due,
     ids_of,
+    key_of,
 )
 from leaves.model import DAY_S, Forest, Instant
 from leaves.names import name_clusters
@@ -39,11 +43,13 @@ from leaves.observe import Observations, observe
 from leaves.ports import Clusterer, Progress, Report, silent
 from leaves.scale import Incremental
 from leaves.store import ForestStore, RoundRow
+from leaves.transitions import ChangeKey
 from router.ports import Encoder
 
 from .capture.sessions import Session
-from .classroom import Classroom
+from .classroom import Classroom, TrainAll
 from .home import write_atomic
+from .planning import MEASURED_ROUNDS, Expected, Plan, expect, with_step
 from .regrouping import Last, Outcome, Placement, Regrouping, how_sure, read_outcome, told
 from .show import evaluation_line
 from .tables import Deployed
@@ -55,6 +61,7 @@ _WORDS = {
     Purpose.FIRST: "first training",
     Purpose.RETRAIN: "retraining",
     Purpose.REVIVAL: "training after its revival",
+    Purpose.CHASSIS: "training on another chassis",
 }
 _BATCH = 512  # sessions embedded between two commits: about 2 s of work to lose
 _PHASES = ("embed", "cluster", "detect", "train", "deploy", "done")
@@ -74,18 +81,14 @@ class Tools:
     deploy: Callable[[], Deployed]  # a new routing table, unless it does worse
     now: Callable[[], Instant]  # for the end of the round alone; its start is given to `run`
     untrained: str = "the scope `train` is not granted"  # why, without a classroom
+    chassis: Callable[[], str | None] = lambda: None  # tag of the one in use; None: not known
+    train_all: TrainAll | None = None  # side by side; None: one leaf after the other
+    seconds: Callable[[], float] = lambda: 0.0  # of a clock that never jumps: for later plans
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What a round would do: rows of (what, leaf's name, why)."""
-
-    to_embed: int
-    sessions: int
-    transitions: tuple[tuple[str, str, str], ...]
-    trainings: tuple[tuple[str, str, str], ...]
-    note: str
-    mode: str = ""  # whether all sessions were looked at or the new ones alone, and why
+def proposed(transitions: Iterable[Transition]) -> list[ChangeKey]:
+    """What a look came to that waits for the owner's word."""
+    return [key_of(each.change) for each in transitions if isinstance(each, Proposed)]
 
 
 class Round:
@@ -96,6 +99,7 @@ class Round:
         self._rules = rules
         self._tell = tell
         self._report = report
+        self._taken_up = False  # the next training goes on from where another process was
         self._sessions = {session.session_id: session for session in tools.sessions()}
 
     def run(self, now: Instant) -> RoundRow:
@@ -103,10 +107,9 @@ class Round:
         store = self._tools.store
         row = store.open_round()
         if row is None:
-            state = {"due": [], "done": {}, **self._last_look().as_state()}
-            row = store.begin_round(now, _PHASES[0], state)
+            row = self._begin(now)
         else:
-            self._say("resumed", f"round {row.id} goes on from {row.phase!r}", round=row.id)
+            self._resume(row)
         phases = {
             "embed": self._embed,
             "cluster": self._cluster,
@@ -119,9 +122,43 @@ class Round:
             advanced = store.open_round()
             assert advanced is not None
             row = advanced
-        store.finish_round(row.id, max(now, self._tools.now()))
+        # First: once the round is finished, nobody looks for a file that names its sessions.
         self._clustering_file(row).unlink(missing_ok=True)
+        store.finish_round(row.id, max(now, self._tools.now()))
         return row
+
+    def _begin(self, now: Instant) -> RoundRow:
+        store = self._tools.store
+        state = {
+            "due": [],
+            "done": {},
+            "rules": msgspec.to_builtins(self._rules),
+            "sessions": len(self._sessions),
+            **self._last_look().as_state(),
+        }
+        row = store.begin_round(now, _PHASES[0], state, self._rules)
+        for change in store.rule_changes(row.id):
+            self._say(
+                "rule changed",
+                f"rules.{change.name} is {change.new!r} now, and was {change.old!r}",
+                rule=change.name,
+                old=change.old,
+                new=change.new,
+            )
+        return row
+
+    def _resume(self, row: RoundRow) -> None:
+        """Go on by the rules of its beginning: the tree must not depend on where it was killed."""
+        self._say("resumed", f"round {row.id} goes on from {row.phase!r}", round=row.id)
+        self._taken_up = row.phase == "train"
+        try:
+            begun = msgspec.convert(row.state["rules"], Rules)
+        except (KeyError, msgspec.ValidationError):  # of another version, which had others
+            return
+        if begun != self._rules:
+            text = "it goes on by the rules that it began with; those of now begin with the next"
+            self._say("rules wait", text, round=row.id)
+        self._rules = begun
 
     def plan(self, now: Instant) -> Plan:
         """What `run` would do with the sessions that are embedded already. Changes nothing."""
@@ -130,24 +167,45 @@ class Round:
         forest = self._tools.store.forest()
         looked = self._regrouping.look(self._last_look(), now)
         if looked is None:
-            return Plan(waiting, len(self._sessions), (), (), self._too_few())
+            few = self._expected({"embed": waiting, "deploy": 1})
+            return Plan(waiting, len(self._sessions), (), (), self._too_few(), expected=few)
         how = told(looked[0])
-        transitions = decide(forest, self._observe(forest, looked[1], now), now, self._rules)
+        said = self._tools.store.proposals.approvals()
+        seen = self._observe(forest, looked[1], now)
+        transitions = decide(forest, seen, now, self._rules, said)
         changes = []
         for transition in transitions:
             forest = apply(forest, transition, now)
-            if not isinstance(transition, Drifted):
+            if isinstance(transition, Proposed):
+                name = forest.leaves[ids_of(transition)[0]].name
+                kind, _ = key_of(transition.change)
+                changes.append((f"ask ({kind})", name, named(transition.reason, forest)))
+            elif not isinstance(transition, Drifted):
                 name = forest.leaves[ids_of(transition)[0]].name
                 why = named(transition.reason, forest)
                 changes.append((type(transition).__name__.lower(), name, why))
+        fresh = self._tools.store.fresh(assignment(seen, transitions, forest))
         trainings = tuple(
             (f"train ({wanted.purpose})", forest.leaves[wanted.id].name, wanted.reason)
-            for wanted in due(forest, now, self._rules)
+            for wanted in due(forest, now, self._rules, self._chassis(forest), fresh)
         )
-        return Plan(waiting, len(self._sessions), tuple(changes), trainings, note, how)
+        count = len(self._sessions)
+        look = "place" if isinstance(looked[0], Incremental) else "cluster"
+        units = {"embed": waiting, look: count, "train": len(trainings), "deploy": 1}
+        return Plan(waiting, count, tuple(changes), trainings, note, how, self._expected(units))
+
+    def _chassis(self, forest: Forest) -> str | None:
+        """Only what may be trained is set aside for a chassis that it is not of."""
+        if self._tools.classroom is None or all(leaf.adapter is None for leaf in forest):
+            return None  # so that a first plan does not wait for a chassis to be made ready
+        return self._tools.chassis()
+
+    def _expected(self, units: dict[str, int]) -> tuple[Expected, ...]:
+        rows = self._tools.store.finished_rounds(MEASURED_ROUNDS)
+        return expect(units, [row.state for row in rows])
 
     def _embed(self, row: RoundRow) -> None:
-        embeddings = self._tools.embeddings
+        embeddings, began = self._tools.embeddings, self._tools.seconds()
         fresh = sorted(self._sessions.keys() - set(embeddings.ids()))
         encoder = self._tools.encoder() if fresh else None
         self._report(Progress("embed", 0, len(fresh)))
@@ -159,13 +217,15 @@ class Round:
             embeddings.append([session.session_id for session in batch], days, vectors)
             self._report(Progress("embed", start + len(batch), len(fresh)))
         self._say("embedded", f"{len(fresh):,} sessions embedded", sessions=len(fresh))
-        self._tools.store.advance_round(row.id, "cluster", row.state)
+        state = self._with_step(row.state, "embed", began, len(fresh))
+        self._tools.store.advance_round(row.id, "cluster", state)
 
     def _cluster(self, row: RoundRow) -> None:
         if self._sessions.keys() - set(self._tools.embeddings.ids()):
             # Taken up after the owner moved a damaged store away: nearly all would be missed.
             self._tools.store.advance_round(row.id, "embed", row.state)
             return
+        began = self._tools.seconds()
         looked = self._regrouping.look(Last.of(row.state), row.started)
         if looked is None:
             self._say("too few", self._too_few(), sessions=len(self._sessions))
@@ -175,7 +235,9 @@ class Round:
         incremental = isinstance(how, Incremental)
         self._say("looked", told(how), full=not incremental)
         write_atomic(self._clustering_file(row), msgspec.json.encode(outcome))
-        state = {**row.state, **last.as_state(), "incremental": incremental}
+        step = "place" if incremental else "cluster"
+        state = self._with_step(row.state, step, began, len(self._sessions))
+        state = {**state, **last.as_state(), "incremental": incremental}
         self._tools.store.advance_round(row.id, "detect", state)
 
     def _detect(self, row: RoundRow) -> None:
@@ -189,11 +251,15 @@ class Round:
             return
         seen = self._observe(forest, outcome, row.started)
         self._tell_look(seen, outcome)
-        transitions = decide(forest, seen, row.started, self._rules)
+        said = store.proposals.approvals()
+        transitions = decide(forest, seen, row.started, self._rules, said)
+        chassis = self._chassis(forest)
 
         def also(after: Forest) -> None:
+            if seen.full:
+                store.proposals.end_but(proposed(transitions), row.started)
             store.assign(assignment(seen, transitions, after))
-            wanted = due(after, row.started, self._rules)
+            wanted = due(after, row.started, self._rules, chassis, store.fresh())
             state = {**row.state, "due": msgspec.to_builtins(wanted)}
             store.advance_round(row.id, "train", state)
 
@@ -224,18 +290,28 @@ class Round:
                 self._say("untrained", f"nothing is trained: {self._tools.untrained}")
         else:
             classroom = self._tools.classroom()
-            done = dict(row.state["done"])
-            for training in wanted:
-                if training.id not in done:
-                    done[training.id] = self._teach(row, classroom, training, dict(done))
-        store = self._tools.store
-        store.advance_round(row.id, "deploy", row.state)
+            waiting = [training for training in wanted if training.id not in row.state["done"]]
+            self._train_ahead(row, classroom, waiting)
+            for training in waiting:
+                row = self._teach(row, classroom, training)
+        self._tools.store.advance_round(row.id, "deploy", row.state)
 
-    def _teach(
-        self, row: RoundRow, classroom: Classroom, training: TrainingDue, done: dict[str, str]
-    ) -> str:
-        """Train and judge one leaf; return what came of it."""
-        store = self._tools.store
+    def _train_ahead(
+        self, row: RoundRow, classroom: Classroom, waiting: Sequence[TrainingDue]
+    ) -> None:
+        """Have all leaves trained side by side, where there is something to do that."""
+        train_all = self._tools.train_all
+        if train_all is None or len(waiting) < 2:
+            return
+        self._say("training", f"{len(waiting)} leaves side by side", leaves=len(waiting))
+        forest = self._tools.store.forest()
+        leaves = [forest.leaves[training.id] for training in waiting]
+        sessions, report = self._sessions, self._report
+        classroom.ahead(leaves, forest, sessions, row.id, row.started, train_all, report)
+
+    def _teach(self, row: RoundRow, classroom: Classroom, training: TrainingDue) -> RoundRow:
+        """Train and judge one leaf; return the journal's row with what came of it."""
+        store, began = self._tools.store, self._tools.seconds()
         forest = store.forest()
         leaf = forest.leaves[training.id]
         self._say("training", f"{leaf.name}: {_WORDS[training.purpose]}, {training.reason}")
@@ -244,9 +320,15 @@ class Round:
         outcomes = {leaf.id: lesson.outcome} if lesson.outcome else {}
         transitions = conclude(forest, outcomes, row.started, self._rules)
 
+        state = {**row.state, "done": {**row.state["done"], leaf.id: lesson.note}}
+        if lesson.outcome and not self._taken_up:
+            state = self._with_step(state, "train", began, 1)
+        self._taken_up = False
+
         def also(after: Forest) -> None:
             classroom.record(lesson, row.id)
-            state = {**row.state, "done": {**done, leaf.id: lesson.note}}
+            if lesson.outcome:
+                store.saw(leaf.id, row.id)
             store.advance_round(row.id, "train", state)
 
         after = store.carry_out(forest, transitions, row.started, row.id, also)
@@ -263,14 +345,21 @@ class Round:
                 evaluation=msgspec.to_builtins(evaluation),
             )
         self._tell_changes(forest, after, transitions)
-        return lesson.note
+        return replace(row, state=state)
 
     def _deploy(self, row: RoundRow) -> None:
+        began = self._tools.seconds()
         deployed = self._tools.deploy()
         entries = deployed.entries
         self._say("deployed", f"routing table with {entries} entries", entries=entries)
-        state = {**row.state, "deploy": deployed.figures}
+        state = self._with_step(row.state, "deploy", began, 1)
+        state = {**state, "deploy": deployed.figures}
         self._tools.store.advance_round(row.id, "done", state)
+
+    def _with_step(
+        self, state: dict[str, Any], step: str, began: float, units: int
+    ) -> dict[str, Any]:
+        return with_step(state, step, self._tools.seconds() - began, units)
 
     @property
     def _regrouping(self) -> Regrouping:
@@ -329,6 +418,13 @@ class Round:
         for transition in transitions:
             if isinstance(transition, (Drifted, Missed)):
                 continue
+            if isinstance(transition, Proposed):
+                self._tell_proposal(transition, after)
+                continue
+            if isinstance(transition, (Split, Merged)):
+                self._tell_reshaped(transition, after)
+                before = apply(before, transition, after.leaves[ids_of(transition)[0]].stage_since)
+                continue
             leaf = after.leaves[ids_of(transition)[0]]
             was = before.leaves.get(leaf.id)
             before = apply(before, transition, leaf.stage_since)
@@ -347,6 +443,28 @@ class Round:
                 name=leaf.name,
                 stage=now_is.value,
             )
+
+    def _tell_reshaped(self, change: Split | Merged, forest: Forest) -> None:
+        kind, ids = key_of(change)
+        born = change.children if isinstance(change, Split) else (change.leaf,)
+        names = " and ".join(forest.leaves[id_].name for id_ in ids)
+        into = " and ".join(forest.leaves[leaf.id].name for leaf in born)
+        self._say(
+            kind,
+            f"{names} -> {into} ({named(change.reason, forest)})",
+            leaves=list(ids),
+            born=[leaf.id for leaf in born],
+        )
+
+    def _tell_proposal(self, proposed: Proposed, forest: Forest) -> None:
+        kind, ids = key_of(proposed.change)
+        names = " and ".join(forest.leaves[id_].name for id_ in ids)
+        self._say(
+            "proposed",
+            f"{kind} of {names} {named(proposed.reason, forest)}; `groove-node approve` shows it",
+            kind=kind,
+            leaves=list(ids),
+        )
 
     def _say(self, event: str, text: str, **data: Any) -> None:
         self._tell(Told(event, text, data))

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import IO, Any, TypeVar
+from typing import IO, Any, Protocol, TypeVar
 
 from leaves.model import Matrix
 from leaves.ports import (
@@ -72,19 +72,26 @@ class InlineExecutor:
         self._closed = True
 
 
-class ProcessExecutor:
-    """Runs jobs in up to `workers` children, which live on between jobs.
+class Runner(Protocol):
+    """Does one job after the other, each in a process that can be killed."""
 
-    A job whose child dies fails with WorkerDiedError, and the next one gets a fresh child.
-    """
+    def run(self, job: Job) -> Any: ...
 
-    def __init__(self, workers: int, *, threads: int = 1) -> None:
-        self._jobs: queue.Queue[tuple[Future[Any], Job] | None] = queue.Queue(QUEUED_MAX)
+    def kill(self) -> None:
+        """End the job that runs, from any thread; every later one raises ExecutorClosedError."""
+        ...
+
+
+class RunnerExecutor:
+    """Runs as many jobs at once as it has runners; a bounded number of others wait for one."""
+
+    def __init__(self, runners: Sequence[Runner]) -> None:
+        self._jobs: queue.Queue[tuple[Future[Any], Job]] = queue.Queue(QUEUED_MAX)
         self._closed = threading.Event()
-        self._children = [_Child(threads) for _ in range(workers)]
+        self._runners = list(runners)
         self._threads = [
-            threading.Thread(target=self._serve, args=(child,), daemon=True)
-            for child in self._children
+            threading.Thread(target=self._serve, args=(runner,), daemon=True)
+            for runner in self._runners
         ]
         for thread in self._threads:
             thread.start()
@@ -98,32 +105,41 @@ class ProcessExecutor:
         raise ExecutorClosedError("the executor is closed")
 
     def close(self) -> None:
-        """Kill the children. Jobs that run or wait fail with ExecutorClosedError."""
+        """Kill what runs. Jobs that run or wait fail with ExecutorClosedError."""
         self._closed.set()
-        for child in self._children:
-            child.kill()
+        for runner in self._runners:
+            runner.kill()
         for thread in self._threads:
             thread.join()
         while not self._jobs.empty():
-            waiting = self._jobs.get()
-            if waiting is not None and waiting[0].set_running_or_notify_cancel():
-                waiting[0].set_exception(ExecutorClosedError("closed before it began"))
+            future, _ = self._jobs.get()
+            if future.set_running_or_notify_cancel():
+                future.set_exception(ExecutorClosedError("closed before it began"))
 
-    def _serve(self, child: _Child) -> None:
+    def _serve(self, runner: Runner) -> None:
         while not self._closed.is_set():
             try:
-                item = self._jobs.get(timeout=TICK_S)
+                future, job = self._jobs.get(timeout=TICK_S)
             except queue.Empty:
                 continue
-            if item is None or not item[0].set_running_or_notify_cancel():
+            if not future.set_running_or_notify_cancel():
                 continue
-            future, job = item
             try:
-                future.set_result(child.run(job, silent))
+                future.set_result(runner.run(job))
             except Exception as problem:
                 closed = self._closed.is_set()
                 future.set_exception(ExecutorClosedError("closed") if closed else problem)
-        child.kill()
+        runner.kill()
+
+
+class ProcessExecutor(RunnerExecutor):
+    """Runs jobs in up to `workers` children, which live on between jobs.
+
+    A job whose child dies fails with WorkerDiedError, and the next one gets a fresh child.
+    """
+
+    def __init__(self, workers: int, *, threads: int = 1) -> None:
+        super().__init__([_Child(threads) for _ in range(workers)])
 
 
 def in_child(
@@ -182,7 +198,7 @@ class _Child:
         self._turn = threading.Lock()
         self._ended = False
 
-    def run(self, job: Job, report: Report) -> Any:
+    def run(self, job: Job, report: Report = silent) -> Any:
         process = self._started()
         assert process.stdin is not None and process.stdout is not None
         try:

@@ -3,27 +3,32 @@
 Not pickle: reading a pickle runs what it says. Here a message holds numbers, texts, arrays,
 tuples, lists, mappings, and by their names functions, dataclasses and enumerations; reading one
 calls nothing but a dataclass's own constructor. An array that is memory-mapped goes as the name
-of its file.
+of its file; what carries messages between machines can ask for arrays to be set aside instead.
 """
 
 from __future__ import annotations
 
 import importlib
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from enum import Enum
 from functools import partial
 from types import BuiltinFunctionType, FunctionType
-from typing import IO, Any
+from typing import IO, Any, TypeAlias
 
 import msgspec
 import numpy as np
 
 from leaves.ports import Progress
 
+Array: TypeAlias = np.ndarray[Any, Any]
+
 HEAD = struct.Struct(">Q")  # before each message: its bytes
 PIECE_BYTES = 1 << 24
+ASIDE_BYTES_MIN = 1 << 16  # of an array that is worth a way of its own
+
+Aside = list[Array]  # arrays of a message that travel beside it
 
 
 class FrameError(TypeError):
@@ -71,7 +76,7 @@ Answer = Progress | Done | Raised
 
 def send(pipe: IO[bytes], message: Job | Answer) -> None:
     """Write one message, or nothing: raises FrameError if a value is of no known kind."""
-    data = msgspec.msgpack.encode(_plain(message))
+    data = packed(message)
     for part in (memoryview(HEAD.pack(len(data))), memoryview(data)):
         done = 0
         while done < len(part):  # an unbuffered pipe may take less than it is given
@@ -86,7 +91,21 @@ def receive(pipe: IO[bytes]) -> Any:
         return None
     wanted = HEAD.unpack(head)[0]
     data = _read(pipe, wanted)
-    return _real(msgspec.msgpack.decode(data)) if len(data) == wanted else None
+    return unpacked(data) if len(data) == wanted else None
+
+
+def packed(message: Job | Answer, aside: Aside | None = None) -> bytes:
+    """Return a message as bytes; raises FrameError if a value is of no known kind.
+
+    aside: takes up every large array, whole or memory-mapped, so that it need not be copied into
+    the bytes. An array that occurs twice is taken up once.
+    """
+    return msgspec.msgpack.encode(_plain(message, aside))
+
+
+def unpacked(data: bytes | bytearray, aside: Sequence[Array] = ()) -> Any:
+    """Return the message; `aside` holds the arrays that were taken up, in their order."""
+    return _real(msgspec.msgpack.decode(data), aside)
 
 
 def _read(pipe: IO[bytes], wanted: int) -> bytearray:
@@ -99,58 +118,61 @@ def _read(pipe: IO[bytes], wanted: int) -> bytearray:
     return data
 
 
-def _plain(value: Any) -> Any:
+def _plain(value: Any, aside: Aside | None) -> Any:
     """Return `value` in numbers, texts, bytes and lists; a list begins with what it stands for."""
     if value is None or isinstance(value, bool | bytes) or type(value) in (int, float, str):
         return value
     match value:
         case Enum():
-            return ["enum", _name(type(value)), _plain(value.value)]
+            return ["enum", _name(type(value)), _plain(value.value, aside)]
         case np.ndarray():
-            return _plain_array(value)
+            return _plain_array(value, aside)
         case np.generic():
-            return _plain(value.item())
+            return _plain(value.item(), aside)
         case tuple() | list() | range():
             kind = "tuple" if isinstance(value, tuple) else "list"
             if all(type(x) is str for x in value):  # a million ids go as they are
                 return [f"{kind} of texts", list(value)]
-            return [kind, *map(_plain, value)]
+            return [kind, *(_plain(x, aside) for x in value)]
         case dict():
-            return ["dict", *([_plain(k), _plain(v)] for k, v in value.items())]
+            return ["dict", *([_plain(k, aside), _plain(v, aside)] for k, v in value.items())]
         case partial():
-            return ["partial", _plain(value.func), _plain(value.args), _plain(value.keywords)]
+            parts = (value.func, value.args, value.keywords)
+            return ["partial", *(_plain(part, aside) for part in parts)]
         case FunctionType() | BuiltinFunctionType():
             return ["name", _name(value)]
     if isinstance(value, type):
         return ["name", _name(value)]
     if is_dataclass(value):
-        held = [_plain(getattr(value, field.name)) for field in fields(value)]
+        held = [_plain(getattr(value, field.name), aside) for field in fields(value)]
         return ["dataclass", _name(type(value)), *held]
     raise FrameError(f"a {type(value).__qualname__} cannot be sent between processes")
 
 
-def _real(value: Any) -> Any:
+def _real(value: Any, aside: Sequence[Array]) -> Any:
     if not isinstance(value, list):
         return value
     match value:
         case ["enum", str(name), held]:
-            return _found(name, Enum)(_real(held))
+            return _found(name, Enum)(_real(held, aside))
         case ["array", str(dtype), list(shape), bytes(data)]:
             return np.frombuffer(bytearray(data), dtype).reshape(shape)
         case ["mapped", str(path), str(dtype), int(offset), list(shape)]:
             return np.memmap(path, dtype, "r", offset, tuple(shape)).view(np.ndarray)
+        case ["aside", int(at)]:
+            return aside[at]
         case ["tuple of texts", list(texts)]:
             return tuple(texts)
         case ["list of texts", list(texts)]:
             return texts
         case ["tuple", *held]:
-            return tuple(map(_real, held))
+            return tuple(_real(x, aside) for x in held)
         case ["list", *held]:
-            return [_real(x) for x in held]
+            return [_real(x, aside) for x in held]
         case ["dict", *pairs]:
-            return {_real(k): _real(v) for k, v in pairs}
+            return {_real(k, aside): _real(v, aside) for k, v in pairs}
         case ["partial", fn, args, keywords]:
-            return partial(_real(fn), *_real(args), **_real(keywords))
+            return partial(_real(fn, aside), *_real(args, aside), **_real(keywords, aside))
         case ["name", str(name)]:
             return _found(name, object)
         case ["dataclass", str(name), *held]:
@@ -159,14 +181,19 @@ def _real(value: Any) -> Any:
                 raise FrameError(f"{name} is no dataclass")
             names = [field.name for field in fields(made)]
             build: Any = made
-            return build(**dict(zip(names, map(_real, held), strict=True)))
+            return build(**dict(zip(names, (_real(x, aside) for x in held), strict=True)))
         case _:
             raise FrameError(f"a message of kind {value[:1]!r} is not known")
 
 
-def _plain_array(array: Any) -> list[Any]:
+def _plain_array(array: Any, aside: Aside | None) -> list[Any]:
     if array.dtype.hasobject:
         raise FrameError("an array of objects cannot be sent between processes")
+    if aside is not None and array.nbytes >= ASIDE_BYTES_MIN:
+        at = next((at for at, held in enumerate(aside) if held is array), len(aside))
+        if at == len(aside):
+            aside.append(array)
+        return ["aside", at]
     base = array
     while base is not None and not (isinstance(base, np.memmap) and base.filename):
         base = getattr(base, "base", None)

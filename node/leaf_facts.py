@@ -15,7 +15,7 @@ from leaves.model import Leaf, LeafId
 from leaves.ports import Cluster, Clustering
 from leaves.store import HistoryEntry
 
-from . import show
+from . import set_aside, show
 
 if TYPE_CHECKING:
     from .app import App
@@ -35,9 +35,13 @@ def about(app: App, leaf: Leaf, texts: bool) -> tuple[Facts, dict[str, Any]]:
         "medoid": medoid,
         "stability": leaf.stability,
         "cohesion": leaf.cohesion,
+        "set_aside": None,
     }
     if terms:
         facts.append(("terms", ", ".join(terms)))
+    if leaf.adapter is not None and set_aside.of_another(leaf, set_aside.tag(app)):
+        details["set_aside"] = leaf.adapter.chassis
+        facts.append(("set aside", "its adapter is of another chassis: what is above it answers"))
     if medoid:
         facts.append(("medoid", medoid))
         if texts:

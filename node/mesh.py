@@ -7,7 +7,7 @@ centroids with few sessions between them would give those sessions' embeddings a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
@@ -67,11 +67,13 @@ def cards(
     enc8: bytes,
     size_bytes: Callable[[str], int],
     retracted: frozenset[str],
+    hidden: Container[LeafId] = (),
 ) -> Table:
     """Return the table that stands for a forest.
 
     size_bytes: of the bundle at an address, 0 if it is not here.
     retracted: own leaves that were retracted; they are never shown again.
+    hidden: own leaves that nothing is shown of for now.
     """
     live: list[wire.Card] = []
     ended: list[wire.Ended] = []
@@ -79,6 +81,10 @@ def cards(
     for leaf in forest:
         private = leaf.level == 1 or leaf.grown_from is not GrownFrom.DATA
         if private or leaf.id in retracted:  # a branch is for its owner's browsing
+            continue
+        if leaf.id in hidden:
+            if leaf.id in shown:  # what was shown stays on record: the next centroid depends on it
+                now_shown[leaf.id] = shown[leaf.id]
             continue
         if leaf.stage in _STAGES:
             now_shown[leaf.id] = _show(leaf, shown.get(leaf.id))

@@ -13,7 +13,7 @@ import msgspec
 from leaves.lifecycle import training_threshold
 from leaves.model import Forest, Instant, Leaf, Stage
 
-from . import consenting, deploying, leaf_facts, show, show_routes, transition
+from . import consenting, deploying, leaf_facts, publishing, show, show_routes, transition
 from .errors import MisuseError, OwnerError
 from .foreign import Known, State
 from .history import History, histories
@@ -70,6 +70,8 @@ def status(app: App) -> dict[str, Any]:
             "last_finished": last.finished if last else None,
         },
         "foreign": {state.value: sum(known.state is state for known in foreign) for state in State},
+        "proposals": len(app.forests.proposals.waiting()),
+        "kept_back": publishing.kept_back(app),
         "node": running(app),
     }
 
@@ -184,7 +186,8 @@ def describe(
         votes = deploying.votes_of(app, found.id)
         more, details = leaf_facts.about(app, found, texts)
         facts += [*more, *show_routes.votes_facts(votes)]
-        return facts, {**show.as_json(found), **details, **votes}
+        shared, sharing = publishing.about(app, found)
+        return facts + shared, {**show.as_json(found), **details, **votes, **sharing}
     region = app.region(found.leaf)
     details = {**show.foreign_json(found), "sessions_here": len(region)}
     if region:  # one of the owner's own, for the owner's eyes

@@ -12,6 +12,7 @@ from router.neighbours import Neighbours
 from router.table import COSINE_SAME, Entry, Route, Table, own_entry
 
 from .foreign import Known, State
+from .set_aside import of_another
 from .tables import RoutingError, Tables
 
 __all__ = [
@@ -31,12 +32,13 @@ __all__ = [
 SAME_DOMAIN = COSINE_SAME
 
 
-def entries(forest: Forest, foreign: Iterable[Known]) -> list[Entry]:
+def entries(forest: Forest, foreign: Iterable[Known], chassis: str | None = None) -> list[Entry]:
     """Return the leaves that can be routed to: own live ones, and accepted ones of peers.
 
-    An own leaf answers for itself once it has won; until then its parent does.
+    An own leaf answers for itself once it has won; until then its parent does, and again while its
+    adapter is of another chassis than the one in use. chassis: the tag of that, if it is known.
     """
-    own = [own_entry(leaf, servable=_serves(leaf)) for leaf in forest.live()]
+    own = [own_entry(leaf, servable=_serves(leaf, chassis)) for leaf in forest.live()]
     others = [
         Entry(
             known.leaf.leaf,
@@ -136,8 +138,9 @@ def region(
     return [id_ for id_, inside in zip(ids, near, strict=True) if inside]
 
 
-def _serves(leaf: Leaf) -> bool:
-    return leaf.adapter is not None and leaf.wins > 0 and leaf.stage is not Stage.SEED
+def _serves(leaf: Leaf, chassis: str | None) -> bool:
+    won = leaf.adapter is not None and leaf.wins > 0 and leaf.stage is not Stage.SEED
+    return won and not of_another(leaf, chassis)
 
 
 def _merged(leaf: Leaf) -> bool:

@@ -6,8 +6,10 @@ import datetime
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from leaves.metadata import metadata
 from leaves.model import DAY_S, Evaluation, Instant, Interval, Leaf
 
+from . import publishing
 from .consent import disclosure
 from .foreign import Known, State
 
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from .deletion import Preview
 
 WAITS_FOR_CONSENT = "waits for consent: train"
+SHOWN = 0.95  # confidence of the bounds that an interval shows
 GRANT_TRAIN = "`groove-node consent grant train`"
 
 
@@ -32,7 +35,24 @@ def evaluation_line(evaluation: Evaluation) -> str:
         parts.append(f"over the version before {gain(evaluation.over_previous)}")
     if evaluation.general_rise is not None:
         parts.append(f"rise on other text < {evaluation.general_rise:+.3f}")
-    return f"{', '.join(parts)} nats per token on {evaluation.held_out} held-out sessions"
+    line = f"{', '.join(parts)} nats per token on {evaluation.held_out} held-out sessions"
+    return "; ".join([line, *_decided(evaluation)])
+
+
+def _decided(evaluation: Evaluation) -> list[str]:
+    """What a look asked for beyond the intervals that are shown, and the rate of right answers."""
+    parts = []
+    if evaluation.decided is not None and evaluation.confidence > SHOWN:
+        parent, style = evaluation.decided
+        parts.append(
+            f"look {evaluation.attempt} decided at {evaluation.confidence:.2%}: at least "
+            f"{parent:+.3f} over parent and {style:+.3f} over style control, of which more than 0 "
+            f"and {evaluation.margin:.3f} were wanted"
+        )
+    if evaluation.right is not None:
+        before, after = evaluation.right
+        parts.append(f"right answers {before:.0%} before, {after:.0%} now, of {evaluation.answers}")
+    return parts
 
 
 def ago(then: Instant | None, now: Instant) -> str:
@@ -146,6 +166,9 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
             "running" if status["round"]["running"] else "stopped; `groove-node round` goes on"
         )
         facts.append(("open round", f"in {phase!r}, {goes_on}"))
+    if waiting := status["proposals"]:
+        facts.append(("waits for you", f"{counted(waiting, 'proposal')}: `groove-node approve`"))
+    facts += [("kept back", text) for text in publishing.lines(status["kept_back"])]
     return facts + [("next", text) for text in status["next"]]
 
 
@@ -370,32 +393,20 @@ def peer_rows(result: dict[str, Any]) -> list[Sequence[str]]:
 
 
 def as_json(leaf: Leaf) -> dict[str, Any]:
-    """A leaf's metadata under the names of the leaf architecture document."""
+    """A leaf's metadata under the names of the leaf architecture document, and what it has not."""
     evaluation = leaf.evaluation
     return {
-        "leaf_id": leaf.id,
+        **metadata(leaf),
         "name": leaf.name,
-        "stage": leaf.stage.value,
         "level": leaf.level,
         "kind": leaf.kind.value,
-        "origin": leaf.grown_from.value,
-        "parent_leaf_id": leaf.parent,
-        "created": day(leaf.created),
-        "session_count": leaf.sessions,
-        "growth_rate": f"{leaf.growth_per_day:.1f}/day",
         "trainings": leaf.trainings,
         "wins": leaf.wins,
-        "first_trained": day(leaf.first_trained) if leaf.first_trained else None,
-        "maturity_date": day(leaf.matured_at) if leaf.matured_at else None,
-        "retrain_count": max(leaf.trainings - 1, 0),
-        "training_method": leaf.method or None,
-        "note": leaf.note or None,
+        "attempts": leaf.attempts,
         "bundle": leaf.adapter.bundle if leaf.adapter else None,
         "held_out": evaluation.held_out if evaluation else None,
         "verdict": evaluation.verdict.value if evaluation else None,
-        "eval_vs_parent": gain(evaluation.over_parent) if evaluation else None,
         "eval_vs_style": gain(evaluation.over_style) if evaluation else None,
-        "gossip_propagation_count": leaf.used_by,
     }
 
 

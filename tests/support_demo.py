@@ -76,6 +76,9 @@ learning_rate = {learning_rate}
 threads = 1
 style_margin = 0.05
 
+[publish]
+novel = "auto"
+
 [mesh]
 interest_cosine = 0.2
 evaluate_sessions = 24

@@ -15,14 +15,27 @@ from leaves.discover import default_clusterer
 from leaves.embeddings import EmbeddingStore
 from leaves.lifecycle import Rules
 from leaves.model import Instant, Matrix, Vector, unit
-from leaves.ports import EvaluateJob, Losses, Report, Schedule, Trained, TrainJob, silent
+from leaves.ports import (
+    EvaluateJob,
+    Example,
+    Losses,
+    PreferenceJob,
+    Probed,
+    ProbeJob,
+    Report,
+    Schedule,
+    Trained,
+    TrainJob,
+    silent,
+)
 from leaves.store import ForestStore
 from leaves.training.chassis import open_chassis
 from leaves.training.tensors import pack
 from node.bundles import BundleStore
 from node.capture.sessions import Session
-from node.classroom import Classroom
+from node.classroom import Classroom, TrainAll
 from node.engine import Round, Tools
+from node.examining import Gate
 from node.tables import Deployed
 from node.told import Told
 
@@ -101,26 +114,50 @@ class TopicTrainer:
         sha256 = hashlib.sha256(done.read_bytes()).hexdigest()
         return Trained(done, sha256, 1000, 1.0, 2.0, 1.0)
 
+    def prefer(self, job: PreferenceJob, report: Report = silent) -> Trained:
+        """Writes an adapter of the right form, whose bytes depend on the pairs' sessions."""
+        self.before()
+        done = job.work / "adapter.safetensors"
+        if not done.exists():
+            self.trained.append(f"{job.work.parent.parent.name}/{job.work.name}")
+            examples = tuple(Example(pair.session, "", "") for pair in job.pairs)
+            done.write_bytes(adapter_bytes(TrainJob(job.work, job.chassis, examples, job.schedule)))
+        sha256 = hashlib.sha256(done.read_bytes()).hexdigest()
+        return Trained(done, sha256, 1000, 1.0, 0.7, 0.6)
+
     def stop(self) -> None:
         """Nothing runs on."""
 
 
 class TopicEvaluator:
-    """A leaf's adapter is 0.3 nats better than its control, a second version 0.1 than the first."""
+    """A leaf's adapter is 0.3 nats better than its control, a second version 0.1 than the first.
+
+    A preferred adapter likes what is called good, where the one before it does not care.
+    """
+
+    def __init__(self) -> None:
+        self.asked: list[tuple[str, ...]] = []  # labels, by job
 
     def losses(self, job: EvaluateJob, report: Report = silent) -> Losses:
-        level = {"parent": 3.0, "style": 2.3, "previous": 2.1, "candidate": 2.0}
+        level = {"parent": 3.0, "style": 2.3, "second": 2.32, "previous": 2.1, "candidate": 2.0}
+        level["preferred"] = 2.0
+        self.asked.append(tuple(label for label, _ in job.adapters))
         rng = Random(len(job.examples))
         own = [rng.gauss(0, 0.05) for _ in job.examples]
         general = [example.session.startswith("general/") for example in job.examples]
+        liked = [0.5 * example.completion.startswith("good") for example in job.examples]
         by_label = {
             label: tuple(
-                (3.0 if other else level[label]) + noise
-                for noise, other in zip(own, general, strict=True)
+                (3.0 if other else level[label] - (like if label == "preferred" else 0)) + noise
+                for noise, other, like in zip(own, general, liked, strict=True)
             )
             for label, _ in job.adapters
         }
         return Losses(by_label, (10,) * len(job.examples))
+
+    def probe(self, job: ProbeJob, report: Report = silent) -> Probed:
+        """Nothing is known by heart."""
+        return Probed((3,) * len(job.examples), (10,) * len(job.examples))
 
 
 def adapter_bytes(job: TrainJob) -> bytes:
@@ -146,6 +183,10 @@ class Bench:
     told: list[Told] = field(default_factory=list)
     deployed: int = 0
     left_out: frozenset[str] = frozenset()
+    control_pairs: int = 0
+    evaluator: TopicEvaluator = field(default_factory=TopicEvaluator)
+    gate: Gate | None = None  # without one, labels do not say what adapters give away
+    train_all: TrainAll | None = None  # trains leaves side by side, before the round judges them
 
     def __post_init__(self) -> None:
         self.home.mkdir(parents=True, exist_ok=True)
@@ -162,13 +203,15 @@ class Bench:
             store=self.store,
             encoder=TopicEncoder,
             clusterer=default_clusterer(),
-            classroom=self._classroom if self.train else None,
+            classroom=self.classroom if self.train else None,
             deploy=self._deploy,
             now=lambda: Instant(0),
+            chassis=lambda: open_chassis(self.chassis).tag8.hex(),
+            train_all=self.train_all,
         )
         return Round(tools, RULES, self.told.append)
 
-    def _classroom(self) -> Classroom:
+    def classroom(self) -> Classroom:
         (self.home / "training").mkdir(exist_ok=True)
         return Classroom(
             self.home / "training",
@@ -177,15 +220,22 @@ class Bench:
             open_chassis(self.chassis),
             self.trainer,
             self.trainer,
-            TopicEvaluator(),
+            self.evaluator,
             Schedule(),
             0.08,
             self.left_out,
+            rules=RULES,
+            control_pairs=self.control_pairs,
+            gate=_always(self.gate) if self.gate else None,
         )
 
     def _deploy(self) -> Deployed:
         self.deployed += 1
         return Deployed(len(self.store.forest().live()), {})
+
+
+def _always(gate: Gate) -> Callable[[Report], Gate]:
+    return lambda report: gate
 
 
 def _seed(text: str) -> int:

@@ -53,6 +53,7 @@ RULES = Rules(
     mature_sessions=60,
     mature_retrain_sessions=80,
     dormant_sessions_per_month=2,
+    merge_sessions=80,
 )
 JOINED = 100  # added to the number of a topic that another has become one with
 PARTED = 200  # and of one that another has split from

@@ -31,7 +31,7 @@ class Held:
 
     def __call__(self, session_id: str) -> CaptureSession:
         self.reached.set()
-        self.release.wait(30)
+        self.release.wait(60)
         return self._open(session_id)
 
 
@@ -44,7 +44,7 @@ def made(tmp_path: Path) -> Capture:
 def queue(made: Capture) -> Iterator[CaptureQueue]:
     queue = CaptureQueue(made.session).start()
     yield queue
-    queue.close(10)
+    queue.close(60)
 
 
 def contents(made: Capture) -> list[str]:
@@ -57,7 +57,7 @@ def test_what_is_offered_is_in_the_corpus_when_the_queue_is_closed(
     assert queue.offer(CaptureItem("s", "ask ann@example.com", "prompt", {"model_name": "qwen3"}))
     assert queue.offer({"session_id": "s", "content": "done", "content_type": "completion"})
     assert queue.offer(SessionEnd("s", "accepted"))
-    assert queue.close(10)
+    assert queue.close(60)
     assert contents(made) == ["ask [EMAIL]", "done"]
     (session,) = made.corpus.sessions()
     assert (session.outcome, session.closed) == ("accepted", True)
@@ -70,17 +70,17 @@ def test_a_full_queue_drops_and_counts_and_does_not_wait(made: Capture) -> None:
     queue = CaptureQueue(held, items_max=10).start()
     item = CaptureItem("s", "text", "prompt")
     assert queue.offer(item)
-    assert held.reached.wait(10)
+    assert held.reached.wait(60)
     accepted = sum(queue.offer(item) for _ in range(50))
     assert accepted == 10
     assert queue.counters.dropped_full == 40
     held.release.set()
-    queue.close(10)
+    queue.close(60)
     assert queue.counters.captured == 11
 
 
 def test_a_closed_queue_takes_nothing(queue: CaptureQueue) -> None:
-    assert queue.close(10)
+    assert queue.close(60)
     assert not queue.offer(CaptureItem("s", "text", "prompt"))
     assert queue.counters.dropped_full == 1
 
@@ -92,7 +92,7 @@ def test_whatever_is_offered_no_exception_reaches_the_caller_and_the_worker_goes
         queue.offer(nonsense)  # type: ignore[arg-type]
     queue.offer(CaptureItem("s", None, "prompt"))  # type: ignore[arg-type]
     queue.offer(CaptureItem("s", "text", "prompt"))
-    queue.close(10)
+    queue.close(60)
     assert contents(made) == ["text"]
     assert queue.counters.captured == 1
     assert queue.counters.dropped_error == 6
@@ -106,7 +106,7 @@ def test_a_failing_disk_is_counted_and_nothing_more(
 
     monkeypatch.setattr(made.corpus, "add_record", broken)
     assert queue.offer(CaptureItem("s", "text", "prompt"))
-    queue.close(10)
+    queue.close(60)
     assert queue.counters.dropped_error >= 1
     assert queue.counters.captured == 0
 
@@ -130,7 +130,7 @@ def test_each_cause_of_failure_is_warned_of_once_and_every_loss_is_counted(
     queue = CaptureQueue(broken).start()
     with caplog.at_level(logging.DEBUG):
         assert all(queue.offer(CaptureItem("s", "a private thought", "prompt")) for _ in range(20))
-        assert queue.close(10)
+        assert queue.close(60)
     warnings = [each for each in caplog.records if each.levelno >= logging.WARNING]
     assert [each.getMessage() for each in warnings] == [
         f"capture failed reason={said}; further ones are only counted"
@@ -145,7 +145,7 @@ def test_a_consent_database_that_another_process_writes_to_holds_no_capture_up(
     other = sqlite3.connect(made.home / "consent.db", isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
     assert queue.offer(CaptureItem("s", "text", "prompt"))
-    assert queue.close(20)
+    assert queue.close(60)
     other.execute("ROLLBACK")
     other.close()
     assert queue.counters.captured == 1
@@ -176,7 +176,7 @@ def test_the_counters_reach_the_home_when_the_queue_is_closed_and_add_up(
         queue = CaptureQueue(made.session, tally=tally).start()
         queue.offer(CaptureItem("s", "text", "prompt"))
         queue.offer(CaptureItem("s", "text", "thought"))
-        assert queue.close(10)
+        assert queue.close(60)
     assert tally.read().queue == {"captured": 2, "dropped_error": 2}
     assert (tmp_path / "capture_counts.json").stat().st_mode & 0o777 == 0o600
 
@@ -186,7 +186,7 @@ def test_counters_that_cannot_be_written_are_counted_and_said_to_nobody(
 ) -> None:
     queue = CaptureQueue(made.session, tally=Tally(tmp_path / "absent")).start()
     queue.offer(CaptureItem("s", "text", "prompt"))
-    assert queue.close(10)
+    assert queue.close(60)
     assert (queue.counters.captured, queue.counters.untold) == (1, 1)
     assert not [each for each in caplog.records if each.levelno >= logging.WARNING]
 
@@ -204,12 +204,12 @@ def test_a_batch_asks_for_consent_once_and_again_at_its_writing(
     held = Held(made.session)
     queue = CaptureQueue(held).start()
     queue.offer(CaptureItem("s", "first", "prompt"))
-    assert held.reached.wait(10)
+    assert held.reached.wait(60)
     for number in range(200):
         queue.offer(CaptureItem("s", f"text {number}", "prompt"))
     monkeypatch.setattr(made.consent, "may_capture", counting)
     held.release.set()
-    queue.close(10)
+    queue.close(60)
     assert queue.counters.captured == 201
     assert len(asked) < 12
 
@@ -223,7 +223,7 @@ def test_sessions_that_end_in_one_batch_are_each_closed_with_their_outcome(
         queue.offer(CaptureItem(f"s{number}", f"ask {number}", "prompt"))
         queue.offer(SessionEnd(f"s{number}", "accepted", corrections=number))
     held.release.set()
-    assert queue.close(10)
+    assert queue.close(60)
     sessions = list(made.corpus.sessions())
     assert [each.quality for each in sessions] == [90, 80, 70, 60, 50]
     assert all(each.closed for each in sessions)
@@ -234,10 +234,10 @@ def test_after_a_revocation_nothing_that_waits_is_kept(made: Capture) -> None:
     queue = CaptureQueue(held).start()
     queue.offer(CaptureItem("s", "one", "prompt"))
     queue.offer(CaptureItem("s", "two", "completion"))
-    assert held.reached.wait(10)
+    assert held.reached.wait(60)
     made.consent.revoke_consent(USER)
     held.release.set()
-    queue.close(10)
+    queue.close(60)
     assert contents(made) == []
     assert queue.counters.dropped_no_consent == 2
 
@@ -247,10 +247,10 @@ def test_a_close_without_time_discards_what_waits(made: Capture) -> None:
     queue = CaptureQueue(held).start()
     for _ in range(100):
         queue.offer(CaptureItem("s", "text", "prompt"))
-    assert held.reached.wait(10)
+    assert held.reached.wait(60)
     assert queue.close(0) is False
     held.release.set()
-    assert queue.close(10)
+    assert queue.close(60)
     assert len(contents(made)) < 100
 
 
@@ -268,7 +268,7 @@ def test_many_threads_and_an_event_loop_lose_nothing(made: Capture, queue: Captu
     asyncio.run(from_a_loop())
     for thread in threads:
         thread.join()
-    assert queue.close(30)
+    assert queue.close(60)
     assert queue.counters.captured == 250
     assert len(set(contents(made))) == 250
 
@@ -297,7 +297,7 @@ def test_one_bad_item_costs_the_others_of_its_batch_nothing(
     held = Held(made.session)
     queue = CaptureQueue(held).start()
     queue.offer(CaptureItem("first", "text", "prompt"))
-    assert held.reached.wait(10)
+    assert held.reached.wait(60)
     for number in range(20):
         queue.offer(CaptureItem(f"s{number}", f"good {number}", "prompt"))
     queue.offer(poison)
@@ -305,7 +305,7 @@ def test_one_bad_item_costs_the_others_of_its_batch_nothing(
         queue.offer(CaptureItem(f"s{number}", f"better {number}", "completion"))
         queue.offer(SessionEnd(f"s{number}", "accepted"))
     held.release.set()
-    assert queue.close(10)
+    assert queue.close(60)
     kept = contents(made)
     assert sum(text.startswith(("good", "better")) for text in kept) == 40
     assert made.corpus.damaged_lines == 0
@@ -324,7 +324,7 @@ def test_a_text_of_a_deleted_session_leaves_the_other_sessions_open(
         pass
     queue.offer(CaptureItem("gone", "once more", "prompt"))
     queue.offer(SessionEnd("kept", "accepted"))
-    assert queue.close(10)
+    assert queue.close(60)
     (session,) = made.corpus.sessions()
     assert (session.session_id, session.outcome) == ("kept", "accepted")
     counters = queue.counters
@@ -335,14 +335,14 @@ def test_metadata_count_for_the_room_that_waiting_items_have(made: Capture) -> N
     held = Held(made.session)
     queue = CaptureQueue(held).start()
     queue.offer(CaptureItem("s", "text", "prompt"))
-    assert held.reached.wait(10)
+    assert held.reached.wait(60)
     about = {"list": [{"deep": "x" * 2**20}]}
     accepted = sum(queue.offer(CaptureItem("s", "text", "prompt", about)) for _ in range(200))
     assert accepted == BYTES_MAX // 2**20 - 1
     assert queue.counters.dropped_full == 200 - accepted
     queue.close(0)
     held.release.set()
-    assert queue.close(30)
+    assert queue.close(60)
 
 
 def test_room_that_was_taken_is_given_back_even_if_the_caller_changes_what_was_offered(
@@ -354,7 +354,7 @@ def test_room_that_was_taken_is_given_back_even_if_the_caller_changes_what_was_o
         while not queue.offer(CaptureItem("s", "text", "thought", about)):
             pass
         about.clear()
-    assert queue.close(10)
+    assert queue.close(60)
     assert queue.counters.dropped_error == 3
 
 

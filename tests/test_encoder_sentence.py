@@ -179,7 +179,7 @@ def test_closing_records_name_the_encoder_of_the_config(home: App, tmp_path: Pat
     assert queue is not None
     queue.offer(CaptureItem("s", "How do I sort a list?", "prompt"))
     queue.offer(SessionEnd("s", "accepted"))
-    assert queue.close(30)
+    assert queue.close(60)
     assert sorted(tags(home)) == [("tiny", home.enc8.hex())] * 2
 
 
@@ -189,7 +189,7 @@ def test_a_folder_that_is_gone_stops_no_capture(home: App) -> None:
     assert queue is not None
     queue.offer(CaptureItem("s", "How do I sort a list?", "prompt"))
     queue.offer(SessionEnd("s", "accepted"))
-    assert queue.close(30)
+    assert queue.close(60)
     assert tags(home) == [("all", "")]
 
 

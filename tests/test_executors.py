@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import io
 import os
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +15,21 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support_executors import (
+    ChildContract,
+    Contract,
+    Part,
+    TrainingContract,
+    die,
+    ended,
+    until,
+)
 
 from leaves.model import Matrix
 from leaves.parallel import map_in_order
 from leaves.ports import Executor, NoiseReason, Progress
 from node.executor_child import pass_on
 from node.executors import (
-    ExecutorClosedError,
     InlineExecutor,
     ProcessExecutor,
     WorkerDiedError,
@@ -42,44 +46,32 @@ def children_find_the_tests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tests.parent), str(tests)]))
 
 
-@pytest.fixture(params=[InlineExecutor, partial(ProcessExecutor, 2)], ids=["inline", "processes"])
-def executor(request: pytest.FixtureRequest) -> Iterator[Executor]:
-    make: Callable[[], Executor] = request.param
-    made = make()
-    yield made
-    made.close()
+class TestInline(Contract):
+    """The contract, at once."""
+
+    @pytest.fixture
+    def executor(self) -> Executor:
+        return InlineExecutor()
 
 
-def test_a_job_gives_its_result(executor: Executor) -> None:
-    assert executor.submit(divmod, 17, 5).result() == (3, 2)
+class TestProcesses(ChildContract, TrainingContract):
+    """The contract, in a child."""
+
+    @pytest.fixture
+    def executor(self) -> Iterator[Executor]:
+        made = ProcessExecutor(1)
+        yield made
+        made.close()
 
 
-def test_a_job_that_fails_fails_its_own_future_alone(executor: Executor) -> None:
-    failing, sound = executor.submit(divmod, 1, 0), executor.submit(divmod, 1, 1)
-    with pytest.raises(ZeroDivisionError):
-        failing.result()
-    assert sound.result() == (1, 0)
-
-
-def test_a_closed_executor_takes_no_job(executor: Executor) -> None:
+def test_several_children_give_the_results_in_order() -> None:
+    executor = ProcessExecutor(2)
+    assert map_in_order(executor, abs, range(-9, 9)) == [abs(x) for x in range(-9, 9)]
     executor.close()
-    with pytest.raises(ExecutorClosedError):
-        executor.submit(divmod, 1, 1)
-
-
-def test_many_items_give_the_results_of_doing_them_in_order(executor: Executor) -> None:
-    told: list[Progress] = []
-    assert map_in_order(executor, abs, range(-9, 9), told.append) == [abs(x) for x in range(-9, 9)]
-    assert (told[-1].done, told[-1].total) == (18, 18)
 
 
 def test_without_an_executor_items_are_done_here() -> None:
     assert map_in_order(None, abs, [-1, 2]) == [1, 2]
-
-
-def test_the_first_item_that_fails_is_the_failure_of_all(executor: Executor) -> None:
-    with pytest.raises(ZeroDivisionError):
-        map_in_order(executor, partial(divmod, 1), [1, 0, 2])
 
 
 @pytest.fixture
@@ -93,17 +85,8 @@ def test_a_child_that_dies_is_told_and_the_next_job_has_another(
     processes: ProcessExecutor,
 ) -> None:
     with pytest.raises(WorkerDiedError, match="SIGKILL"):
-        processes.submit(_die).result()
+        processes.submit(die).result()
     assert processes.submit(abs, -3).result() == 3
-
-
-def test_closing_kills_a_job_at_once(processes: ProcessExecutor) -> None:
-    pid = processes.submit(os.getpid).result()
-    running = processes.submit(time.sleep, 600)
-    processes.close()
-    with pytest.raises(ExecutorClosedError):
-        running.result(timeout=5)
-    assert not Path(f"/proc/{pid}").exists() or sys.platform != "linux"
 
 
 def test_a_child_gives_way_to_other_work() -> None:
@@ -134,31 +117,16 @@ def test_a_memory_mapped_array_goes_as_the_name_of_its_file(tmp_path: Path) -> N
 @pytest.mark.skipif(sys.platform != "linux", reason="Linux alone ends children with the parent")
 def test_a_child_in_a_long_call_dies_with_its_parent(tmp_path: Path) -> None:
     found = tmp_path / "pid"
-    code = f"import time; from node.executors import in_child; from {__name__} import _write_pid; "
-    code += f"in_child(_write_pid, {str(found)!r})"
+    code = "from node.executors import in_child; from support_executors import write_pid; "
+    code += f"in_child(write_pid, {str(found)!r})"
     root = Path(__file__).parents[1]
     env = os.environ | {"PYTHONPATH": f"{root}{os.pathsep}{root / 'tests'}"}
     parent = subprocess.Popen([sys.executable, "-c", code], env=env)
-    _until(lambda: found.exists() and bool(found.read_text()))
+    until(lambda: found.exists() and bool(found.read_text()))
     parent.kill()
     parent.wait()
     child = int(found.read_text())
-    _until(lambda: not Path(f"/proc/{child}").exists() or _is_zombie(child))
-
-
-def _until(true: Callable[[], bool]) -> None:
-    end = time.monotonic() + 30
-    while not true():
-        assert time.monotonic() < end
-        time.sleep(0.01)
-
-
-def _is_zombie(pid: int) -> bool:
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-
-
-def _die() -> None:
-    os.kill(os.getpid(), signal.SIGKILL)
+    until(lambda: ended(child))
 
 
 def _counting(count: int) -> int:
@@ -172,20 +140,6 @@ def _file_of(array: Matrix) -> tuple[str, float]:
     while not isinstance(base, np.memmap):
         base = base.base
     return str(base.filename), float(array.sum())
-
-
-def _write_pid(path: str) -> None:
-    Path(path).write_text(str(os.getpid()))
-    time.sleep(600)
-
-
-# What may be sent
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    reason: NoiseReason
-    rows: tuple[int, ...]
 
 
 VALUES = st.recursive(
@@ -242,15 +196,3 @@ def test_reading_a_message_calls_nothing_but_dataclasses_and_enumerations(
     data = msgspec.msgpack.encode(message)
     with pytest.raises(FrameError):
         receive(io.BytesIO(HEAD.pack(len(data)) + data))
-
-
-def test_an_answer_that_cannot_be_sent_fails_its_own_job_alone(
-    processes: ProcessExecutor,
-) -> None:
-    with pytest.raises(RuntimeError, match="cannot be sent"):
-        processes.submit(_unsendable).result()
-    assert processes.submit(abs, -1).result() == 1
-
-
-def _unsendable() -> object:
-    return object()

@@ -304,7 +304,7 @@ class Heard:
 
     def wait(self, wanted: Callable[[Told], bool]) -> bool:
         with self._more:
-            return self._more.wait_for(lambda: any(map(wanted, self.told)), 20)
+            return self._more.wait_for(lambda: any(map(wanted, self.told)), 60)
 
 
 def test_a_running_watcher_takes_in_what_is_written_and_stops_when_told(
@@ -325,7 +325,7 @@ def test_a_running_watcher_takes_in_what_is_written_and_stops_when_told(
         assert heard.wait(lambda told: told.text == "watching no source")
     finally:
         watcher.stop()
-        thread.join(5)
+        thread.join(60)
     assert not thread.is_alive()
     assert [r.content for r in app.corpus.records()] == ["ask of one, from [EMAIL]"]
 
@@ -339,7 +339,7 @@ def watched_until(app: App, heard: Heard, done: Callable[[Told], bool]) -> None:
         assert heard.wait(done)
     finally:
         watcher.stop()
-        thread.join(5)
+        thread.join(60)
 
 
 def test_what_was_said_while_a_source_was_not_allowed_is_not_taken_in_by_a_later_consent(
@@ -376,7 +376,7 @@ def test_without_watches_of_the_file_system_the_files_are_looked_at(
         assert heard.wait(lambda told: told.event == "captured")
     finally:
         watcher.stop()
-        thread.join(5)
+        thread.join(60)
     said = [each for each in caplog.records if "no more watches" in each.getMessage()]
     assert len(said) == 1
 

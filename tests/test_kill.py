@@ -160,7 +160,7 @@ def start(home: Path) -> subprocess.Popen[bytes]:
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while not (home / "run.json").exists():
         assert node.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

@@ -7,7 +7,7 @@ import os
 import struct
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import pytest
@@ -72,12 +72,10 @@ async def send_rpc(host: Any, peer: Any, data: bytes) -> Any:
 
 async def ended(stream: Any) -> None:
     """Wait until the victim has ended the stream, and so has dealt with what came on it."""
-    with trio.move_on_after(2):
-        try:
+    with trio.fail_after(60):
+        with suppress(Exception):  # a reset is an end too
             while await stream.read(65536):
                 pass
-        except Exception:
-            return
 
 
 def field(number: int, data: bytes) -> bytes:
@@ -167,8 +165,7 @@ async def test_a_new_stream_takes_the_place_of_the_one_before() -> None:
         for _ in range(10):
             await last.write(b"\0\0\0\x09half")
             before, last = last, await host.new_stream(peer, [SYNC])
-            with trio.fail_after(1):
-                await ended(before)
+            await ended(before)
         await last.write(b"\0\0\0\x05whole")
 
 
@@ -194,29 +191,46 @@ async def test_unknown_protocols_and_streams_that_say_nothing() -> None:
 # ---- keys ----------------------------------------------------------------------------------------
 
 
-def test_a_long_rsa_key_is_refused_unparsed_wherever_it_is_parsed() -> None:
+@pytest.fixture
+def parsed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The bytes of each key that reaches the parser of RSA keys, which may take seconds for it."""
+    from Crypto.PublicKey import RSA
+
+    sizes: list[int] = []
+    parse = RSA.import_key
+
+    def counted(data: Any, passphrase: str | None = None) -> RSA.RsaKey:
+        sizes.append(len(data))
+        return parse(data, passphrase)
+
+    monkeypatch.setattr(RSA, "import_key", counted)
+    return sizes
+
+
+def test_a_long_rsa_key_is_refused_unparsed_wherever_it_is_parsed(parsed: list[int]) -> None:
     from libp2p.crypto.rsa import RSAPublicKey
     from libp2p.crypto.rsa import create_new_key_pair as rsa_pair
     from libp2p.crypto.serialization import deserialize_public_key
 
     bomb = rsa_bomb()
-    start = time.process_time()
     for parse in (RSAPublicKey.from_bytes, lambda b: deserialize_public_key(key_message(RSA, b))):
         with pytest.raises(ValueError, match="refused"):
             parse(bomb)
-    assert time.process_time() - start < 0.1
+    assert parsed == []
     honest = rsa_pair(2048).public_key
     assert deserialize_public_key(honest.serialize()).serialize() == honest.serialize()
+    assert len(parsed) == 1
 
 
-async def test_rsa_bombs_in_broadcasts() -> None:
+async def test_rsa_bombs_in_broadcasts(parsed: list[int]) -> None:
     async with attacked() as (_, host, peer):
         key = key_message(RSA, rsa_bomb())
         bombs = b"".join(field(2, urgent_message(hashed_id(key), key)) for _ in range(40))
         await send_rpc(host, peer, bombs)
+    assert parsed == []
 
 
-async def test_an_rsa_bomb_as_identity_in_the_handshake() -> None:
+async def test_an_rsa_bomb_as_identity_in_the_handshake(parsed: list[int]) -> None:
     from libp2p.crypto.keys import KeyPair
     from libp2p.security.noise.transport import Transport as Noise
 
@@ -234,13 +248,12 @@ async def test_an_rsa_bomb_as_identity_in_the_handshake() -> None:
             "Key", (), {"get_public_key": lambda self: Bomb(), "sign": lambda self, d: bytes(64)}
         )()
         upgrader.transports[fence.NOISE] = noise
-        start = time.process_time()
         for _ in range(3):
             with pytest.raises(Exception):  # noqa: B017
                 await connect(host, victim)
                 stream = await host.new_stream(fence.peer_of(victim.addresses()[0]), [SYNC])
                 await stream.read(1)
-        assert time.process_time() - start < 2.0
+    assert parsed == []
 
 
 # ---- memory --------------------------------------------------------------------------------------
@@ -296,7 +309,7 @@ async def test_a_peer_that_has_frozen_is_given_up() -> None:
 
         host.set_stream_handler("/ipfs/ping/1.0.0", frozen)
         assert victim._life is not None
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while victim._life.host.is_peer_connected(host.get_id()):
                 await trio.sleep(0.05)
 
@@ -323,20 +336,31 @@ def test_unparsable_identify_addresses_are_not_kept() -> None:
 
 
 async def test_a_flood_of_broadcasts_is_cut_to_its_forwarders_budget() -> None:
-    victim = transport(urgent_burst=10, urgent_per_s=1.0)
+    victim = transport(urgent_burst=10, urgent_per_s=0.0)  # none given back while the test runs
     loud = transport(urgent_queue_max=200)
     async with running(victim, loud):
         await link(loud, victim)
-        assert loud._life is not None
+        assert loud._life is not None and victim._life is not None
         victim_id = fence.peer_of(victim.addresses()[0])
         await loud._life.pubsub.wait_for_mesh(victim_id, fence.URGENT_TOPIC)
+        came: list[bool] = []
+        within_budget = victim._life.pubsub._within_budget
+
+        def noted(forwarder: Any) -> bool:
+            came.append(within_budget(forwarder))
+            return came[-1]
+
+        victim._life.pubsub._within_budget = noted
         for number in range(60):
             await loud.broadcast(b"%d" % number)
-        got = 0
-        with trio.move_on_after(2.0):
-            while True:
-                got += isinstance(await victim.next_event(), Arrived)
-        assert 10 <= got <= 13
+        for _ in range(10):
+            await next_of(victim, Arrived)
+        with trio.fail_after(60):
+            while len(came) < 40:  # libp2p itself may lose some of the sixty
+                await trio.sleep(0.01)
+        with trio.move_on_after(0.5) as quiet:
+            await next_of(victim, Arrived)
+        assert quiet.cancelled_caught and sum(came) == 10
 
 
 async def test_a_broadcast_too_large_goes_no_further() -> None:

@@ -91,7 +91,7 @@ def keys_now(name: str) -> Keys:
 
 
 async def heard(changes: Changes, change: Change) -> None:
-    with trio.fail_after(15):
+    with trio.fail_after(60):
         async for one in changes:
             if one == change:
                 return
@@ -99,7 +99,7 @@ async def heard(changes: Changes, change: Change) -> None:
 
 async def holds(stack: Stack, of: Stack, *leaves: int) -> None:
     """Wait until a stack holds just these leaves of another's origin."""
-    with trio.fail_after(15):
+    with trio.fail_after(60):
         while True:
             cards = stack.replica.view(of.keys.origin).cards
             if [card.leaf for card in cards] == sorted(map(gossip_kit.leaf, leaves)):
@@ -108,7 +108,7 @@ async def holds(stack: Stack, of: Stack, *leaves: int) -> None:
 
 
 async def links(stack: Stack, number: int) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while len(stack.driver.peers()) < number:
             await trio.sleep(0.02)
 

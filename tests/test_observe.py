@@ -243,9 +243,9 @@ def test_parts_of_a_domain_are_told_with_their_centroids() -> None:
         ((), (Cluster(2, (*x, *y), None),), (Cluster(3, x, 0), Cluster(3, y, 0))), ()
     )
     domain, *parts = look(forest(), clustering, {**along(0, x), **along(1, y)}).seen
-    assert [part.members for part in domain.subclusters] == [x, y]
-    assert np.allclose(domain.subclusters[1].centroid, AXES[1])
-    assert [(part.parent, part.subclusters) for part in parts] == [(0, ()), (0, ())]
+    assert domain.level == 2
+    assert [(part.level, part.parent, part.members) for part in parts] == [(3, 0, x), (3, 0, y)]
+    assert np.allclose(parts[1].centroid, AXES[1])
 
 
 def test_leaves_that_came_close_are_told() -> None:
@@ -332,9 +332,10 @@ def test_a_leaf_whose_cluster_was_one_with_another_for_a_day_is_itself_again() -
     vectors = {**along(0, x), **dict.fromkeys(y, near)}
     standing = forest(leaf(A, AXES[0], stage=Stage.SEED), leaf(B, near, stage=Stage.SEED))
     leaf_of = {**dict.fromkeys(x, A), **dict.fromkeys(y, B)}
+    rules = Rules(seed_sessions=20, child_sessions=10, merge_sessions=40)  # or the two are merged
     for groups in ((tuple(sorted((*x, *y))),), (x, y)) * 3:
         seen = look(standing, domains(*groups), vectors, leaf_of=leaf_of)
-        changes = decide(standing, seen, NOW, Rules(seed_sessions=20, child_sessions=10))
+        changes = decide(standing, seen, NOW, rules)
         for change in changes:
             standing = apply(standing, change, NOW)
         leaf_of = assignment(seen, changes, standing)

@@ -54,20 +54,19 @@ def test_an_application_that_ends_without_closing_its_queue_loses_no_short_text(
     assert text == "a last word"
 
 
-def test_an_application_that_ends_while_long_texts_are_scrubbed_ends_soon_and_does_not_crash(
+def test_an_application_that_ends_while_long_texts_are_scrubbed_gives_them_up_and_does_not_crash(
     home: Path,
 ) -> None:
     done = application(
-        "import sys, time\n"
+        "import time\n"
         "queue = gate.capture_gate()\n"
         f"for _ in range(15): queue.offer(CaptureItem('s', {LONG!r} * 90_000, 'prompt'))\n"
         "while queue.counters.waiting == 15: time.sleep(0.01)\n"
-        "print(time.time())\n"
     )
-    took = time.time() - float(done.stdout)
     assert done.returncode == 0, done.stderr
     assert "terminate" not in done.stderr
-    assert took < 10  # about 1.5 s; the machine may be busy
+    kept = [each for each in App(home).corpus.records() if not each.closes]
+    assert len(kept) < 15  # all of them are a minute's work, and its end would wait for it
 
 
 @pytest.mark.network
@@ -84,7 +83,7 @@ def test_a_node_that_is_stopped_while_it_scrubs_ends_with_0(home: Path, tmp_path
         stderr=subprocess.PIPE,
     )
     try:
-        waited = time.monotonic() + 60
+        waited = time.monotonic() + 120
         while not state.exists():  # written when the watching begins
             assert node.poll() is None, node.communicate()[1]
             assert time.monotonic() < waited
@@ -97,13 +96,13 @@ def test_a_node_that_is_stopped_while_it_scrubs_ends_with_0(home: Path, tmp_path
             for row in chat.rows:
                 row["timestamp"] = time.strftime("%Y-%m-%dT%H:%M:%S.000Z", time.gmtime())
             written(tmp_path / f"claude/projects/kettle/s{number}.jsonl", chat.rows)
-        waited = time.monotonic() + 60
+        waited = time.monotonic() + 120
         while not list(app.corpus.records()):  # at the first of thirty
             assert node.poll() is None, node.communicate()[1]
             assert time.monotonic() < waited
             time.sleep(0.05)
         node.send_signal(signal.SIGTERM)
-        _, said = node.communicate(timeout=60)
+        _, said = node.communicate(timeout=120)
     finally:
         node.kill()
         node.wait()
@@ -132,7 +131,7 @@ def test_a_thread_that_does_not_stop_when_told_is_ended() -> None:
 
     thread = threading.Thread(target=stubborn, daemon=True)
     thread.start()
-    assert begun.wait(10)
+    assert begun.wait(60)
     while not bring_out(thread, 0.1):
         pass
 
@@ -148,4 +147,4 @@ def test_a_child_that_was_forked_off_ends_without_its_parents_worker(tmp_path: P
         finally:
             os._exit(0)
     assert os.waitpid(child, 0)[1] == 0
-    assert queue.close(10)
+    assert queue.close(60)

@@ -82,7 +82,7 @@ def run_until_it_listens(argv: list[str], environment: dict[str, str]) -> None:
         assert any(b"listening" in line for line in node.stdout)
     finally:
         node.send_signal(signal.SIGTERM)
-        assert node.wait(timeout=20) == 0
+        assert node.wait(timeout=60) == 0
         node.stdout.close()
 
 

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import struct
-import time
 import zlib
 from dataclasses import replace
+from functools import partial
 
 import msgspec
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support_steps import steps
 
 from leaves.model import GrownFrom, Instant, Kind, Leaf, LeafId, Stage, Vector, unit
 from router.table import DimensionError, Entry, Table, TableError, own_entry, unhubbed
@@ -289,15 +290,12 @@ def test_explain_ends_where_route_does() -> None:
         assert asked[-1].score == route.score
 
 
-def test_routing_among_500_leaves_takes_microseconds() -> None:
-    """The target is 20 µs at the median; the bound here leaves room for a busy machine."""
-    routes, vector = many(500, 384), unit(np.ones((1, 384), np.float32))[0]
-    taken = []
-    for _ in range(400):
-        start = time.perf_counter()
-        routes.route(vector)
-        taken.append(time.perf_counter() - start)
-    assert sorted(taken)[200] < 200e-6
+def test_routing_costs_one_product_and_as_much_python_among_500_leaves_as_among_50() -> None:
+    """A loop over the leaves would show here; tests/bench/routing.py measures the microseconds."""
+    vector = unit(np.ones((1, 384), np.float32))[0]
+    few, lots = (steps(partial(many(leaves, 384).route, vector)) for leaves in (50, 500))
+    assert lots <= few + 10, "of the leaves that are asked, one may pass its gate later"
+    assert lots < 150
 
 
 def test_feedback_decides_between_leaves_that_are_nearly_as_near() -> None:

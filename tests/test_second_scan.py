@@ -11,15 +11,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_llama
-from support_engine import TOPICS, Bench, TopicTrainer, sessions
+from support_engine import TOPICS, Bench, TopicEvaluator, TopicTrainer, sessions
 
+from leaves.bundle import Exposure
 from leaves.model import Instant
 from leaves.ports import Report, Trained, TrainJob, silent
 from leaves.store import ForestStore, Role
+from leaves.training.canaries import Exposures
+from leaves.training.chassis import open_chassis
 from node import screening
 from node.app import App
 from node.capture import CURRENT_CONSENT_VERSION, Scope, TrainingRecord, second_scan
 from node.capture.second_scan import UNSCANNABLE, SecondScan, SecondScanError
+from node.examining import Gate
 from node.home import groove_cache, private_dir
 from node.screening import FILE, left_out, screened, withheld
 from node.tables import Deployed
@@ -227,11 +231,14 @@ def test_without_the_scanner_nothing_trained_is_shown(
 
 def test_no_bundle_is_served_before_its_sessions_are_known_to_be_clean(tmp_path: Path) -> None:
     chassis = tiny_llama.build(tmp_path / "chassis")
-    bench = Bench(tmp_path / "home", chassis, sessions(100))
+    tried = Exposures((Exposure(1, 16, 1.0, 0),), 9.0, 384, 20_000, 60.0)
+    gate = Gate(open_chassis(chassis), TopicEvaluator(), tried, "7")
+    bench = Bench(tmp_path / "home", chassis, sessions(100), gate=gate)
     bench.round().run(Instant(1_700_000_000))
     bench.captured = sessions(200)
     bench.round().run(Instant(1_700_100_000))
     bench.home.chmod(0o700)
+    (bench.home / "groove.toml").write_text('[publish]\nnovel = "auto"\n')
     app = App(bench.home)
     app.__dict__["forests"] = bench.store  # of another origin than the keys of this home
     app.consent.record_consent(

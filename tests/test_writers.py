@@ -23,7 +23,7 @@ class Slow:
     def __iter__(self) -> Iterator[object]:
         yield record(1)
         self.begun.set()
-        self.go.wait(30)
+        self.go.wait(60)
         yield from (record(number) for number in range(2, 50))
 
 
@@ -63,14 +63,14 @@ def test_after_a_withdrawal_has_returned_nothing_is_written_by_what_stood_before
 
     writer = threading.Thread(target=write)
     writer.start()
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(60)
     revoker = threading.Thread(target=revoke)
     revoker.start()
     while allowed():  # the decision stands at once
         threading.Event().wait(0.01)
     slow.go.set()
-    writer.join(30)
-    revoker.join(30)
+    writer.join(60)
+    revoker.join(60)
     assert sizes == [made.corpus.size_bytes()]
     assert made.corpus.add_records([record(99)], allowed=allowed) == 0
 
@@ -86,10 +86,10 @@ def test_a_grant_waits_for_nobody_and_without_a_corpus_a_withdrawal_does_neither
         slow = Slow()
         writer = threading.Thread(target=made.corpus.add_records, args=(slow,))
         writer.start()
-        assert slow.begun.wait(10)
+        assert slow.begun.wait(60)
         consent.grant(USER, [Scope.CAPTURE])
         slow.go.set()
-        writer.join(30)
+        writer.join(60)
 
 
 def test_a_writer_that_does_not_end_keeps_no_withdrawal_from_returning(
@@ -99,10 +99,10 @@ def test_a_writer_that_does_not_end_keeps_no_withdrawal_from_returning(
     slow = Slow()
     writer = threading.Thread(target=made.corpus.add_records, args=(slow,))
     writer.start()
-    assert slow.begun.wait(10)
+    assert slow.begun.wait(60)
     assert wait_for_writers(made.home) is False
     assert made.consent.revoke_consent(USER)
     assert "still being written" in caplog.text
     slow.go.set()
-    writer.join(30)
+    writer.join(60)
     assert wait_for_writers(made.home)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from .tensors import TensorFileError, pack, unpack
 
 NAME = "checkpoint.safetensors"
+_PAUSED = 5  # times as long a token as on average: load alone slows less, and no clock sees a pause
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,18 @@ class Place:
     tokens: int
     seconds: float
     losses: tuple[float, ...]  # of each step
+
+    def after_step(self, tokens: int, seconds: float, loss: float) -> Place:
+        """One step further. Most of a step that took far longer than usual was a pause."""
+        if self.tokens:
+            seconds = min(seconds, _PAUSED * tokens * self.seconds / self.tokens)
+        return replace(
+            self,
+            step=self.step + 1,
+            tokens=self.tokens + tokens,
+            seconds=self.seconds + seconds,
+            losses=(*self.losses, loss),
+        )
 
 
 def save(work: Path, place: Place, state: dict[str, Tensor]) -> None:

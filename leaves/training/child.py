@@ -11,6 +11,7 @@ import signal
 import subprocess
 import tempfile
 import threading
+import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -21,6 +22,9 @@ from ..bundle import BundleError
 from ..ports import (
     EvaluateJob,
     Losses,
+    PreferenceJob,
+    Probed,
+    ProbeJob,
     Progress,
     Report,
     Trained,
@@ -39,6 +43,9 @@ from .orders import (
     Limits,
     Measured,
     Order,
+    PreferOrder,
+    ProbeOrder,
+    Recalled,
     Told,
     TrainOrder,
     decode_answer,
@@ -47,20 +54,65 @@ from .orders import (
 
 MEMORY_BYTES_MAX = 8 << 30  # of address space; an evaluation on SmolLM2 takes about 2 GiB
 TIMEOUT_S = 1800.0
+KEEP_S = 60.0  # loading the chassis takes as long as judging forty sessions
 
 
 class TrainingError(Exception):
     """A child ended without a result. What a training had reached is kept: run the job again."""
 
 
+class _Running:
+    """One child: its pipes, what it writes to standard error, and its end."""
+
+    def __init__(self, limits: Limits) -> None:
+        self.last_words = ""  # of its standard error, once it has ended
+        self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives with the child
+        self.process = subprocess.Popen(
+            launch.command("leaves.training.worker"),
+            env=launch.environment(threads=limits.threads),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            start_new_session=True,
+        )
+
+    @property
+    def alive(self) -> bool:
+        return self.process.poll() is None
+
+    def signal(self, which: signal.Signals) -> None:
+        if self.alive:
+            os.killpg(self.process.pid, which)
+
+    def kill(self) -> None:
+        self.signal(signal.SIGKILL)
+        self.end()
+
+    def end(self) -> None:
+        """Wait for the child, which ends when its input does."""
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(BrokenPipeError):  # part of an order may still be unsent
+            self.process.stdin.close()
+        self.process.wait()
+        self.process.stdout.close()
+        with self._errors as errors:
+            errors.seek(0)
+            lines = errors.read().decode(errors="replace").strip().splitlines()
+        self.last_words = lines[-1] if lines else ""
+
+
 class _Child:
     """Runs one order at a time in a process group of its own; safe to stop from another thread."""
 
-    def __init__(self, limits: Limits, timeout_s: float | None) -> None:
+    def __init__(self, limits: Limits, timeout_s: float | None, keep_s: float = 0.0) -> None:
+        """timeout_s: of one order. keep_s: how long an idle child waits for another order."""
         self._limits = limits
         self._timeout_s = timeout_s
+        self._keep_s = keep_s
         self._turn = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
+        self._running: _Running | None = None
+        self._idle: threading.Timer | None = None
+        self._at_exit: weakref.finalize[[], _Child] | None = None
 
     def pause(self) -> None:
         """Stop computing at once, keeping the place in memory."""
@@ -74,39 +126,74 @@ class _Child:
         """Kill the child; the call that waits for it raises TrainingError."""
         self._signal(signal.SIGKILL)
 
+    def close(self) -> None:
+        """End a child that waits for orders; the next order starts another."""
+        with self._turn:
+            self._end(at_once=True)
+
     def _signal(self, which: signal.Signals) -> None:
-        process = self._process
-        if process is not None and process.poll() is None:
-            os.killpg(process.pid, which)
+        running = self._running
+        if running is not None:
+            running.signal(which)
 
     def _run(self, order: Order, report: Report) -> Answer:
-        """Start a child, hand it the order, pass on its progress, return its last answer."""
-        with self._turn, tempfile.TemporaryFile() as errors:
-            process = subprocess.Popen(
-                launch.command("leaves.training.worker"),
-                env=launch.environment(threads=self._limits.threads),
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                start_new_session=True,
-            )
-            self._process = process
+        """Hand a child the order, pass on its progress, return its last answer."""
+        with self._turn:
+            running = self._ready()
             timer = threading.Timer(self._timeout_s or 0, self.stop)
             try:
                 if self._timeout_s is not None:
                     timer.start()
-                last = _converse(process, order, report)
-                process.wait()
+                last = _converse(running.process, order, report)
+            except BaseException:
+                self._end(at_once=True)
+                raise
             finally:
                 timer.cancel()
-                self.stop()
-                process.wait()
-                for pipe in (process.stdin, process.stdout):
-                    assert pipe is not None
-                    with suppress(BrokenPipeError):  # part of the order may still be unsent
-                        pipe.close()
-                self._process = None
-            return _checked(last, process.returncode, errors)
+            if last is None or self._keep_s <= 0 or _failed(last):
+                self._end(at_once=False)
+            else:
+                self._await_another()
+            return _checked(last, running)
+
+    def _ready(self) -> _Running:
+        """The child that waits for orders, or a new one."""
+        if self._idle is not None:
+            self._idle.cancel()
+        running = self._running
+        if running is not None and running.alive:
+            return running
+        self._end(at_once=True)
+        running = self._running = _Running(self._limits)
+        self._at_exit = weakref.finalize(self, running.kill)
+        return running
+
+    def _await_another(self) -> None:
+        """Not for ever: a loaded chassis takes half a gigabyte."""
+        self._idle = threading.Timer(self._keep_s, _close_idle, (weakref.ref(self), self._running))
+        self._idle.daemon = True
+        self._idle.start()
+
+    def _end(self, *, at_once: bool) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            if at_once:
+                running.kill()
+            else:
+                running.end()
+        if self._at_exit is not None:
+            self._at_exit.detach()
+
+
+def _close_idle(child: weakref.ref[_Child], idle: _Running) -> None:
+    """End a child that has waited long enough, unless it is at work again."""
+    held = child()
+    if held is not None and held._turn.acquire(blocking=False):
+        try:
+            if held._running is idle:
+                held._end(at_once=True)
+        finally:
+            held._turn.release()
 
 
 def _converse(process: subprocess.Popen[bytes], order: Order, report: Report) -> Answer | None:
@@ -124,13 +211,17 @@ def _converse(process: subprocess.Popen[bytes], order: Order, report: Report) ->
     return None
 
 
-def _checked(last: Answer | None, code: int, errors: IO[bytes]) -> Answer:
+def _failed(answer: Answer) -> bool:
+    """True if the child takes no other order after this answer."""
+    return isinstance(answer, Failed) and not answer.refused
+
+
+def _checked(last: Answer | None, running: _Running) -> Answer:
     match last:
         case None:
-            errors.seek(0)
-            lines = errors.read().decode(errors="replace").strip().splitlines()
+            code = running.process.returncode
             ended = f"signal {-code}" if code < 0 else f"exit {code}"
-            reason = f": {lines[-1]}" if lines else ""
+            reason = f": {running.last_words}" if running.last_words else ""
             raise TrainingError(f"the training child ended by {ended}{reason}")
         case Failed(message, refused):
             raise BundleError(message) if refused else TrainingError(message)
@@ -151,9 +242,25 @@ class ChildTrainer(_Child):
         assert isinstance(answer, Finished), answer
         return answer.result
 
+    def prefer(self, job: PreferenceJob, report: Report = silent) -> Trained:
+        """Go on towards the chosen answers, or from the checkpoint; raises TrainingError."""
+        job = replace(
+            job,
+            work=job.work.resolve(),
+            chassis=job.chassis.resolve(),
+            warm_start=job.warm_start.resolve(),
+        )
+        answer = self._run(PreferOrder(job, self._limits), report)
+        assert isinstance(answer, Finished), answer
+        return answer.result
+
 
 class ChildEvaluator(_Child):
-    """`leaves.ports.Evaluator` in a child of limited memory and time: it runs peers' adapters."""
+    """`leaves.ports.Evaluator` in a child of limited memory and time: it runs peers' adapters.
+
+    The child stays for the next order and has the chassis loaded; after each it makes sure that
+    the chassis is what it was. `close` ends it, as does the end of this process.
+    """
 
     def __init__(
         self,
@@ -162,14 +269,21 @@ class ChildEvaluator(_Child):
         dtype: str | None = None,
         memory_bytes_max: int | None = MEMORY_BYTES_MAX,
         timeout_s: float | None = TIMEOUT_S,
+        keep_s: float = KEEP_S,
     ) -> None:
         limits = Limits(threads=threads, memory_bytes_max=memory_bytes_max, dtype=dtype)
-        super().__init__(limits, timeout_s)
+        super().__init__(limits, timeout_s, keep_s)
 
     def losses(self, job: EvaluateJob, report: Report = silent) -> Losses:
         """Measure; raises BundleError for an adapter that is refused, else TrainingError."""
         answer = self._run(EvaluateOrder(job, self._limits), report)
         assert isinstance(answer, Measured), answer
+        return answer.result
+
+    def probe(self, job: ProbeJob, report: Report = silent) -> Probed:
+        """Look for texts in an adapter; raises as `losses` does."""
+        answer = self._run(ProbeOrder(job, self._limits), report)
+        assert isinstance(answer, Recalled), answer
         return answer.result
 
     def generate(

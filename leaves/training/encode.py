@@ -59,7 +59,12 @@ class Encoder:
         return tuple(ids)
 
     def encode(self, example: Example, *, tokens_max: int) -> Encoded:
-        """A session of at most `tokens_max`, its prompt at most half; a cut one has no end mark."""
+        """A session of at most `tokens_max`, its prompt at most half; a cut one has no end mark.
+
+        It has a token of a prompt and one of a completion at least, for the end mark is one.
+        """
+        if tokens_max < 2:
+            raise ValueError(f"tokens_max must be at least 2, not {tokens_max}")
         prompt = self.prompt(example.prompt, tokens_max=tokens_max // 2)
         body = self._tokenizer.encode(plain(example.completion), add_special_tokens=False).ids
         tokens = (*prompt, *body, self.end)[:tokens_max]

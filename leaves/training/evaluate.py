@@ -1,33 +1,35 @@
 """Whether an adapter is better: losses measured side by side, and a judgement with a bound.
 
-`measure` runs in the child. Judging is pure and runs anywhere: a paired bootstrap over sessions,
-by group where sessions are near-copies, because a mean alone calls noise a gain.
+`measure` runs in the child. Judging is pure and runs anywhere: paired differences over sessions,
+by group where sessions are near-copies, because a mean alone calls noise a gain. A win stands
+against three kinds of luck: of the sessions, by the bound; of the run, by the margin over the style
+control; and of many nights, by a bound that is stricter at each look.
 """
 
 from __future__ import annotations
 
-import hashlib
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..model import Evaluation, Instant, Interval, Verdict
 from ..ports import EvaluateJob, Losses, Progress, Report
+from .bounds import bootstrap, lower_bound
 from .encode import TOKENS_MAX, Encoder, chunks
+from .margin import STYLE_MARGIN
 
 if TYPE_CHECKING:
     from .backend import Backend
 
-HELD_OUT_MIN = 20  # fewer give no verdict: a percentile bootstrap on so few is too lenient
-STYLE_MARGIN = 0.08  # nats per token; two controls of other seeds differ by up to 0.05
+__all__ = ["HELD_OUT_MIN", "STYLE_MARGIN", "bootstrap", "judge", "measure", "verdict_of"]
+
+HELD_OUT_MIN = 20  # fewer give no verdict: bounds on so few are not worth having
 GENERAL_RISE_MAX = 0.02
 IMPROVED_MEAN_MIN = 0.02
 HOLDS_LOW_MIN = -0.02
-_RESAMPLES = 10_000
-_CONFIDENCE = 0.95
 
 
 def measure(
@@ -51,73 +53,40 @@ def measure(
     return Losses(by_label, tuple(session.completion for session in encoded))
 
 
-def bootstrap(
-    differences: Sequence[float],
-    groups: Sequence[str] | None = None,
-    *,
-    confidence: float = _CONFIDENCE,
-    resamples: int = _RESAMPLES,
-) -> Interval:
-    """The mean of paired differences, with its one-sided bounds at `confidence` each.
-
-    groups: one for each difference; whole groups are drawn. The draw is seeded by the shape of the
-    data alone, so that the same losses give the same verdict wherever they are judged.
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    if not len(values):
-        return Interval(0.0, 0.0, 0.0)
-    sums, counts = _by_group(values, groups)
-    seed = hashlib.sha256(b"groove/bootstrap/1" + repr((len(sums), resamples)).encode()).digest()
-    random = np.random.Generator(np.random.PCG64(int.from_bytes(seed[:8], "big")))
-    drawn = random.integers(0, len(sums), size=(resamples, len(sums)))
-    means = sums[drawn].sum(axis=1) / counts[drawn].sum(axis=1)
-    low, high = np.quantile(means, [1 - confidence, confidence])
-    return Interval(float(values.mean()), float(low), float(high))
-
-
-def _by_group(
-    values: NDArray[np.float64], groups: Sequence[str] | None
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    if groups is None:
-        return values, np.ones_like(values)
-    if len(groups) != len(values):
-        raise ValueError(f"{len(groups)} groups for {len(values)} differences")
-    _, index = np.unique(np.asarray(groups), return_inverse=True)
-    sums = np.zeros(int(index.max()) + 1)
-    np.add.at(sums, index, values)
-    return sums, np.bincount(index).astype(np.float64)
-
-
 def judge(
     losses: Mapping[str, Sequence[float]],
     *,
     groups: Sequence[str] | None = None,
     general: Mapping[str, Sequence[float]] | None = None,
     style_margin: float = STYLE_MARGIN,
-    confidence: float = _CONFIDENCE,
+    confidence: float = 0.95,
     at: Instant,
+    attempt: int = 1,
 ) -> Evaluation:
     """Judge a candidate by held-out losses under the labels candidate, parent, style, and previous
     if there is one.
 
     It wins if the lower bounds of its gains are above 0 against the parent and above `style_margin`
     against the style control, and the upper bound of the rise on `general` text (labels candidate
-    and parent) stays below 0.02. confidence: of each one-sided bound; a caller that tries again on
-    the same sessions asks for more.
+    and parent) stays below 0.02.
+    confidence: of the bounds against parent and style; `alpha.confidence_at(attempt)` for a leaf
+    that may be tried again. The intervals of the evaluation, the rise, and what is said of the
+    version before are at 95 %: the general texts are the same at every look, so their luck is not
+    drawn anew, and replacing a version is no promotion.
     """
     count = len(losses["candidate"])
-    over = {
-        rival: _gain(losses[rival], losses["candidate"], groups, confidence)
-        for rival in ("parent", "style", "previous")
-        if rival in losses
+    gains = {
+        rival: [theirs - ours for theirs, ours in zip(values, losses["candidate"], strict=True)]
+        for rival, values in losses.items()
+        if rival in ("parent", "style", "previous")
     }
-    rise = None
-    if general is not None:
-        rise = _gain(general["candidate"], general["parent"], None, confidence).high
+    over = {rival: bootstrap(gain, groups) for rival, gain in gains.items()}
+    decided = _decided(over, gains, groups, confidence)
+    rise = _rise(general) if general is not None else None
     won = (
-        count >= HELD_OUT_MIN
-        and over["parent"].low > 0
-        and over["style"].low > style_margin
+        decided is not None
+        and decided[0] > 0
+        and decided[1] > style_margin
         and (rise is None or rise < GENERAL_RISE_MAX)
     )
     previous = over.get("previous")
@@ -129,24 +98,41 @@ def judge(
         over_previous=previous,
         general_rise=rise,
         won=won,
-        verdict=_verdict(count, won, previous),
+        verdict=Verdict.TOO_FEW if decided is None else verdict_of(previous, won=won),
         at=at,
+        confidence=confidence,
+        attempt=attempt,
+        margin=style_margin,
+        decided=decided,
     )
 
 
-def _gain(
-    rival: Sequence[float],
-    candidate: Sequence[float],
+def _decided(
+    over: Mapping[str, Interval],
+    gains: Mapping[str, Sequence[float]],
     groups: Sequence[str] | None,
     confidence: float,
-) -> Interval:
-    pairs = zip(rival, candidate, strict=True)
-    return bootstrap([theirs - ours for theirs, ours in pairs], groups, confidence=confidence)
+) -> tuple[float, float] | None:
+    """The bounds over parent and style that decide; None if there is too little to judge by.
+
+    Never above the bounds that are shown, so that what wins is also seen to win.
+    """
+    if len(gains["style"]) < HELD_OUT_MIN:
+        return None
+    bounds = [
+        min(over[rival].low, lower_bound(gains[rival], groups, confidence=confidence))
+        for rival in ("parent", "style")
+    ]
+    return (bounds[0], bounds[1]) if all(map(math.isfinite, bounds)) else None
 
 
-def _verdict(count: int, won: bool, over_previous: Interval | None) -> Verdict:
-    if count < HELD_OUT_MIN:
-        return Verdict.TOO_FEW
+def _rise(general: Mapping[str, Sequence[float]]) -> float:
+    pairs = zip(general["candidate"], general["parent"], strict=True)
+    return bootstrap([ours - theirs for ours, theirs in pairs]).high
+
+
+def verdict_of(over_previous: Interval | None, *, won: bool) -> Verdict:
+    """What a look says that had enough to judge by; a first training is judged by its win."""
     if over_previous is None:
         return Verdict.BETTER if won else Verdict.NOT_BETTER
     if over_previous.low > 0 and over_previous.mean >= IMPROVED_MEAN_MIN:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,13 +13,19 @@ from torch.nn import functional
 
 from .adapter import Adapters
 from .chassis import Chassis
+from .digest import digest_of
 from .encode import Encoded
+
+if TYPE_CHECKING:
+    from .backend import Weigh
 
 
 class HuggingFace:
     """A causal LM as transformers loads it, adapters as PEFT puts them on. Nothing is fetched."""
 
-    def __init__(self, chassis: Chassis, dtype: torch.dtype) -> None:
+    def __init__(
+        self, chassis: Chassis, dtype: torch.dtype, device: torch.device | None = None
+    ) -> None:
         os.environ["HF_HUB_OFFLINE"] = "1"
         from transformers import AutoModelForCausalLM
         from transformers.utils.logging import disable_progress_bar
@@ -29,8 +35,10 @@ class HuggingFace:
         self._bare: Any = AutoModelForCausalLM.from_pretrained(
             chassis.path, dtype=dtype, local_files_only=True, use_safetensors=True
         )
-        self._bare.requires_grad_(False).eval()
+        self._device = device or torch.device("cpu")
+        self._bare.requires_grad_(False).eval().to(self._device)
         self._model = self._bare
+        self._bound: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, adapter, its gradient
 
     def bind(self, adapters: Adapters | None) -> None:
         from peft import LoraConfig, get_peft_model
@@ -38,6 +46,7 @@ class HuggingFace:
         if self._model is not self._bare:
             self._bare = self._model.unload()
             self._model = self._bare
+        self._bound = []
         if adapters is None:
             return
         config = LoraConfig(
@@ -52,43 +61,71 @@ class HuggingFace:
         modules = dict(self._bare.named_modules())
         for name, pair in adapters.pairs.items():
             a, b = modules[name].lora_A["default"].weight, modules[name].lora_B["default"].weight
-            a.data, b.data, a.grad, b.grad = pair
+            self._bound += [(a, pair.a, pair.grad_a), (b, pair.b, pair.grad_b)]
+        self.refresh()
         self._model.eval()
 
     def refresh(self) -> None:
-        """Nothing to do: PEFT's parameters are the adapters' own memory."""
+        for parameter, values, _ in self._bound:
+            parameter.data.copy_(values)
 
-    def _nats(self, sessions: Sequence[Encoded]) -> list[Tensor]:
-        """Nats of each completion token, by session."""
+    def _predicting(self, sessions: Sequence[Encoded]) -> list[tuple[Tensor, Tensor]]:
+        """Logits at each completion token and the token itself, by session."""
         width = max(len(session.tokens) for session in sessions)
         tokens = torch.zeros(len(sessions), width, dtype=torch.long)
         mask = torch.zeros_like(tokens)
         for row, session in enumerate(sessions):
             tokens[row, : len(session.tokens)] = torch.tensor(session.tokens)
             mask[row, : len(session.tokens)] = 1
+        tokens, mask = tokens.to(self._device), mask.to(self._device)
         logits = self._model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
-        nats = []
-        for row, session in enumerate(sessions):
-            predicting = logits[row, session.prompt - 1 : len(session.tokens) - 1].float()
-            goal = torch.tensor(session.tokens[session.prompt :])
-            nats.append(functional.cross_entropy(predicting, goal, reduction="none"))
-        return nats
+        return [
+            (
+                logits[row, session.prompt - 1 : len(session.tokens) - 1].float(),
+                torch.tensor(
+                    session.tokens[session.prompt :], dtype=torch.long, device=self._device
+                ),
+            )
+            for row, session in enumerate(sessions)
+        ]
+
+    def _nats(self, sessions: Sequence[Encoded]) -> list[Tensor]:
+        """Nats of each completion token, by session."""
+        return [
+            functional.cross_entropy(predicting, goal, reduction="none")
+            for predicting, goal in self._predicting(sessions)
+        ]
 
     def losses(self, sessions: Sequence[Encoded]) -> list[float]:
         with torch.no_grad():
-            return [float(nats.mean()) for nats in self._nats(sessions)]
+            return [float(_mean(nats)) for nats in self._nats(sessions)]
 
-    def train(self, sessions: Sequence[Encoded], weight: float) -> float:
+    def recalls(self, sessions: Sequence[Encoded]) -> list[list[bool]]:
+        with torch.no_grad():
+            parts = self._predicting(sessions)
+            return [(logits.argmax(-1) == goal).tolist() for logits, goal in parts]
+
+    def learn(self, sessions: Sequence[Encoded], weigh: Weigh) -> list[float]:
         with torch.enable_grad():
-            means = [nats.mean() for nats in self._nats(sessions)]
-            loss = torch.stack(means).sum() * weight
-            torch.autograd.backward(loss)
-        return float(loss.detach())
+            means = torch.stack([_mean(nats) for nats in self._nats(sessions)])
+            losses = [float(loss) for loss in means.detach().tolist()]
+            weights = torch.tensor(weigh(losses), dtype=means.dtype, device=self._device)
+            torch.autograd.backward(means @ weights)
+        for parameter, _, grad in self._bound:
+            if parameter.grad is not None:
+                grad.add_(parameter.grad.to(grad.device))
+                parameter.grad = None
+        return losses
+
+    def digest(self) -> bytes:
+        """Of the bare chassis: adapters that are put on have names of their own."""
+        state = self._bare.state_dict()
+        return digest_of(state[name] for name in sorted(state) if ".lora_" not in name)
 
     def generate(self, prompt: Sequence[int], *, count: int, end: int) -> list[int]:
         made: list[int] = []
         cache: Any = None
-        fresh = torch.tensor([list(prompt)])
+        fresh = torch.tensor([list(prompt)], device=self._device)
         with torch.no_grad():
             while len(made) < count:
                 out = self._model(input_ids=fresh, past_key_values=cache, use_cache=True)
@@ -96,5 +133,11 @@ class HuggingFace:
                 if token == end:
                     break
                 made.append(token)
-                cache, fresh = out.past_key_values, torch.tensor([[token]])
+                cache = out.past_key_values
+                fresh = torch.tensor([[token]], device=self._device)
         return made
+
+
+def _mean(nats: Tensor) -> Tensor:
+    """Zero for a session without completion: it teaches nothing, and is no NaN for the others."""
+    return nats.sum() / max(len(nats), 1)

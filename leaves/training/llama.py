@@ -5,14 +5,15 @@ Why not transformers and PEFT: on two cores they spend half their time outside m
   attention products see a padded batch;
 - projections of one input (q, k, v; gate, up) are one product, and their adapters one more;
 - the loss makes its gradient on the way forward, for completion tokens only;
-- the backward is explicit: frozen weights get no gradient and nothing is computed twice.
+- the backward is explicit: frozen weights get no gradient, and nothing is computed twice unless
+  what the backward needs of the forward is more than may be kept.
 A test holds losses and gradients to those of transformers and PEFT.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,11 +21,16 @@ from torch.nn import functional
 
 from .adapter import Adapters, Pair
 from .chassis import LlamaShape
+from .digest import digest_of
 from .encode import Encoded
+
+if TYPE_CHECKING:
+    from .backend import Weigh
 
 _ROWS_STEP = 32  # few distinct row counts: each new one makes the kernel library build new code
 _WIDTH_STEP = 8
 _LOGIT_ROWS = 128  # rows of logits held at once: 128 x 49,152 float32 are 25 MB
+_KEPT_BYTES_MAX = 1 << 30  # for the backward; SmolLM2 keeps 0.9 MB a token in sessions of 512
 _MASKED = -1e4  # finite in bfloat16, and zero after softmax
 _Cache = tuple[Tensor, Tensor]  # keys and values so far, each [kv heads, tokens, head size]
 
@@ -43,6 +49,10 @@ class Plan(NamedTuple):
     targets: Tensor  # that token
     owner: Tensor  # and the session it belongs to
     share: Tensor  # 1 / completion tokens of the session
+
+    def to(self, device: torch.device) -> Plan:
+        moved = (each.to(device) if isinstance(each, Tensor) else each for each in self)
+        return Plan(*moved)  # type: ignore[arg-type]
 
 
 def plan(sessions: Sequence[Encoded]) -> Plan:
@@ -72,7 +82,8 @@ def plan(sessions: Sequence[Encoded]) -> Plan:
         start = end
     return Plan(
         tokens, positions, slots.view(-1), places, used, len(sessions), width,
-        torch.tensor(predicting), torch.tensor(targets), torch.tensor(owner), torch.tensor(share),
+        torch.tensor(predicting, dtype=torch.long), torch.tensor(targets, dtype=torch.long),
+        torch.tensor(owner, dtype=torch.long), torch.tensor(share),
     )  # fmt: skip
 
 
@@ -127,8 +138,9 @@ class Projection:
         grad_low = (grad @ self._b).mul_(self._scale)
         grad_b, grad_a = grad.t() @ low, grad_low.t() @ x
         for pair, rows, part in self._parts:
-            pair.grad_a.add_(grad_a[part])
-            pair.grad_b.add_(grad_b[rows, part], alpha=self._scale)
+            # Adapters and their optimiser stay on the CPU, whatever the chassis is computed on.
+            pair.grad_a.add_(grad_a[part].to(pair.grad_a.device))
+            pair.grad_b.add_(grad_b[rows, part].to(pair.grad_b.device), alpha=self._scale)
         if last:
             return grad
         return (grad @ self.weight).addmm_(grad_low, self._a)
@@ -224,6 +236,11 @@ class _Saved(NamedTuple):
     active: Tensor
     low4: Tensor | None
 
+    @property
+    def nbytes(self) -> int:
+        parts = (*self.attention, *(part for part in self if isinstance(part, Tensor)))
+        return sum(part.nbytes for part in parts)
+
 
 class _Layer:
     def __init__(self, weights: Mapping[str, Tensor], prefix: str, shape: LlamaShape) -> None:
@@ -302,16 +319,27 @@ class _Turn(NamedTuple):
 class Llama:
     """A frozen Llama that adapters can be bound to. Not safe for two threads at once."""
 
-    def __init__(self, shape: LlamaShape, weights: Mapping[str, Tensor]) -> None:
-        """weights: by Hugging Face's names, all of one type, which is the type computed in."""
-        self.shape = shape
+    def __init__(
+        self,
+        shape: LlamaShape,
+        weights: Mapping[str, Tensor],
+        *,
+        kept_bytes_max: int = _KEPT_BYTES_MAX,
+    ) -> None:
+        """weights: by Hugging Face's names, all of one type and on one device: those computed in.
+
+        kept_bytes_max: of what the layers keep for the backward. The first layers do without if
+        all do not fit, and are computed again: the same gradients to the bit, a third more time.
+        """
+        self.shape, self.kept_bytes_max = shape, kept_bytes_max
         self.embedding = weights["model.embed_tokens.weight"]
         self.head = self.embedding if shape.tied else weights["lm_head.weight"]
         self.norm = _Norm(weights["model.norm.weight"], shape.norm_eps)
         layers = range(shape.layers)
         self.layers = [_Layer(weights, f"model.layers.{index}", shape) for index in layers]
         half = torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size
-        self._frequency = shape.rope_theta**-half
+        self.device = self.embedding.device
+        self._frequency = (shape.rope_theta**-half).to(self.device)
         self.bind(None)
 
     def bind(self, adapters: Adapters | None) -> None:
@@ -325,58 +353,83 @@ class Llama:
             for projection in layer.projections:
                 projection.refresh()
 
+    def _plan(self, sessions: Sequence[Encoded]) -> Plan:
+        return plan(sessions).to(self.device)
+
     def _turn(self, at: Plan) -> _Turn:
         angles = at.positions.float()[:, None] * self._frequency
         kind = self.embedding.dtype
         cos, sin = angles.cos().to(kind)[:, None], angles.sin().to(kind)[:, None]
-        causal = torch.full((at.width, at.width), _MASKED, dtype=kind).triu(1)
+        causal = torch.full((at.width, at.width), _MASKED, dtype=kind, device=self.device).triu(1)
         group = self.shape.heads // self.shape.kv_heads
         return _Turn(cos, sin, causal.repeat(group, 1))
 
-    def losses(self, sessions: Sequence[Encoded]) -> list[float]:
-        at = plan(sessions)
+    def _seen(self, at: Plan) -> Tensor:
+        """What the head reads to predict each completion token."""
         turn = self._turn(at)
         x = functional.embedding(at.tokens, self.embedding)
         for layer in self.layers:
             x, _ = layer.forward(x, at, turn)
-        seen, _ = self.norm.forward(x.index_select(0, at.predicting))
-        nats = torch.cat([_nats(rows, self.head, goal) for rows, goal, _ in _chunks(seen, at)])
-        means = torch.zeros(at.batch).index_add_(0, at.owner, nats * at.share)
-        return [float(mean) for mean in means]
+        return self.norm.forward(x.index_select(0, at.predicting))[0]
 
-    def train(self, sessions: Sequence[Encoded], weight: float) -> float:
-        at = plan(sessions)
+    def losses(self, sessions: Sequence[Encoded]) -> list[float]:
+        at = self._plan(sessions)
+        parts = _chunks(self._seen(at), at)
+        return _means(torch.cat([_nats(rows, self.head, goal) for rows, goal, _ in parts]), at)
+
+    def recalls(self, sessions: Sequence[Encoded]) -> list[list[bool]]:
+        at = self._plan(sessions)
+        hits = [
+            functional.linear(rows, self.head).argmax(-1) == goal
+            for rows, goal, _ in _chunks(self._seen(at), at)
+        ]
+        sizes = [session.completion for session in sessions]
+        return [part.tolist() for part in torch.split(torch.cat(hits), sizes)]
+
+    def learn(self, sessions: Sequence[Encoded], weigh: Weigh) -> list[float]:
+        at = self._plan(sessions)
         turn = self._turn(at)
         x = functional.embedding(at.tokens, self.embedding)
-        saved = []
-        for layer in self.layers:
-            x, kept = layer.forward(x, at, turn)
-            saved.append(kept)
+        saved: list[_Saved | Tensor] = []
+        for index, layer in enumerate(self.layers):
+            y, kept = layer.forward(x, at, turn)
+            keeping = self.kept_bytes_max // kept.nbytes  # all layers keep as much as this one
+            saved.append(kept if len(self.layers) - index <= keeping else x)
+            x = y
         picked = x.index_select(0, at.predicting)
         seen, inverse = self.norm.forward(picked)
-        loss, grad_seen = self._loss(seen, at, weight)
+        losses, grad_seen = self._loss(seen, at)
+        weights = torch.tensor(weigh(losses), dtype=torch.float32, device=self.device)
+        grad_seen *= (at.share * weights[at.owner])[:, None]
         grad = torch.zeros_like(x)
         grad[at.predicting] = self.norm.backward(grad_seen, picked, inverse)
         for index in reversed(range(len(self.layers))):
-            kept = saved.pop()
-            grad = self.layers[index].backward(grad, at, turn, kept, last=index == 0)
-        return loss
+            layer, left = self.layers[index], saved.pop()
+            kept = left if isinstance(left, _Saved) else layer.forward(left, at, turn)[1]
+            grad = layer.backward(grad, at, turn, kept, last=index == 0)
+        return losses
 
-    def _loss(self, seen: Tensor, at: Plan, weight: float) -> tuple[float, Tensor]:
-        """The loss and its gradient in one go: logits are never held as a whole."""
-        total, grads = 0.0, []
-        for rows, goal, share in _chunks(seen, at):
+    def _loss(self, seen: Tensor, at: Plan) -> tuple[list[float], Tensor]:
+        """The sessions' losses, and the gradient of each row's own: logits are never held whole."""
+        nats, grads = [], []
+        for rows, goal, _ in _chunks(seen, at):
             # In the weights' own precision: a float32 copy of the logits costs more than it gives.
             p = functional.linear(rows, self.head).softmax(-1)
-            index = torch.arange(len(rows))
+            index = torch.arange(len(rows), device=rows.device)
             chosen = p[index, goal]
-            total -= float(chosen.float().clamp_min(1e-30).log() @ share)
+            nats.append(-chosen.float().clamp_min(1e-30).log())
             p[index, goal] = chosen - 1
-            grads.append((p @ self.head).mul_(share[:, None] * weight))
-        return total * weight, torch.cat(grads)
+            grads.append(p @ self.head)
+        return _means(torch.cat(nats), at), torch.cat(grads)
+
+    def digest(self) -> bytes:
+        layers = self.layers
+        parts = [projection.weight for layer in layers for projection in layer.projections]
+        parts += [norm.weight for layer in layers for norm in (layer.norm1, layer.norm2)]
+        return digest_of([self.embedding, self.head, self.norm.weight, *parts])
 
     def generate(self, prompt: Sequence[int], *, count: int, end: int) -> list[int]:
-        at = plan([Encoded(tuple(prompt), len(prompt))])
+        at = self._plan([Encoded(tuple(prompt), len(prompt))])
         turn = self._turn(at)
         x = functional.embedding(at.tokens, self.embedding)
         caches = []
@@ -394,8 +447,9 @@ class Llama:
             made.append(token)
             if len(made) == count:
                 return made
-            one = self._turn(at._replace(positions=torch.tensor([len(prompt) + len(made) - 1])))
-            x = functional.embedding(torch.tensor([token]), self.embedding)
+            place = len(prompt) + len(made) - 1
+            one = self._turn(at._replace(positions=torch.full_like(at.positions[:1], place)))
+            x = functional.embedding(torch.tensor([token], device=self.device), self.embedding)
             for index, layer in enumerate(self.layers):
                 x, caches[index] = layer.extend(x, caches[index], one)
 
@@ -403,6 +457,11 @@ class Llama:
 def _chunks(seen: Tensor, at: Plan) -> list[tuple[Tensor, Tensor, Tensor]]:
     parts = [torch.split(each, _LOGIT_ROWS) for each in (seen, at.targets, at.share)]
     return list(zip(*parts, strict=True))
+
+
+def _means(nats: Tensor, at: Plan) -> list[float]:
+    means = torch.zeros(at.batch, device=nats.device).index_add_(0, at.owner, nats * at.share)
+    return [float(mean) for mean in means.tolist()]
 
 
 def _nats(rows: Tensor, head: Tensor, goal: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
-from ..ports import EvaluateJob, Losses, Trained, TrainJob
+from ..ports import EvaluateJob, Losses, PreferenceJob, Probed, ProbeJob, Trained, TrainJob
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +40,11 @@ class TrainOrder(Struct, frozen=True, tag="train"):
     limits: Limits
 
 
+class PreferOrder(Struct, frozen=True, tag="prefer"):
+    job: PreferenceJob
+    limits: Limits
+
+
 class EvaluateOrder(Struct, frozen=True, tag="evaluate"):
     job: EvaluateJob
     limits: Limits
@@ -50,7 +55,12 @@ class GenerateOrder(Struct, frozen=True, tag="generate"):
     limits: Limits
 
 
-Order = TrainOrder | EvaluateOrder | GenerateOrder
+class ProbeOrder(Struct, frozen=True, tag="probe"):
+    job: ProbeJob
+    limits: Limits
+
+
+Order = TrainOrder | PreferOrder | EvaluateOrder | GenerateOrder | ProbeOrder
 
 
 class Told(Struct, frozen=True, tag="progress"):
@@ -72,6 +82,10 @@ class Answered(Struct, frozen=True, tag="answered"):
     result: dict[str, tuple[str, ...]]  # by label, one answer per prompt
 
 
+class Recalled(Struct, frozen=True, tag="recalled"):
+    result: Probed
+
+
 class Failed(Struct, frozen=True, tag="failed"):
     """refused: a bundle was at fault. Otherwise the owner's chassis, job or machine is."""
 
@@ -79,7 +93,7 @@ class Failed(Struct, frozen=True, tag="failed"):
     refused: bool
 
 
-Answer = Told | Finished | Measured | Answered | Failed
+Answer = Told | Finished | Measured | Answered | Recalled | Failed
 
 
 def encode(message: Order | Answer) -> bytes:

@@ -10,12 +10,13 @@ from ..bundle import (
     EvaluationFigures,
     GainFigures,
     Label,
+    PreferenceFigures,
     Privacy,
     encode_label,
     pack,
     read_adapter,
 )
-from ..model import Evaluation, Interval, LeafId
+from ..model import Evaluation, Interval, LeafId, PreferenceEvaluation
 from .chassis import Chassis
 
 LICENCE = "Apache-2.0"
@@ -85,6 +86,24 @@ def _figures(evaluation: Evaluation) -> EvaluationFigures:
         general_rise=None if rise is None else round(rise, _PLACES),
         verdict=evaluation.verdict.value,
         at=evaluation.at,
+        confidence=round(evaluation.confidence, 6),
+        attempt=evaluation.attempt,
+        margin=round(evaluation.margin, _PLACES),
+        answers=evaluation.answers,
+        right_before=round(evaluation.right[0], _PLACES) if evaluation.right else None,
+        right_after=round(evaluation.right[1], _PLACES) if evaluation.right else None,
+        preference=_preference(evaluation.preference) if evaluation.preference else None,
+    )
+
+
+def _preference(preference: PreferenceEvaluation) -> PreferenceFigures:
+    return PreferenceFigures(
+        pairs=preference.pairs,
+        accuracy_before=round(preference.accuracy_before, _PLACES),
+        accuracy_after=round(preference.accuracy_after, _PLACES),
+        gain=_gain(preference.gain),
+        loss_rise=round(preference.loss_rise, _PLACES),
+        verdict=preference.verdict.value,
     )
 
 

@@ -1,21 +1,24 @@
-"""The child process in which torch runs: one order on standard input, answers on standard output.
+"""The child process in which torch runs: orders on standard input, answers on standard output.
 
 It ends with its parent: when the pipe of its input closes, whatever it was doing is dropped, and a
-checkpoint is what remains.
+checkpoint is what remains. Adapters of peers are put on here, so a chassis that stays loaded for
+the next order is compared with what it was, and a child that failed in any way takes no other.
 """
 
 from __future__ import annotations
 
 import os
+import queue
 import resource
 import sys
 import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..bundle import BundleError, read_adapter
-from ..ports import Progress
+from ..ports import Progress, Report
 from .chassis import ChassisError, open_chassis
 from .orders import (
     Answer,
@@ -23,45 +26,67 @@ from .orders import (
     EvaluateOrder,
     Failed,
     Finished,
+    GenerateJob,
     GenerateOrder,
     Limits,
     Measured,
     Order,
+    PreferOrder,
+    ProbeOrder,
+    Recalled,
     Told,
     TrainOrder,
     decode_order,
     encode,
 )
 
+if TYPE_CHECKING:
+    import torch
+
 
 def main() -> int:
-    """Carry out one order. Exit 0 if it was answered, with a result or with a reason why not."""
+    """Carry out orders until there are no more; each is answered by a result, or why there is none.
+
+    Exit 0 at the end of the orders, and after one that failed.
+    """
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
-    line = sys.stdin.buffer.readline()
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-    order = decode_order(line)
-    _limit(order.limits)
+    orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
+    threading.Thread(target=_read, args=(orders,), daemon=True).start()
 
     def say(answer: Answer) -> None:
         answers.write(encode(answer))
         answers.flush()
 
+    bench = _Bench()
     try:
-        say(_carry_out(order, say))
-    except BundleError as refused:
-        say(Failed(str(refused), refused=True))
+        order = decode_order(orders.get())
+        _limit(order.limits)  # all orders of one parent have the same
+        while True:
+            try:
+                answer = bench.carry_out(order, say)
+            except BundleError as refused:
+                answer = Failed(str(refused), refused=True)
+            bench.clear()
+            say(answer)
+            order = decode_order(orders.get())
     except (ChassisError, OSError, ValueError, MemoryError) as failed:
         traceback.print_exc()
         say(Failed(f"{type(failed).__name__}: {failed}", refused=False))
     return 0
 
 
-def _end_with_parent() -> None:
+def _read(orders: queue.SimpleQueue[bytes]) -> None:
+    """Pass on lines; at the end of the input, end the process in whatever it is at."""
     # Not through sys.stdin: a thread waiting inside it makes the interpreter abort at its end.
-    while os.read(0, 4096):
-        pass
-    os._exit(3)
+    waiting: list[bytes] = []
+    while data := os.read(0, 1 << 16):
+        *lines, rest = data.split(b"\n")
+        for line in lines:
+            orders.put(b"".join([*waiting, line]))
+            waiting = []
+        waiting.append(rest)
+    os._exit(0)
 
 
 def _limit(limits: Limits) -> None:
@@ -73,55 +98,84 @@ def _limit(limits: Limits) -> None:
     torch.set_num_threads(limits.threads)
 
 
-def _carry_out(order: Order, say: Callable[[Answer], None]) -> Answer:
-    import torch
+class _Bench:
+    """What stays between two orders: the chassis that was loaded last."""
 
-    def report(progress: Progress) -> None:
-        say(Told(progress.phase, progress.done, progress.total, progress.detail))
+    def __init__(self) -> None:
+        self._model: _Model | None = None
 
-    wanted = order.limits.dtype
-    dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
-    match order:
-        case TrainOrder(job):
-            from .sft import train
+    def clear(self) -> None:
+        """Take the adapter off; ChassisError if the chassis is not what it was."""
+        if self._model is not None:
+            self._model.clear()
 
-            with torch.no_grad():
-                return Finished(train(job, report, dtype=dtype))
-        case EvaluateOrder(job):
-            from .evaluate import measure
+    def carry_out(self, order: Order, say: Callable[[Answer], None]) -> Answer:
+        import torch
 
-            model = _Model(job.chassis, dtype)
-            with torch.no_grad():
-                return Measured(measure(job, model.backend, model.bind, report))
-        case GenerateOrder(job):
-            from .encode import TOKENS_MAX, Encoder
+        def report(progress: Progress) -> None:
+            say(Told(progress.phase, progress.done, progress.total, progress.detail))
 
-            model, encoder = _Model(job.chassis, dtype), Encoder(job.chassis)
-            prompts = [encoder.prompt(each, tokens_max=TOKENS_MAX) for each in job.prompts]
-            answers: dict[str, tuple[str, ...]] = {}
-            with torch.no_grad():
-                for done, (label, adapter) in enumerate(job.adapters):
-                    model.bind(adapter)
-                    made = (
-                        model.backend.generate(prompt, count=job.tokens, end=encoder.end)
-                        for prompt in prompts
-                    )
-                    answers[label] = tuple(encoder.text(tokens) for tokens in made)
-                    report(Progress("generate", done + 1, len(job.adapters), label))
-            return Answered(answers)
+        wanted = order.limits.dtype
+        dtype: torch.dtype | None = getattr(torch, wanted) if wanted else None
+        with torch.no_grad():
+            match order:
+                case TrainOrder(job):
+                    from .sft import train
+
+                    return Finished(train(job, report, dtype=dtype))
+                case PreferOrder(job):
+                    from .dpo import prefer
+
+                    return Finished(prefer(job, report, dtype=dtype))
+                case EvaluateOrder(job):
+                    from .evaluate import measure
+
+                    model = self._loaded(job.chassis, dtype)
+                    return Measured(measure(job, model.backend, model.bind, report))
+                case ProbeOrder(job):
+                    from .memorised import probe
+
+                    model = self._loaded(job.chassis, dtype)
+                    return Recalled(probe(job, model.backend, model.bind, report))
+                case GenerateOrder(job):
+                    return Answered(_generate(job, self._loaded(job.chassis, dtype), report))
+
+    def _loaded(self, chassis: Path, dtype: torch.dtype | None) -> _Model:
+        if self._model is None or self._model.asked != (chassis, dtype):
+            self._model = None  # never two at once
+            self._model = _Model(chassis, dtype)
+        return self._model
+
+
+def _generate(job: GenerateJob, model: _Model, report: Report) -> dict[str, tuple[str, ...]]:
+    from .encode import TOKENS_MAX, Encoder
+
+    encoder = Encoder(job.chassis)
+    prompts = [encoder.prompt(each, tokens_max=TOKENS_MAX) for each in job.prompts]
+    answers: dict[str, tuple[str, ...]] = {}
+    total = len(job.adapters) * len(prompts)
+    for label, adapter in job.adapters:
+        model.bind(adapter)
+        made: list[str] = []
+        for prompt in prompts:
+            tokens = model.backend.generate(prompt, count=job.tokens, end=encoder.end)
+            made.append(encoder.text(tokens))
+            done = len(answers) * len(prompts) + len(made)
+            report(Progress("generate", done, total, label))
+        answers[label] = tuple(made)
+    return answers
 
 
 class _Model:
     """A loaded chassis, and adapters put on it from files that are checked first."""
 
-    def __init__(self, chassis: Path, dtype: object) -> None:
-        import torch
-
+    def __init__(self, chassis: Path, dtype: torch.dtype | None) -> None:
         from .backend import fastest_dtype, open_backend
 
-        chosen = dtype if isinstance(dtype, torch.dtype) else fastest_dtype()
+        self.asked = (chassis, dtype)
         self._chassis = open_chassis(chassis)
-        self.backend = open_backend(chassis, chosen)
+        self.backend = open_backend(chassis, dtype or fastest_dtype())
+        self._digest = self.backend.digest()
 
     def bind(self, adapter: Path | None) -> None:
         """Raises BundleError for a file that is not an adapter of this chassis."""
@@ -134,6 +188,11 @@ class _Model:
         adapters = Adapters(read.shapes, read.rank, read.alpha)
         adapters.load(read.tensors)
         self.backend.bind(adapters)
+
+    def clear(self) -> None:
+        self.backend.bind(None)
+        if self.backend.digest() != self._digest:
+            raise ChassisError("the chassis in memory was changed by an adapter")
 
 
 if __name__ == "__main__":

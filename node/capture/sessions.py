@@ -16,6 +16,9 @@ from typing import Any
 import msgspec
 from msgspec import Struct
 
+from leaves.ports import Check
+from leaves.training.checks import parse_check
+
 from . import quality as scores
 from .record import LINE_BYTES_MAX, ContentType, TrainingRecord, decode_line, read_lines
 from .tagger import GENERAL
@@ -52,6 +55,7 @@ class Session:
     edited_from: str = field(default="", repr=False)  # that answer
     edited_ask: str = field(default="", repr=False)  # the ask before it
     edited_terms: str = ""  # and its terms class
+    check: Check | None = None  # what a right answer is, where the source says so
 
 
 class Place(Struct, frozen=True, array_like=True):
@@ -229,6 +233,7 @@ def session_of(records: Iterable[TrainingRecord]) -> Session:
         edited_from=edit.answer,
         edited_ask=edit.ask,
         edited_terms=edit.terms,
+        check=parse_check(close.metadata.get("check")) if close else None,
     )
 
 

@@ -13,15 +13,32 @@ import cyclopts
 from node.errors import OwnerError
 from node.terminal import Terminal
 
-from . import consent, data, leaves, mesh, pictures, process, route, scrub, sources
+from . import (
+    approve,
+    config,
+    consent,
+    data,
+    leaves,
+    lifecycle,
+    mesh,
+    pictures,
+    process,
+    route,
+    scrub,
+    sources,
+    train,
+)
 from .base import command
 from .misuse import misuse
 
 __all__ = [
+    "approve",
     "command",
+    "config",
     "consent",
     "data",
     "leaves",
+    "lifecycle",
     "main",
     "mesh",
     "pictures",
@@ -29,6 +46,7 @@ __all__ = [
     "route",
     "scrub",
     "sources",
+    "train",
 ]
 
 

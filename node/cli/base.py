@@ -28,7 +28,8 @@ command = Command(
 consent = Command(name="consent", help="What this node may do. Everything is off by default.")
 leaf = Command(name="leaf", help="One leaf: show it, its history, its name, its retraction.")
 peers = Command(name="peers", help="Who this node is connected to, and who it dials.")
-for group in (consent, leaf, peers):
+config = Command(name="config", help="What groove.toml says: looked at, explained, changed.")
+for group in (consent, leaf, peers, config):
     command.command(group)
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document.")]

@@ -7,7 +7,7 @@ from typing import Annotated
 import msgspec
 from cyclopts import Parameter
 
-from node import orders, overview
+from node import orders, overview, planning, publishing, rounds
 from node.app import App
 from node.terminal import Terminal
 
@@ -20,16 +20,34 @@ def round_(
     dry_run: Annotated[
         bool, Parameter(negative="", help="Print what would be done, and change nothing.")
     ] = False,
+    if_due: Annotated[
+        bool,
+        Parameter(
+            negative="", help="Only if one is due by [rounds] in groove.toml; else say why not."
+        ),
+    ] = False,
     json: AsJson = False,
 ) -> None:
-    """Embed, cluster, detect, train, evaluate, deploy. A killed round is taken up again."""
+    """Embed, cluster, detect, train, evaluate, deploy. A killed round is taken up again.
+
+    --dry-run tells about how long each step would take: as former rounds here took, or a guess.
+    Splits and merges wait for your word if `approve = "ask"` under [rules]: `groove-node approve`.
+    """
     out = Terminal(json)
     app = App.open()
+    if if_due:
+        why = rounds.due(app)
+        if why is None:
+            out.done({"round": None, "events": []}, "no round is due")
+            return
+        out.line(f"a round is due: {why}")
     if dry_run:
         plan = app.plan(out.progress)
         out.line(plan.mode)
         out.table(("WHAT", "LEAF", "WHY"), [*plan.transitions, *plan.trainings])
-        out.done(msgspec.to_builtins(plan), plan.note)
+        out.table(("STEP", "ABOUT", "BY"), planning.told(plan.expected))
+        document = {**msgspec.to_builtins(plan), "minutes": round(plan.minutes, 1)}
+        out.done(document, plan.note)
         return
     row = app.round(out.event, out.progress)
     out.done({"round": row.id, "events": out.events})
@@ -69,6 +87,44 @@ def leaf_rename(name: str, to: str, /, *, json: AsJson = False) -> None:
     out.done({"leaf_id": renamed.id, "name": renamed.name}, f"{renamed.id[:8]} is now {to}")
 
 
+@leaf.command(name="publish")
+def leaf_publish(
+    *names: str,
+    all_: Annotated[
+        bool, Parameter(name="--all", negative="", help="Every leaf that waits for your word.")
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Allow peers to be shown a topic that none of them shows; without a name: list what waits."""
+    out = Terminal(json)
+    app = App.open()
+    app.require("publish")
+    kept = publishing.kept_back(app)
+    if not names and not all_:
+        rows = [(str(each["name"]), str(each["reason"])) for each in kept]
+        out.table(("LEAF", "KEPT BACK"), rows)
+        out.done({"kept_back": kept}, "" if kept else "no leaf is kept back")
+        return
+    ids = [overview.own_leaf(app, name).id for name in names]
+    ids += sorted(app.withheld().asked) if all_ else []
+    publishing.say(app.home, ids, True)
+    out.done({"published": ids}, f"{len(ids):,} allowed; peers are told {_when(app)}")
+
+
+@leaf.command(name="withhold")
+def leaf_withhold(name: str, /, *more: str, json: AsJson = False) -> None:
+    """Keep a leaf here: peers are shown nothing of it, and drop it if they had it."""
+    out = Terminal(json)
+    app = App.open()
+    ids = [overview.own_leaf(app, each).id for each in (name, *more)]
+    publishing.say(app.home, ids, False)
+    out.done({"withheld": ids}, f"{len(ids):,} kept here; peers are told {_when(app)}")
+
+
+def _when(app: App) -> str:
+    return "now" if overview.running(app) else "when the node runs: `groove-node run`"
+
+
 @leaf.command(name="retract")
 def leaf_retract(name: str, /, *, yes: Yes = False, json: AsJson = False) -> None:
     """Withdraw an own leaf from all peers, for ever."""
@@ -79,5 +135,4 @@ def leaf_retract(name: str, /, *, yes: Yes = False, json: AsJson = False) -> Non
         out.done({"retracted": None}, "Nothing was retracted.")
         return
     retracted = orders.retract(app, found.id)
-    told = "now" if overview.running(app) else "when the node runs: `groove-node run`"
-    out.done({"retracted": retracted}, f"retracted {found.name}; peers are told {told}")
+    out.done({"retracted": retracted}, f"retracted {found.name}; peers are told {_when(app)}")

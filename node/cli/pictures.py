@@ -7,8 +7,9 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from node import overview, show, transition
+from node import overview, past, publishing, show, transition
 from node.app import App
+from node.errors import MisuseError
 from node.terminal import Terminal
 
 from .base import AsJson, command
@@ -17,17 +18,31 @@ from .base import AsJson, command
 @command.command
 def tree(
     *,
-    at: Annotated[str | None, Parameter(help="A day, 2026-11-22.")] = None,
+    at: Annotated[
+        str | None, Parameter(help="A day, 2026-11-22: the forest as it was at its end, UTC.")
+    ] = None,
+    diff: Annotated[
+        tuple[str, str] | None,
+        Parameter(help="Two days, or a day and `now`: which leaves came, went, changed, grew."),
+    ] = None,
     table: Annotated[
         bool, Parameter(negative="", help="As a table, with gains, last routing and ids.")
     ] = False,
     json: AsJson = False,
 ) -> None:
-    """The leaves of this node, and those of peers: their stage, and what they wait for."""
+    """The leaves of this node, and those of peers: their stage, and what they wait for.
+
+    `groove-node restore DATE` brings the forest of a past day back.
+    """
     from node.pictures import atlas, tree
 
     out = Terminal(json)
     app = App.open()
+    if diff is not None:
+        if at is not None or table:
+            raise MisuseError("--diff shows two days as a table; it takes neither --at nor --table")
+        _difference(app, out, *diff)
+        return
     forest, foreign = overview.tree(app, at)
     standing = atlas.standing(app, at)
     lines = tree.drawn(standing, out.width)
@@ -39,6 +54,9 @@ def tree(
     routing = transition.standing(app) if at is None else None
     if routing is not None and routing["state"] != "leaves":
         out.line(routing["line"])
+    kept_back = publishing.kept_back(app) if at is None else []
+    for text in publishing.lines(kept_back):
+        out.line(text)
     document = {
         "leaves": [show.as_json(leaf) for leaf in forest.live()],
         "foreign": [show.foreign_json(known) for known in foreign],
@@ -46,8 +64,17 @@ def tree(
         "sessions": standing.sessions,
         "unassigned": standing.unassigned,
         "routing": routing,
+        "kept_back": kept_back,
     }
     out.done(document, "" if lines else f"no leaves {'yet' if at is None else f'on {at}'}")
+
+
+def _difference(app: App, out: Terminal, start: str, end: str) -> None:
+    changes = past.differences(past.at_end_of(app, start), past.at_end_of(app, end))
+    if changes:
+        out.table(past.COLUMNS, [change.row() for change in changes])
+    document = {"from": start, "to": end, "changes": past.as_json(changes)}
+    out.done(document, past.summary(changes, start, end))
 
 
 @command.command(name="map")

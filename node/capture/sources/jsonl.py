@@ -12,7 +12,9 @@ row says of itself:
 |            |   nothing: it is the thumb up of one scale and the worst of another         |
 | `quality`  | 0 to 100; stands beside the outcome                                         |
 
-A row that says none of these has no tier: that somebody keeps it is no evidence.
+A row that says none of these has no tier: that somebody keeps it is no evidence. A `check` says
+what a right answer is (`leaves.training.answers.parse_check`); it is kept with the session, and
+scrubbed as all else.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from typing import IO, Any, Final, cast
 
 import msgspec
 
+from leaves.training.checks import parse_check
 from node.capture.quality import Outcome
 from node.capture.record import ContentType, is_date
 from node.capture.terms import Terms, terms_of
@@ -143,6 +146,7 @@ def _session(line: bytes) -> SourceSession | str:
         group=str(row.get("group") or _digest(" ".join(first.lower().split()))[:16]),
         outcome=_outcome(row),
         quality=_quality(row.get("quality")),
+        metadata={"check": row["check"]} if parse_check(row.get("check")) else {},
     )
 
 

@@ -1,0 +1,57 @@
+"""`groove-node config`: what groove.toml says, why, and what was changed under [rules]."""
+
+from __future__ import annotations
+
+import msgspec
+
+from node import settings
+from node.app import App
+from node.terminal import Terminal
+
+from .base import AsJson, config
+
+
+@config.command(name="get")
+def config_get(key: str | None = None, /, *, json: AsJson = False) -> None:
+    """Print a key, a section, or everything that is in force: what you set, else the defaults."""
+    out = Terminal(json)
+    found = settings.get(App.open(), key)
+    out.facts([(name, _toml(value)) for name, value in found.items()])
+    out.done({"config": found})
+
+
+@config.command(name="explain")
+def config_explain(key: str, /, *, json: AsJson = False) -> None:
+    """Say what a key is for, its default, and what it is now."""
+    out = Terminal(json)
+    found = settings.explain(App.open(), key)
+    plain = ("key", "why")
+    out.facts([(name, x if name in plain else _toml(x)) for name, x in found.items()])
+    out.done(found)
+
+
+@config.command(name="set")
+def config_set(key: str, value: str, /, *, json: AsJson = False) -> None:
+    """Set a key in groove.toml, as in `config set rules.approve ask`; comments stay.
+
+    The file is checked whole before it is replaced. The next command reads it; a running node and
+    a round that was begun go on with what they read at their start.
+    """
+    out = Terminal(json)
+    done = settings.change(App.open(), key, value)
+    out.done(done, f"{key} is {_toml(done['new'])} now, and was {_toml(done['old'])}")
+
+
+@config.command(name="history")
+def config_history(*, json: AsJson = False) -> None:
+    """Every change under [rules], with the round that first went by it."""
+    out = Terminal(json)
+    found = settings.history(App.open())
+    rows = [(x["when"], str(x["round"]), x["key"], _toml(x["old"]), _toml(x["new"])) for x in found]
+    if rows:
+        out.table(("WHEN", "ROUND", "RULE", "WAS", "IS"), rows)
+    out.done({"changes": found}, "" if rows else "no round has met a changed rule")
+
+
+def _toml(value: object) -> str:
+    return msgspec.json.encode(value).decode()

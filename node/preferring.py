@@ -1,0 +1,143 @@
+"""The third step of a training: from answers that were liked and answers that were not.
+
+It goes on from the adapter of the second step, and is judged on pairs of its own. Without pairs, or
+with too few to be judged by, it says so and the adapter of the second step stays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from leaves.model import PreferenceEvaluation
+from leaves.ports import EvaluateJob, PreferenceJob, Report, Schedule, Trained, silent
+from leaves.store import Role
+from leaves.training.preference import (
+    BETA,
+    PreparedPairs,
+    answers,
+    judge_preferences,
+    paired,
+    preference_schedule,
+    split_pairs,
+)
+
+from .notes import Step
+from .preferences import leaf_preferences, used_by
+from .teaching import Desk, Material, Pupil, Taught, days_of, example_of
+
+NO_PAIRS = "preference step skipped: no A/C pairs"
+
+
+@dataclass(frozen=True, slots=True)
+class Skipped:
+    """There was no preference step. why: in words; empty where nothing stands against one."""
+
+    why: str
+
+    def told(self) -> str:
+        return self.why
+
+
+@dataclass(frozen=True, slots=True)
+class Preferred:
+    """What `prefer` came to. trained_on, held_out: sessions whose answers it used, either side."""
+
+    trained: Trained
+    evaluation: PreferenceEvaluation
+    trained_on: tuple[str, ...]
+    held_out: tuple[str, ...]
+    pairs: int  # that it was trained on
+
+    def told(self) -> str:
+        seen = self.evaluation
+        return (
+            f"preference step: {seen.verdict}, {seen.accuracy_before:.0%} -> "
+            f"{seen.accuracy_after:.0%} of {seen.pairs} held-out pairs"
+        )
+
+
+def prefer(
+    desk: Desk, pupil: Pupil, material: Material, taught: Taught, report: Report = silent
+) -> Preferred | Skipped:
+    """Step 3: move the adapter towards the answers that were liked, and judge that."""
+    schedule = preference_schedule(replace(desk.schedule, seed=taught.schedule.seed))
+    split = _split(desk, pupil, material, schedule)
+    if isinstance(split, Skipped):
+        pupil.notes.forget(Step.DPO)
+        return split
+    work = pupil.folder / "dpo"
+    work.mkdir(mode=0o700, exist_ok=True)
+    job = PreferenceJob(
+        work, desk.chassis.path, split.train, schedule, taught.adapter.adapter, BETA
+    )
+    trained = desk.trainer.prefer(job, report)
+    preferred = Preferred(
+        trained,
+        _judged(desk, material, taught.adapter, trained, split, report),
+        tuple(sorted(used_by(split.train))),
+        tuple(sorted(used_by(split.held_out))),
+        len(split.train),
+    )
+    pupil.notes.write(Step.DPO, pupil.notes.seal(Step.SFT), preferred)
+    return preferred
+
+
+def preferred(pupil: Pupil) -> Preferred | None:
+    """What `prefer` came to on the adapter of now; None if it was not done or was skipped."""
+    return pupil.notes.read(Step.DPO, pupil.notes.seal(Step.SFT), Preferred)
+
+
+def _split(
+    desk: Desk, pupil: Pupil, material: Material, schedule: Schedule
+) -> PreparedPairs | Skipped:
+    store, leaf, before = desk.store, pupil.leaf.id, pupil.round_id
+    members = store.members(leaf)
+    pairs = leaf_preferences(
+        members,
+        pupil.sessions,
+        desk.vectors() if desk.vectors is not None else None,
+        left_out=desk.left_out,
+        restricted_outputs=desk.restricted_outputs,
+    )
+    if not pairs:
+        return Skipped(NO_PAIRS)
+    used = material.used()
+    split = split_pairs(
+        pairs,
+        store.used(leaf, Role.HELD_OUT, before) | used[Role.HELD_OUT],
+        store.used(leaf, Role.TRAIN, before) | used[Role.TRAIN],
+        sessions=[example_of(pupil.sessions[id_]) for id_ in members if id_ in pupil.sessions],
+        days=days_of(pupil.sessions),
+        samples=schedule.steps * schedule.batch,
+    )
+    if split.too_few:
+        return Skipped(
+            f"preference step skipped: of {len(pairs)} A/C pairs {len(split.train)} can train and "
+            f"{len(split.held_out)} judge, which is too few"
+        )
+    return split
+
+
+def _judged(
+    desk: Desk,
+    material: Material,
+    before: Trained,
+    after: Trained,
+    split: PreparedPairs,
+    report: Report,
+) -> PreferenceEvaluation:
+    """Measure both adapters on the held-out pairs and on the sessions that judge the leaf."""
+    asked = answers(split.held_out)
+    adapters = (("candidate", before.adapter), ("preferred", after.adapter))
+    job = EvaluateJob(desk.chassis.path, asked + material.held_out, adapters)
+    losses = desk.evaluator.losses(job, report).by_label
+    pairs = {label: paired(values[: len(asked)]) for label, values in losses.items()}
+    own = {label: values[len(asked) :] for label, values in losses.items()}
+    return judge_preferences(
+        pairs["candidate"],
+        pairs["preferred"],
+        own["candidate"],
+        own["preferred"],
+        split.groups,
+        session_groups=[each.group or each.session for each in material.held_out],
+    )

@@ -1,0 +1,149 @@
+"""When the running node starts a round by itself, and what it does about one that fails.
+
+Only with `auto = true` under [rounds] in groove.toml. The round is a process of its own at the
+lowest priority, so that the node stays small and answers; whether one is due by the number of new
+sessions is told there too, for to count them is to read the corpus. A round that was killed or
+failed is taken up again later and later, and a node that was started anew knows of that.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING
+
+import msgspec
+import trio
+from msgspec import Struct
+
+from leaves.model import Instant
+
+from .errors import OwnerError
+from .home import private_dir, write_atomic
+from .rounds import round_due
+from .told import Tell, Told
+
+if TYPE_CHECKING:
+    from .app import App
+
+log = logging.getLogger(__name__)
+
+FILE = "tries.json"
+LOOK_S = 900  # between two counts of the sessions, and only if there are more records
+BACK_OFF_S = 300
+BACK_OFF_S_MAX = 86_400
+_IDLE = 19  # the lowest priority; what a round starts inherits it
+
+Start = Callable[[list[str], Mapping[str, str]], Awaitable[int]]
+
+
+class Tries(Struct, frozen=True):
+    """What became of the rounds that the node started. failures: in a row."""
+
+    failures: int = 0
+    at: int = 0  # when the last one ended, Unix seconds
+
+
+def back_off_s(failures: int) -> int:
+    """How long to leave a round alone that failed so many times in a row."""
+    if failures <= 0:
+        return 0
+    return min(BACK_OFF_S << min(failures - 1, 20), BACK_OFF_S_MAX)
+
+
+async def start_idle(command: list[str], environment: Mapping[str, str]) -> int:
+    """Run a command to its end at the lowest priority; cancelled, it is ended. Its exit code."""
+    async with trio.open_nursery() as nursery:
+        run = partial(
+            trio.run_process,
+            command,
+            env=dict(environment),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=False,
+        )
+        process: trio.Process = await nursery.start(run)
+        with suppress(ProcessLookupError):  # it has ended already
+            os.setpriority(os.PRIO_PROCESS, process.pid, _IDLE)
+        return await process.wait()
+
+
+class Scheduler:
+    """Starts one round at a time."""
+
+    def __init__(self, app: App, tell: Tell, start: Start = start_idle) -> None:
+        self._app = app
+        self._tell = tell
+        self._start = start
+        self._looked = 0  # when the sessions were last counted
+        self._size = -1  # of the corpus then
+
+    async def look(self) -> None:
+        """Run a round if one is due; returns when it has ended."""
+        why = self._why()
+        if why is None:
+            return
+        command = [sys.executable, "-m", "node.cli", "round", "--if-due", "--json"]
+        log.info("round started why=%s", why)
+        code = await self._start(command, {**os.environ, "GROOVE_HOME": str(self._app.home)})
+        self._ended(code)
+
+    def _why(self) -> str | None:
+        app, now = self._app, self._app.now()
+        tries = self.tries()
+        waits = tries.at + back_off_s(tries.failures) - now
+        if not app.config.rounds.auto or not app.allows("capture"):
+            return None
+        if 0 < waits <= BACK_OFF_S_MAX or self._runs():  # a clock that was set back ends no wait
+            return None
+        if app.forests.open_round() is not None:
+            return "one was begun and is not finished"
+        last = app.forests.last_round()
+        if last is not None:
+            by_time = round_due(last.started, now, 0, app.config.rounds)
+            if by_time is not None:
+                return by_time
+        return self._more(now)
+
+    def _more(self, now: Instant) -> str | None:
+        """Whether to have the sessions counted: there are more records, and it was a while ago."""
+        size = self._app.corpus.size_bytes()
+        if size == self._size or not size or 0 <= now - self._looked < LOOK_S:
+            return None
+        self._looked, self._size = now, size
+        return "new records are counted"
+
+    def _runs(self) -> bool:
+        try:
+            with self._app.lock("round", "a round is running"):
+                return False
+        except OwnerError:
+            return True
+
+    def tries(self) -> Tries:
+        """What became of the last ones; nothing is known if the file is damaged."""
+        try:
+            return msgspec.json.decode((self._app.home / "rounds" / FILE).read_bytes(), type=Tries)
+        except (OSError, msgspec.DecodeError):
+            return Tries()
+
+    def _ended(self, code: int) -> None:
+        failures = self.tries().failures + 1 if code else 0
+        path = private_dir(self._app.home / "rounds") / FILE
+        write_atomic(path, msgspec.json.encode(Tries(failures, self._app.now())))
+        if code:
+            minutes = back_off_s(failures) // 60
+            self._tell(
+                Told(
+                    "round failed",
+                    f"a round ended with code {code}; it is taken up again in {minutes:,} min; "
+                    "`groove-node round` shows what is wrong",
+                    {"code": code, "failures": failures},
+                )
+            )

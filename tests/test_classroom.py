@@ -1,0 +1,331 @@
+"""The steps of a training: what each begins with, what it leaves, and what judges what."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import tiny_llama
+from support_engine import RULES, Bench, Killed, sessions
+
+from leaves.bundle import decode_label, unpack
+from leaves.lifecycle import conclude
+from leaves.model import DAY_S, Forest, Instant, Leaf, LeafId, Stage, Verdict
+from leaves.store import Role
+from leaves.training.chassis import open_chassis
+from node import set_aside
+from node.capture.sessions import Session
+from node.classroom import Lesson
+from node.config import Config, TrainingConfig
+from node.judging import margin_of, wants_second
+from node.preferring import NO_PAIRS
+from node.routing import entries
+from node.starts import Begun
+from node.teaching import prepare
+
+NOW = Instant(1_700_100_000)
+
+
+@pytest.fixture(scope="module")
+def chassis(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_llama.build(tmp_path_factory.mktemp("chassis"))
+
+
+@pytest.fixture(scope="module")
+def clustered(tmp_path_factory: pytest.TempPathFactory, chassis: Path) -> Path:
+    """A home whose leaves are seeds: clustered, not trained."""
+    home = tmp_path_factory.mktemp("clustered")
+    made = Bench(home, chassis, sessions(100), train=False)
+    made.round().run(NOW)
+    made.store.close()
+    return home
+
+
+@pytest.fixture
+def bench(tmp_path: Path, clustered: Path, chassis: Path) -> Iterator[Bench]:
+    shutil.copytree(clustered, tmp_path / "home")
+    made = Bench(tmp_path / "home", chassis, sessions(100))
+    yield made
+    made.store.close()
+
+
+def some_leaf(bench: Bench) -> Leaf:
+    return next(leaf for leaf in bench.store.forest() if leaf.level == 2)
+
+
+def teach(bench: Bench, leaf: Leaf, round_id: int = 2) -> Lesson:
+    captured = {session.session_id: session for session in bench.captured}
+    return bench.classroom().teach(leaf, bench.store.forest(), captured, round_id, NOW)
+
+
+def recorded(bench: Bench, lesson: Lesson, round_id: int = 2) -> Leaf:
+    """Have a lesson's outcome in the store, as a round does."""
+    assert lesson.outcome is not None
+    forest, room = bench.store.forest(), bench.classroom()
+    outcomes = {lesson.leaf: lesson.outcome}
+    transitions = conclude(forest, outcomes, NOW, RULES)
+    after = bench.store.carry_out(
+        forest, transitions, NOW, round_id, lambda forest: room.record(lesson, round_id)
+    )
+    room.clean(lesson)
+    return after.leaves[lesson.leaf]
+
+
+def begun(bench: Bench, leaf: Leaf, forest: Forest | None = None) -> Begun:
+    return bench.classroom().desk.starts.of(leaf, forest or bench.store.forest()).begun
+
+
+def test_a_lesson_leaves_numbers_and_ids_and_no_text(bench: Bench) -> None:
+    lesson = teach(bench, some_leaf(bench))
+    files = [path for path in lesson.folder.rglob("*") if path.is_file()]
+    assert {"preprocess.json", "sft.json", "evaluate.json", "package.json"} <= {
+        path.name for path in files
+    }
+    everything = b"".join(path.read_bytes() for path in files)
+    assert not any(s.prompt.encode() in everything for s in bench.captured)
+    assert not any(s.completion.encode() in everything for s in bench.captured)
+
+
+@pytest.mark.parametrize("step", ["train", "losses", "put", "write"])
+@pytest.mark.parametrize("nth", [1, 2])
+def test_a_lesson_killed_anywhere_and_given_again_comes_to_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, step: str, nth: int
+) -> None:
+    leaf = some_leaf(bench)
+    whole = teach(bench, leaf)
+    bench.classroom().clean(whole)
+    from node import notes
+
+    owner = {"train": bench.trainer, "losses": bench.evaluator, "put": bench.bundles}
+    target: object = owner.get(step, notes.Notes)
+    original, calls = getattr(target, step), []
+
+    def dying(*args: object, **kwargs: object) -> object:
+        calls.append(step)
+        if len(calls) == nth:
+            raise Killed
+        return original(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(target, step, dying)
+        with suppress(Killed):
+            teach(bench, leaf)
+    assert teach(bench, leaf) == whole
+
+
+def test_what_was_measured_is_not_measured_again(bench: Bench) -> None:
+    leaf = some_leaf(bench)
+    teach(bench, leaf)
+    asked = list(bench.evaluator.asked)
+    teach(bench, leaf)
+    assert bench.evaluator.asked == asked == [("parent", "style", "candidate")]
+
+
+def test_a_first_training_begins_with_the_chassis_and_the_next_with_the_version_in_force(
+    bench: Bench,
+) -> None:
+    leaf = some_leaf(bench)
+    assert begun(bench, leaf) is Begun.NOTHING
+    trained = recorded(bench, teach(bench, leaf))
+    assert trained.attempts == 1
+    assert begun(bench, trained) is Begun.OWN
+
+
+def test_a_version_that_learned_from_what_is_left_out_now_is_not_begun_from(bench: Bench) -> None:
+    trained = recorded(bench, teach(bench, some_leaf(bench)))
+    used = sorted(bench.store.used(trained.id, Role.CONTROL))
+    bench.left_out = frozenset(used[:1])
+    assert begun(bench, trained) is Begun.NOTHING
+
+
+def child_of(*origins: Leaf) -> Leaf:
+    return replace(
+        origins[0], id=LeafId("c" * 32), stage=Stage.SPROUT, adapter=None, trainings=0, wins=0,
+        lineage=tuple(leaf.id for leaf in origins), parent=origins[0].id, evaluation=None,
+        attempts=0,
+    )  # fmt: skip
+
+
+def test_a_child_of_a_split_begins_with_its_parents_adapter_and_is_judged_by_what_that_never_saw(
+    bench: Bench,
+) -> None:
+    parent = recorded(bench, teach(bench, some_leaf(bench)))
+    child = child_of(parent)
+    forest = bench.store.forest().with_leaf(child)
+    assert begun(bench, child, forest) is Begun.PARENT
+    members = bench.store.members(parent.id)
+    bench.store.assign({**bench.store.assignment(), **dict.fromkeys(members, child.id)})
+    captured = {session.session_id: session for session in bench.captured}
+    room = bench.classroom()
+    pupil = room.pupil(child, forest, captured, 3, NOW, "3")
+    material = prepare(room.desk, pupil)
+    seen = bench.store.used(parent.id, Role.TRAIN)
+    judged = bench.store.used(parent.id, Role.HELD_OUT)
+    assert not seen & set(material.split.held_out)
+    assert judged & set(material.split.held_out), "they have not judged the child yet"
+    assert not judged & set(material.split.train)
+
+
+def test_a_merged_leaf_begins_with_what_its_parts_learned(bench: Bench) -> None:
+    parts = [leaf for leaf in bench.store.forest() if leaf.level == 2][:2]
+    trained = [recorded(bench, teach(bench, leaf, 2 + n), 2 + n) for n, leaf in enumerate(parts)]
+    forest = bench.store.forest()
+    for leaf in trained:
+        forest = forest.with_leaf(replace(leaf, stage=Stage.MERGED))
+    merged = child_of(*trained)
+    starts = bench.classroom().desk.starts
+    start = starts.of(merged, forest)
+    assert start.begun is Begun.MERGED and len(start.roots) == 2
+    path = bench.home / "merged.safetensors"
+    assert starts.file(start, bench.classroom().desk.schedule, path, control=False) == path
+    first = path.read_bytes()
+    starts.file(start, bench.classroom().desk.schedule, path, control=False)
+    assert path.read_bytes() == first
+
+
+def test_an_adapter_of_another_chassis_is_neither_begun_from_nor_compared_with(
+    bench: Bench, tmp_path: Path
+) -> None:
+    trained = recorded(bench, teach(bench, some_leaf(bench)))
+    assert trained.adapter is not None
+    bench.chassis = tiny_llama.build(tmp_path / "other", seed=7)
+    assert begun(bench, trained) is Begun.NOTHING
+    bench.evaluator.asked.clear()
+    judged = bench.store.used(trained.id, Role.HELD_OUT)
+    lesson = teach(bench, trained, 3)
+    assert bench.evaluator.asked == [("parent", "style", "candidate")], "not with the one before"
+    assert lesson.outcome is not None
+    assert lesson.outcome.adapter.chassis != trained.adapter.chassis
+    assert lesson.outcome.evaluation.verdict is Verdict.BETTER
+    assert lesson.outcome.evaluation.attempt == 1, "looks on another chassis do not count"
+    assert judged & lesson.used[Role.HELD_OUT], "sessions of that exam have not judged this one"
+    assert not judged & lesson.used[Role.TRAIN]
+
+
+def test_a_second_control_is_trained_until_enough_pairs_are_known(bench: Bench) -> None:
+    bench.control_pairs = 2
+    leaves = [leaf for leaf in bench.store.forest() if leaf.level == 2]
+    for number, leaf in enumerate(leaves):
+        recorded(bench, teach(bench, leaf, 2 + number), 2 + number)
+    seconds = [name for name in bench.trainer.trained if name.endswith("/control-2")]
+    assert len(seconds) == 2
+    desk = bench.classroom().desk
+    assert margin_of(desk, leaves[0].id, None) < 0.08, "controls differ by 0.02 only"
+
+
+def test_a_difference_of_controls_counts_once_however_often_it_is_measured(bench: Bench) -> None:
+    bench.control_pairs = 4
+    leaf = some_leaf(bench)
+    desk = bench.classroom().desk
+    once = margin_of(desk, leaf.id, 0.05)
+    assert margin_of(desk, leaf.id, 0.05) == once == margin_of(desk, leaf.id, None)
+    assert margin_of(desk, LeafId("d" * 32), 0.3) > once
+
+
+def test_retraining_asks_for_no_second_control(bench: Bench) -> None:
+    bench.control_pairs = 4
+    trained = recorded(bench, teach(bench, some_leaf(bench)))
+    captured = {session.session_id: session for session in bench.captured}
+    room = bench.classroom()
+    pupil = room.pupil(trained, bench.store.forest(), captured, 3, NOW, "3")
+    assert not wants_second(room.desk, pupil, prepare(room.desk, pupil))
+
+
+def rated(topic: str, count: int) -> list[Session]:
+    """For each of some asks a good answer and a bad one."""
+    plain = [
+        replace(s, group=s.session_id)
+        for s in sessions(count, start=1000)
+        if s.session_id.startswith(topic)
+    ]
+    good = [replace(s, completion=f"good {s.completion}", quality=90, tier="A") for s in plain]
+    bad = [
+        replace(s, session_id=f"{s.session_id}-c", completion=f"bad {s.completion}", quality=10,
+                tier="C", outcome="rejected")
+        for s in plain
+    ]  # fmt: skip
+    return good + bad
+
+
+def with_pairs(bench: Bench, stage: Stage) -> Leaf:
+    leaf = replace(some_leaf(bench), stage=stage)
+    topic = bench.store.members(leaf.id)[0].split("-")[0]
+    more = rated(topic, 160)
+    bench.captured += more
+    bench.store.assign(
+        {**bench.store.assignment(), **dict.fromkeys((s.session_id for s in more), leaf.id)}
+    )
+    return leaf
+
+
+def test_the_preference_step_comes_with_maturity_and_its_adapter_is_taken_if_it_wins(
+    bench: Bench,
+) -> None:
+    leaf = with_pairs(bench, Stage.MATURE)
+    lesson = teach(bench, leaf)
+    assert lesson.outcome is not None
+    preference = lesson.outcome.evaluation.preference
+    assert preference is not None and preference.verdict is Verdict.BETTER
+    assert lesson.outcome.method == "sft+dpo"
+    blob = bench.bundles.get(lesson.outcome.adapter.bundle)
+    assert blob is not None and decode_label(unpack(blob).label).method == "sft+dpo"
+    assert not lesson.used[Role.TRAIN] & lesson.used[Role.HELD_OUT]
+    assert any(id_.endswith("-c") for id_ in lesson.used[Role.TRAIN]), "bad answers are used too"
+
+
+def test_a_seed_with_pairs_is_not_preferred_yet(bench: Bench) -> None:
+    lesson = teach(bench, with_pairs(bench, Stage.SEED))
+    assert lesson.outcome is not None and lesson.outcome.method == "sft"
+    assert "comes with maturity" in lesson.note
+
+
+def test_without_pairs_a_mature_leaf_keeps_the_supervised_adapter(bench: Bench) -> None:
+    lesson = teach(bench, replace(some_leaf(bench), stage=Stage.MATURE))
+    assert lesson.outcome is not None and lesson.outcome.method == "sft"
+    assert lesson.note == NO_PAIRS
+
+
+def test_on_another_chassis_each_leaf_is_set_aside_and_trained_anew_in_the_next_round(
+    bench: Bench, tmp_path: Path
+) -> None:
+    bench.round().run(NOW)
+    before = {leaf.id: leaf for leaf in bench.store.forest() if leaf.adapter}
+    assert before
+    bench.chassis = tiny_llama.build(tmp_path / "other", seed=7)
+    tag = open_chassis(bench.chassis).tag8.hex()
+    table = {entry.leaf: entry for entry in entries(bench.store.forest(), (), tag)}
+    assert not any(table[id_].servable for id_ in before), "their parent answers"
+    bench.round().run(Instant(NOW + DAY_S))
+    for id_, leaf in before.items():
+        now = bench.store.forest().leaves[id_]
+        assert leaf.adapter and now.adapter and now.adapter.chassis == tag != leaf.adapter.chassis
+        assert now.evaluation is not None and now.evaluation.over_previous is None
+    assert any("on another chassis" in told.text for told in bench.told)
+    table = {entry.leaf: entry for entry in entries(bench.store.forest(), (), tag)}
+    assert all(table[id_].servable for id_ in before)
+
+
+class Home:
+    """As much of an app as tells which chassis is in use."""
+
+    def __init__(self, home: Path, chassis: Path) -> None:
+        self.home, self.chassis = home, open_chassis(chassis)
+        self.config = Config(training=TrainingConfig(chassis=str(chassis)))
+
+
+def test_which_chassis_is_in_use_is_known_once_a_round_has_seen_it(
+    bench: Bench, tmp_path: Path
+) -> None:
+    trained = recorded(bench, teach(bench, some_leaf(bench)))
+    home: Any = Home(tmp_path, bench.chassis)
+    assert set_aside.tag(home) is None and not set_aside.of_another(trained, None)
+    assert set_aside.remember(home) == set_aside.tag(home)
+    assert not set_aside.of_another(trained, set_aside.tag(home))
+    other: Any = Home(tmp_path, tiny_llama.build(tmp_path / "other", seed=7))
+    assert set_aside.tag(other) is None, "no round has seen that one"
+    assert set_aside.of_another(trained, set_aside.remember(other))
