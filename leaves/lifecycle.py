@@ -471,12 +471,12 @@ def _dormant(leaf: Leaf, unsure: bool, now: Instant, rules: Rules) -> str | None
 
 
 def _worse(leaf: Leaf, now: Instant, rules: Rules) -> str | None:
-    """Say so if too many retrainings running came out worse than the version in force."""
+    """Say so if too many retrainings running came out surely worse than the version in force."""
     if leaf.regressions < rules.regressions or stays(leaf, now, rules):
         return None
     if _age_days(leaf, now) < rules.dormant_days:
         return None
-    return f"{leaf.regressions} regressions in a row"
+    return f"{leaf.regressions} sure regressions in a row"
 
 
 def _training(

@@ -17,6 +17,7 @@ Vector = NDArray[np.float32]  # shape (d,), unit length
 Matrix = NDArray[np.float32]  # shape (n, d), rows of unit length
 
 DAY_S = 86_400
+HOLDS_LOW_MIN = -0.02  # nats per token; a version whose lower bound is above it holds
 
 
 class Stage(StrEnum):
@@ -104,10 +105,21 @@ class Evaluation:
     confidence: float = 0.95  # of each bound that decided; rises with the looks that were taken
     attempt: int = 1  # which judged look at this leaf it was, from 1
     margin: float = 0.08  # nats per token that the style control had to be beaten by
+    parent_margin: float = 0.0  # and the parent
     decided: tuple[float, float] | None = None  # lower bounds over parent and style, at confidence
     right: tuple[float, float] | None = None  # rate of right answers: the parent's, the candidate's
     answers: int = 0  # how many checkable sessions `right` is of
     preference: PreferenceEvaluation | None = None  # None: there was no preference step
+
+    @property
+    def surely_worse(self) -> bool:
+        """True if it regressed and the whole interval says so; a verdict alone may be chance.
+
+        Two versions of a converged leaf differ by their runs: of its looks a fifth to a third say
+        REGRESSED, and one in a hundred says it surely.
+        """
+        over = self.over_previous
+        return self.verdict is Verdict.REGRESSED and over is not None and over.high < HOLDS_LOW_MIN
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +157,7 @@ class Leaf:
     first_trained: Instant | None = None
     sessions_at_training: int = 0
     wins: int = 0  # rounds won on fresh held-out sessions
-    regressions: int = 0  # in a row
+    regressions: int = 0  # sure ones, since a version last held or was better
     matured_at: Instant | None = None
     method: str = ""  # "sft" or "sft+dpo"
     note: str = ""  # what was skipped, and why
@@ -159,6 +171,7 @@ class Leaf:
     cohesion: float | None = None  # median cosine of a member to the centroid
     named_by_owner: bool = False
     attempts: int = 0  # judged looks at whether it wins, as a sprout; "too few" is none
+    preference_looks: int = 0  # and at whether a preference step made it better, in any stage
     cluster: int | None = None  # index of its cluster in the last look that found it
     week: int = 0  # of its sessions, those of the seven days before it was last found
     apart: int = 0  # full looks in a row that found a part of it beside its cluster,

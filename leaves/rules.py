@@ -30,7 +30,7 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     mature_retrain_days: int = 30  # §5 MATURE: "or monthly, whichever comes first"
     dormant_days: int = 30  # §5 PRUNE: not routed to, and how old a leaf must be first
     dormant_sessions_per_month: int = 10  # §5 PRUNE
-    regressions: int = 3  # §5 PRUNE: in a row; a single one may be chance
+    regressions: int = 3  # §5 PRUNE: sure ones in a row; a single one may be chance
     missed_reclusters: int = 3  # a seed not found this often is dissolved
     merge_cosine: float = 0.92  # §5 MERGE
     merge_sessions: int = 800  # §5 MERGE: together fewer than this

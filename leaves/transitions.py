@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import assert_never
 
 from .model import (
+    HOLDS_LOW_MIN,
     Adapter,
     Evaluation,
     Forest,
@@ -347,7 +348,8 @@ LEGAL: tuple[Arrow, ...] = (
         Stage.ARCHIVED,
         "{dormant_days} days old, and no session of it for {dormant_days} days; or fewer than "
         "{dormant_sessions_per_month} a month and no use by others; or {regressions} REGRESSED "
-        "running",
+        "with none better or as good between them, each with the upper bound of its gain below "
+        f"{HOLDS_LOW_MIN}",
     ),
     Arrow(
         Stage.ARCHIVED,
@@ -531,7 +533,8 @@ def _revived(leaf: Leaf, seen: Seen) -> Leaf:
 def with_training(leaf: Leaf, trained: Trained, now: Instant) -> Leaf:
     """Return a leaf after a training.
 
-    One that was judged on too few sessions neither wins nor regresses, and is no look. On another
+    One that was judged on too few sessions neither wins nor regresses, and is no look. A regression
+    that may be chance neither counts nor makes those before it forgotten. On another
     chassis the count begins anew: wins, regressions and looks of the old one were of weights that
     nobody can load any more, and say nothing of these.
     """
@@ -539,7 +542,11 @@ def with_training(leaf: Leaf, trained: Trained, now: Instant) -> Leaf:
     moved = leaf.adapter is not None and leaf.adapter.chassis != trained.adapter.chassis
     stage = Stage.SPROUT if leaf.stage is Stage.SEED or moved else leaf.stage
     judged = stage is Stage.SPROUT and verdict is not Verdict.TOO_FEW
-    wins, attempts = (0, 0) if moved else (leaf.wins, leaf.attempts)
+    preference = trained.evaluation.preference
+    preferred = preference is not None and preference.verdict is not Verdict.TOO_FEW
+    wins, attempts, looks = 0, 0, 0
+    if not moved:
+        wins, attempts, looks = leaf.wins, leaf.attempts, leaf.preference_looks
     return replace(
         leaf,
         stage=stage,
@@ -550,10 +557,18 @@ def with_training(leaf: Leaf, trained: Trained, now: Instant) -> Leaf:
         sessions_at_training=leaf.sessions,
         wins=wins + int(trained.evaluation.won),
         attempts=attempts + int(judged),
-        regressions=leaf.regressions + 1 if verdict is Verdict.REGRESSED and not moved else 0,
+        preference_looks=looks + int(preferred),
+        regressions=0 if moved else _regressions(leaf.regressions, trained.evaluation),
         adapter=trained.adapter,
         method=trained.method,
         note=trained.note,
         evaluation=trained.evaluation,
         version=leaf.version + 1,
     )
+
+
+def _regressions(before: int, evaluation: Evaluation) -> int:
+    """How many sure regressions there were since a version was last as good as the one before."""
+    if evaluation.surely_worse:
+        return before + 1
+    return before if evaluation.verdict is Verdict.REGRESSED else 0

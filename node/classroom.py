@@ -50,6 +50,7 @@ class Lesson:
     used: Mapping[Role, frozenset[str]]
     folder: Path
     anew: bool = False  # not begun from the version before, for that had learned what it must not
+    waits: bool = False  # for more sessions to judge it by: nothing was trained
 
 
 class Classroom:
@@ -112,12 +113,17 @@ class Classroom:
         round_id: int,
         now: Instant,
         report: Report = silent,
+        begins: Callable[[], None] = lambda: None,
     ) -> Lesson:
-        """Train and judge a leaf. Run again after a kill it goes on from its checkpoints."""
+        """Train and judge a leaf. Run again after a kill it goes on from its checkpoints.
+
+        begins: called before anything is trained, and not where there is too little to judge by.
+        """
         pupil = self.pupil(leaf, forest, sessions, round_id, now, str(round_id))
         material = prepare(self.desk, pupil)
         if not material.teachable:
-            return Lesson(leaf.id, None, too_few(material), {}, pupil.folder)
+            return Lesson(leaf.id, None, too_few(material), {}, pupil.folder, waits=True)
+        begins()
         second = wants_second(self.desk, pupil, material)
         taught = sft(self.desk, pupil, material, second=second, report=report)
         try:

@@ -41,10 +41,11 @@ ROWS_MAX = 5000  # of a file: about what the packages give
 # What has to be seen, and by whom; anything missing at the end is a failure.
 EVIDENCE_OF_ONE = ("consent", "captured", "clustered", "seed", "sprout", "judged", "mature")
 EVIDENCE_OF_THREE = {
-    "A": (*EVIDENCE_OF_ONE, "deleted"),
+    "A": (*EVIDENCE_OF_ONE, "allowed", "deleted"),
     "B": ("consent", "captured", "head", "fetched", "accepted", "routed", "dropped"),
     "C": ("consent", "captured", "head", "fetched", "accepted", "routed", "dropped"),
 }
+SMALL = "[training]\nsteps = {steps}\ncontrol_pairs = 0\n"
 SETTLED = ("accepted", "refused", "waiting")
 QUIET = ("listening", "connected", "disconnected")  # printed by the step that waits for them
 
@@ -175,6 +176,7 @@ class Demo:
         if self._plan.nodes > 1:
             steps[3:3] = [("run", self._run), ("join", self._join)]
             steps += [
+                ("allow", self._allow),
                 ("share", self._share),
                 ("route", self._route),
                 ("delete", self._delete),
@@ -197,7 +199,7 @@ class Demo:
     def _configure(self, node: Node) -> None:
         """The thresholds are the real ones; only the training budget is small."""
         config = self._plan.config
-        text = config.read_text() if config else f"[training]\nsteps = {self._plan.steps}\n"
+        text = config.read_text() if config else SMALL.format(steps=self._plan.steps)
         (node.home / "groove.toml").write_text(text)
 
     def _consent(self) -> None:
@@ -279,6 +281,17 @@ class Demo:
         if not any(leaf["stage"] == "mature" for leaf in leaves):
             raise StepError(f"no leaf of A matured: {_verdicts(leaves)}; --steps trains longer")
         self._print_tree("A")
+
+    def _allow(self) -> None:
+        """A topic that no peer shows waits for its owner's word."""
+        node = self._nodes["A"]
+        for kept in node.command("leaf", "publish")["kept_back"]:
+            self._line("A", f"kept back: {kept['name']}: {kept['reason']}")
+        allowed = node.command("leaf", "publish", "--all")["published"]
+        if not allowed:
+            raise StepError("no leaf of A waits for its owner's word")
+        self._saw(node, "allowed")
+        self._line("A", f"the owner allows {len(allowed)} of them to be shown")
 
     def _share(self) -> None:
         """B hears of the mature leaves and fetches; C comes late, and fetches from A and B."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +26,7 @@ from router.table import Entry, Table, unhubbed
 from router.weights import weigh
 
 from . import replay, routing, set_aside, transition
-from .errors import MisuseError
+from .errors import MisuseError, OwnerError
 from .foreign import Known
 from .home import private_dir
 from .replay import Case, Comparison
@@ -144,8 +145,11 @@ def recount(app: App) -> None:
 def begin(app: App) -> Kept:
     """Put the starters in force if nobody has looked for them yet; returns what is in force.
 
-    Raises RoutingError if the table is damaged: only a round knows the gates of leaves.
+    Raises RoutingError if the table is damaged: only a round knows the gates of leaves. If another
+    chassis is in use than when the table was made, the table first follows that.
     """
+    if set_aside.changed(app):
+        _set_aside(app)
     current = app.tables.current()
     if current is not None and not _wants_starters(app, current):
         return current
@@ -166,6 +170,14 @@ def begin(app: App) -> Kept:
         )
         table = _built(app, [*leaves, *starters])
         return Kept(app.tables.put(table, note), note, table)
+
+
+def _set_aside(app: App) -> None:
+    """Have the table follow a change of chassis; noted after it, so that a crash does it again."""
+    if app.tables.current() is not None:
+        follow(app)
+    with suppress(OwnerError):  # a chassis that cannot be opened is looked for again
+        set_aside.remember(app)
 
 
 def restore(app: App, number: int, *, pin: bool) -> Kept:
@@ -408,7 +420,7 @@ def _follow(app: App, current: Kept | None, votes: Mapping[str, Vote] | None) ->
         # It serves nobody until the owner goes back to its encoder; what lost its right is gone
         # then too. A peer's leaf is one of today's encoder, if it is any more.
         of, note = current.table, changed(current.note, at=note.at, kind=note.kind, why=note.why)
-        own = routing.entries(forest, ())
+        own = routing.entries(forest, (), set_aside.tag(app))
         entries = [
             entry
             for entry in routing.rightful(current.table, forest, own, admit=False)

@@ -77,7 +77,7 @@ class Tools:
     store: ForestStore
     encoder: Callable[[], Encoder]  # opened only if something has to be embedded
     clusterer: Clusterer
-    classroom: Callable[[], Classroom] | None  # None: nothing may be trained
+    classroom: Callable[[Rules], Classroom] | None  # by a round's; None: nothing may be trained
     deploy: Callable[[], Deployed]  # a new routing table, unless it does worse
     now: Callable[[], Instant]  # for the end of the round alone; its start is given to `run`
     untrained: str = "the scope `train` is not granted"  # why, without a classroom
@@ -289,7 +289,7 @@ class Round:
             if wanted:
                 self._say("untrained", f"nothing is trained: {self._tools.untrained}")
         else:
-            classroom = self._tools.classroom()
+            classroom = self._tools.classroom(self._rules)
             waiting = [training for training in wanted if training.id not in row.state["done"]]
             self._train_ahead(row, classroom, waiting)
             for training in waiting:
@@ -314,13 +314,21 @@ class Round:
         store, began = self._tools.store, self._tools.seconds()
         forest = store.forest()
         leaf = forest.leaves[training.id]
-        self._say("training", f"{leaf.name}: {_WORDS[training.purpose]}, {training.reason}")
-        lesson = classroom.teach(leaf, forest, self._sessions, row.id, row.started, self._report)
+
+        def begins() -> None:
+            self._say("training", f"{leaf.name}: {_WORDS[training.purpose]}, {training.reason}")
+
+        lesson = classroom.teach(
+            leaf, forest, self._sessions, row.id, row.started, self._report, begins
+        )
         forest = store.forest()  # as it is now: the owner may have renamed a leaf meanwhile
         outcomes = {leaf.id: lesson.outcome} if lesson.outcome else {}
         transitions = conclude(forest, outcomes, row.started, self._rules)
 
         state = {**row.state, "done": {**row.state["done"], leaf.id: lesson.note}}
+        known = leaf.id in self._waited()
+        if lesson.waits:
+            state["waits"] = [*row.state.get("waits", []), leaf.id]
         if lesson.outcome and not self._taken_up:
             state = self._with_step(state, "train", began, 1)
         self._taken_up = False
@@ -333,7 +341,9 @@ class Round:
 
         after = store.carry_out(forest, transitions, row.started, row.id, also)
         classroom.clean(lesson)
-        if lesson.outcome is None:
+        if lesson.waits and known:
+            log.info("leaf not trained, as in the last round leaf=%s", leaf.id)
+        elif lesson.outcome is None:
             self._say("not trained", f"{leaf.name}: {lesson.note}", leaf=leaf.id)
         else:
             evaluation = lesson.outcome.evaluation
@@ -346,6 +356,11 @@ class Round:
             )
         self._tell_changes(forest, after, transitions)
         return replace(row, state=state)
+
+    def _waited(self) -> list[str]:
+        """The leaves that had too little to be judged by in the last round: it was said then."""
+        last = self._tools.store.last_round()
+        return list(last.state.get("waits", [])) if last is not None else []
 
     def _deploy(self, row: RoundRow) -> None:
         began = self._tools.seconds()

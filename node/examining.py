@@ -58,15 +58,19 @@ class Gate:
         unseen: Sequence[Example],
         schedule: Schedule,
         report: Report,
+        liked: Sequence[Example] = (),
     ) -> Privacy:
         """Look for the texts that an adapter was trained on in it, and measure what tells them.
 
         unseen: texts of the same kind that it was not trained on, the held-out ones; without them
-        no gap is measured. Takes a third of the time of a training, or less: texts too short to be
-        found are not looked for.
+        no gap is measured. liked: texts of a preference step that came after the training, which
+        are looked for as well. Takes a third of the time of a training, or less: texts too short to
+        be found are not looked for.
         """
         encoder = Encoder(self.chassis.path)
-        wanted = memorised.sought(train, encoder, schedule.tokens_max)
+        known = {(each.prompt, each.completion) for each in train}
+        more = [each for each in liked if (each.prompt, each.completion) not in known]
+        wanted = memorised.sought([*train, *more], encoder, schedule.tokens_max)
         longest: tuple[int, ...] = ()
         if wanted.examples:
             job = ProbeJob(self.chassis.path, adapter, wanted.examples, schedule.tokens_max)
@@ -76,7 +80,7 @@ class Gate:
         passes = max(-(-schedule.steps * schedule.batch // max(len(train), 1)), 1)
         return Privacy(
             contributors=1,
-            sessions=len(train),
+            sessions=len({each.session for each in (*train, *more)}),
             canary_exposure=self.recipe.at(passes) if self.recipe else None,
             scrub_rules=SCRUB_RULES_VERSION,
             second_scan=self.second_scan,

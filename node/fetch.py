@@ -31,13 +31,15 @@ from leaves.bundle import (
     check_form,
     encode_label,
 )
+from leaves.model import Verdict
 from leaves.ports import EvaluateJob, Example
+from leaves.training.alpha import confidence_at
 from leaves.training.child import TrainingError
 from leaves.training.evaluate import HELD_OUT_MIN, judge
 from leaves.training.preprocess import stable
 from router.calibrate import FALSE_REJECTS
 
-from .foreign import SERVED, WANTED, Known, State
+from .foreign import LOOKS, SERVED, WANTED, Known, State
 from .show import evaluation_line
 from .told import Tell, Told
 
@@ -266,17 +268,21 @@ class Fetcher:
             adapters = (("parent", None), ("candidate", leaf), ("style", control))
             job = EvaluateJob(app.chassis.path, examples, adapters if control else adapters[:2])
             losses = app.evaluator.losses(job).by_label
+        looks = known.detail.get(LOOKS, 0) + 1
         evaluation = judge(
             losses if control else {**losses, "style": losses["parent"]},
             groups=[example.group or example.session for example in examples],
             style_margin=app.config.training.style_margin if control else 0.0,
+            confidence=confidence_at(looks),
             at=app.now(),
+            attempt=looks,
         )
         vectors = app.embeddings.vectors()
         scores = [float(vectors[id_] @ known.leaf.centroid) for id_ in rows]
         detail = {
             "gate": float(np.quantile(scores, FALSE_REJECTS)),
             "sessions": len(examples),
+            LOOKS: looks if evaluation.verdict is not Verdict.TOO_FEW else looks - 1,
             "verdict": evaluation.verdict.value,
             "over_parent": msgspec.to_builtins(evaluation.over_parent),
             "over_style": msgspec.to_builtins(evaluation.over_style) if control else None,

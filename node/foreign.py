@@ -51,6 +51,7 @@ class State(StrEnum):
 
 SERVED = (State.FETCHED, State.WAITING, State.ACCEPTED)  # whole, checked, and not refused
 WANTED = (State.HEARD, *SERVED)  # here, or may come
+LOOKS = "looks"  # in `detail`: how many versions of a leaf were judged here; outlives a version
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +157,9 @@ class Foreign:
             old = before.get(id_)
             if old is None or not _same(old.leaf, wanted[id_]):
                 name = old.name if old else f"leaf-{id_[:8]}"
-                changed.append(Known(wanted[id_], State.HEARD, name, {}))
+                # The same sessions judge each version: one that comes often must not pass by luck.
+                looks = {key: old.detail[key] for key in (LOOKS,) if old and key in old.detail}
+                changed.append(Known(wanted[id_], State.HEARD, name, looks))
             elif old.leaf.version != wanted[id_].version:
                 changed.append(replace(old, leaf=wanted[id_]))
         self._write(changed, gone)

@@ -16,10 +16,10 @@ import msgspec
 
 from leaves.bundle import Privacy, unpack
 from leaves.model import Adapter, Evaluation, Leaf, LeafId, Verdict
-from leaves.ports import EvaluateJob, Report, Trained, silent
+from leaves.ports import EvaluateJob, Example, Report, Trained, silent
 from leaves.training.alpha import confidence_at
 from leaves.training.answers import Right, measure_right
-from leaves.training.evaluate import judge
+from leaves.training.evaluate import PARENT_MARGIN, judge
 from leaves.training.general import general_examples
 from leaves.training.margin import Calibration, mean_difference, recipe
 from leaves.training.package import Origin, package
@@ -28,7 +28,7 @@ from .capture.scrubber import SCRUB_RULES_VERSION
 from .capture.terms import TRAINABLE, Terms
 from .home import write_atomic
 from .notes import Step
-from .preferring import Preferred
+from .preferring import Preferred, preferred, preferred_texts
 from .publishing import audit
 from .starts import Begun
 from .teaching import Desk, Material, Pupil, Taught
@@ -66,7 +66,7 @@ def evaluate(
     pupil: Pupil,
     material: Material,
     taught: Taught,
-    preferred: Preferred | None,
+    came: Preferred | None,
     report: Report = silent,
 ) -> Judged:
     """Step 4: judge the adapter on held-out sessions by parent, control and the version before.
@@ -74,24 +74,29 @@ def evaluate(
     One that was preferred is judged likewise, and offered if it is nowhere worse. Raises
     BundleError if the adapter would be refused of a peer: a training that went astray.
     """
-    measured, general = _measured(desk, pupil, material, _rivals(desk, pupil, taught), report)
+    rivals = _rivals(desk, pupil, taught)
+    measured, general = _measured(desk, pupil, material, rivals, report)
     difference = None
     if "second" in measured:
         difference = mean_difference(measured["style"], measured["second"])
-    margin = margin_of(desk, pupil.leaf.id, difference)
-    judged = partial(_judged, desk, pupil, material, margin)
+    judged = partial(
+        _judged,
+        desk,
+        pupil,
+        material,
+        margin_of(desk, pupil.leaf.id, difference),
+        PARENT_MARGIN if rivals["parent"] is not None else 0.0,
+    )
     result = Judged(judged(measured, general), SFT, taught.adapter)
-    if preferred is not None:
-        result = replace(
-            result, evaluation=replace(result.evaluation, preference=preferred.evaluation)
-        )
-        if preferred.evaluation.verdict is Verdict.BETTER:
-            candidate = {"candidate": preferred.trained.adapter}
+    if came is not None:
+        result = replace(result, evaluation=replace(result.evaluation, preference=came.evaluation))
+        if came.evaluation.verdict is Verdict.BETTER:
+            candidate = {"candidate": came.trained.adapter}
             ours, other = _measured(desk, pupil, material, candidate, report)
             after = judged({**measured, **ours}, {**general, **other})
             if _no_worse(after, result.evaluation):
-                after = replace(after, preference=preferred.evaluation)
-                result = Judged(after, DPO, preferred.trained)
+                after = replace(after, preference=came.evaluation)
+                result = Judged(after, DPO, came.trained)
     found = _right(desk, pupil, material, result.adapter, report)
     if found is not None:
         rates = (found.before, found.after)
@@ -108,12 +113,17 @@ def evaluated(pupil: Pupil) -> Judged | None:
 
 def attempt(desk: Desk, leaf: Leaf) -> int:
     """Which judged look at a leaf comes now, from 1; looks on another chassis do not count."""
-    moved = leaf.adapter is not None and not desk.starts.fits(leaf.adapter)
-    return 1 if moved else leaf.attempts + 1
+    return 1 if desk.moved(leaf) else leaf.attempts + 1
 
 
 def _judged(
-    desk: Desk, pupil: Pupil, material: Material, margin: float, losses: Losses, general: Losses
+    desk: Desk,
+    pupil: Pupil,
+    material: Material,
+    margin: float,
+    parent_margin: float,
+    losses: Losses,
+    general: Losses,
 ) -> Evaluation:
     number = attempt(desk, pupil.leaf)
     judged = partial(
@@ -123,6 +133,7 @@ def _judged(
         confidence=confidence_at(number),
         at=pupil.now,
         attempt=number,
+        parent_margin=parent_margin,
     )
     evaluation = judged(losses, general=general)
     if evaluation.verdict in (Verdict.HOLDS, Verdict.REGRESSED):
@@ -331,7 +342,14 @@ def pack(
         method=judged.method,
         dtype=judged.adapter.dtype,
         tokens=judged.adapter.tokens,
-        privacy=_privacy(desk, material, judged.adapter, control=False, report=report),
+        privacy=_privacy(
+            desk,
+            material,
+            judged.adapter,
+            _liked(desk, pupil, judged),
+            control=False,
+            report=report,
+        ),
         lineage=leaf.lineage,
     )
     control_root = desk.bundles.put(control)
@@ -360,8 +378,20 @@ def packed_before(pupil: Pupil) -> Packed | None:
     return pupil.notes.read(Step.PACKAGE, pupil.notes.seal(Step.EVALUATE), Packed)
 
 
+def _liked(desk: Desk, pupil: Pupil, judged: Judged) -> tuple[Example, ...]:
+    """The answers that the adapter was drawn to by preference, if it was."""
+    came = preferred(pupil) if judged.method == DPO else None
+    return preferred_texts(desk, pupil, came) if came is not None else ()
+
+
 def _privacy(
-    desk: Desk, material: Material, trained: Trained, *, control: bool, report: Report
+    desk: Desk,
+    material: Material,
+    trained: Trained,
+    liked: tuple[Example, ...] = (),
+    *,
+    control: bool,
+    report: Report,
 ) -> Privacy:
     """What is known of what could be read out of an adapter; without a gate, next to nothing."""
     texts = material.controls if control else material.train
@@ -369,7 +399,8 @@ def _privacy(
         return Privacy(1, len(texts), None, SCRUB_RULES_VERSION)
     # What a control was not trained on is of another subject: a gap to it would tell the subject.
     unseen = () if control else material.held_out
-    return desk.gate(report).examine(trained.adapter, texts, unseen, desk.schedule, report)
+    gate = desk.gate(report)
+    return gate.examine(trained.adapter, texts, unseen, desk.schedule, report, liked)
 
 
 def _blocked(desk: Desk, control: Privacy, leaf: Privacy) -> str | None:

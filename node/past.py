@@ -169,6 +169,7 @@ def _back(was: Leaf, leaf: Leaf, now: Instant) -> Leaf:
         used_by=leaf.used_by,
         newest=leaf.newest,
         attempts=max(was.attempts, leaf.attempts),
+        preference_looks=max(was.preference_looks, leaf.preference_looks),
         stage_since=leaf.stage_since if was.stage is leaf.stage else now,
         version=leaf.version + 1,
     )

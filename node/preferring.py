@@ -8,9 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from leaves.model import PreferenceEvaluation
-from leaves.ports import EvaluateJob, PreferenceJob, Report, Schedule, Trained, silent
+from leaves.model import Leaf, PreferenceEvaluation
+from leaves.ports import (
+    EvaluateJob,
+    Example,
+    Preference,
+    PreferenceJob,
+    Report,
+    Schedule,
+    Trained,
+    silent,
+)
 from leaves.store import Role
+from leaves.training.alpha import confidence_at
 from leaves.training.preference import (
     BETA,
     PreparedPairs,
@@ -73,7 +83,7 @@ def prefer(
     trained = desk.trainer.prefer(job, report)
     preferred = Preferred(
         trained,
-        _judged(desk, material, taught.adapter, trained, split, report),
+        _judged(desk, pupil, material, taught.adapter, trained, split, report),
         tuple(sorted(used_by(split.train))),
         tuple(sorted(used_by(split.held_out))),
         len(split.train),
@@ -87,18 +97,37 @@ def preferred(pupil: Pupil) -> Preferred | None:
     return pupil.notes.read(Step.DPO, pupil.notes.seal(Step.SFT), Preferred)
 
 
-def _split(
-    desk: Desk, pupil: Pupil, material: Material, schedule: Schedule
-) -> PreparedPairs | Skipped:
-    store, leaf, before = desk.store, pupil.leaf.id, pupil.round_id
-    members = store.members(leaf)
-    pairs = leaf_preferences(
-        members,
+def preferred_texts(desk: Desk, pupil: Pupil, came: Preferred) -> tuple[Example, ...]:
+    """The asks and liked answers that a preference step trained on, to be looked for in it."""
+    trained = set(came.trained_on)
+    return tuple(
+        Example(pair.session, pair.prompt, pair.chosen, pair.group)
+        for pair in _pairs(desk, pupil)
+        if used_by([pair]) <= trained
+    )
+
+
+def preference_look(desk: Desk, leaf: Leaf) -> int:
+    """Which look at a leaf's preference steps comes now, from 1; as `judging.attempt`."""
+    return 1 if desk.moved(leaf) else leaf.preference_looks + 1
+
+
+def _pairs(desk: Desk, pupil: Pupil) -> tuple[Preference, ...]:
+    return leaf_preferences(
+        desk.store.members(pupil.leaf.id),
         pupil.sessions,
         desk.vectors() if desk.vectors is not None else None,
         left_out=desk.left_out,
         restricted_outputs=desk.restricted_outputs,
     )
+
+
+def _split(
+    desk: Desk, pupil: Pupil, material: Material, schedule: Schedule
+) -> PreparedPairs | Skipped:
+    store, leaf, before = desk.store, pupil.leaf.id, pupil.round_id
+    members = store.members(leaf)
+    pairs = _pairs(desk, pupil)
     if not pairs:
         return Skipped(NO_PAIRS)
     used = material.used()
@@ -120,6 +149,7 @@ def _split(
 
 def _judged(
     desk: Desk,
+    pupil: Pupil,
     material: Material,
     before: Trained,
     after: Trained,
@@ -140,4 +170,5 @@ def _judged(
         own["preferred"],
         split.groups,
         session_groups=[each.group or each.session for each in material.held_out],
+        confidence=confidence_at(preference_look(desk, pupil.leaf)),
     )

@@ -18,13 +18,17 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from leaves.training import launch
 
@@ -32,10 +36,15 @@ from .errors import OwnerError
 from .executors import TICK_S, ExecutorClosedError, RunnerExecutor, WorkerDiedError
 from .frames import Array, Aside, Done, Job, Raised, packed, unpacked
 
+log = logging.getLogger(__name__)
+
 STORE_BYTES = 1 << 30  # of shared memory for arrays, at most
 STORE_BYTES_MIN = 80 << 20  # Ray itself takes no less
 SHARED_MEMORY = Path("/dev/shm")
 SAID_CHARS_MAX = 300  # of what Ray says of a failure
+CONNECT_TIMEOUT_S = 3.0
+REMOVE_TRIES, REMOVE_WAIT_S = 20, 0.1
+END_TIMEOUT_S = 5.0  # of Ray's processes, once they were told to end
 WORKERS_MAX = 256  # jobs at once: each has a thread that waits for it
 
 # Set for as long as Ray is in use, so that a child of this process can join it too.
@@ -71,14 +80,15 @@ class RayExecutor(RunnerExecutor):
         address: of a cluster, as Ray writes it; empty starts one here. workers: jobs at once; 0
         means a job for each core. threads: of one job, for the libraries that ask OpenMP.
         """
-        self._started = _start(address, workers, threads)
+        undo = _start(address, workers, threads)
+        self._started: Callable[[], None] = undo or (lambda: None)
         try:
             ray = _ray()
             cores = int(ray.cluster_resources().get("CPU", 1))
             task = ray.remote(num_cpus=1, max_retries=0)(_carry_out)
             held = _Held(ray)
             count = min(workers or cores, WORKERS_MAX)
-            super().__init__([_Slot(ray, task, held) for _ in range(max(1, count))])
+            super().__init__([_Slot(ray, task, held, undo is None) for _ in range(max(1, count))])
         except BaseException:
             self._started()
             raise
@@ -98,8 +108,13 @@ class RayExecutor(RunnerExecutor):
 class _Slot:
     """A `Runner`: one task at a time."""
 
-    def __init__(self, ray: Any, task: Any, held: _Held) -> None:
+    def __init__(self, ray: Any, task: Any, held: _Held, cancels: bool) -> None:
+        """cancels: what runs has to be cancelled, for the Ray lives on when this has ended.
+
+        Not otherwise: a task that ends just when it is cancelled makes Ray 2.60 abort the process.
+        """
         self._ray = ray
+        self._cancels = cancels
         self._task = task
         self._held = held
         self._turn = threading.Lock()
@@ -113,7 +128,12 @@ class _Slot:
             if self._ended:
                 raise ExecutorClosedError("the executor is closed")
             self._running = self._task.remote(message, *map(self._held.reference, aside))
-        match unpacked(self._answer()):
+        try:
+            answer = self._answer()
+        finally:
+            with self._turn:
+                self._running = None
+        match unpacked(answer):
             case Done(value):
                 return value
             case Raised() as raised:
@@ -123,7 +143,7 @@ class _Slot:
         with self._turn:
             self._ended = True
             running, self._running = self._running, None
-        if running is not None:
+        if running is not None and self._cancels:
             with suppress(self._ray.exceptions.RayError, ValueError):
                 self._ray.cancel(running, force=True)
 
@@ -203,8 +223,8 @@ def _ray() -> Any:
         ) from None
 
 
-def _start(address: str, workers: int, threads: int) -> Callable[[], None]:
-    """Connect this process to Ray, and return what undoes it; does nothing if it is connected."""
+def _start(address: str, workers: int, threads: int) -> Callable[[], None] | None:
+    """Connect this process to Ray, and return what undoes it; None if it is connected already."""
     with ExitStack() as undo:
         names = _ALWAYS if address else _ALWAYS | _ALONE
         undo.callback(_set, {name: os.environ.get(name) for name in names})
@@ -212,7 +232,7 @@ def _start(address: str, workers: int, threads: int) -> Callable[[], None]:
         with _keeping_sigterm():
             ray = _ray()
             if ray.is_initialized():
-                return lambda: None  # who started it ends it
+                return None  # who started it ends it
             logging.getLogger("ray").setLevel(logging.ERROR)
             job = ray.job_config.JobConfig(
                 runtime_env={"env_vars": _environment(threads)},
@@ -224,16 +244,19 @@ def _start(address: str, workers: int, threads: int) -> Callable[[], None]:
                 _join(ray, address, how)
             else:
                 folder = _folder()
-                undo.callback(shutil.rmtree, folder, ignore_errors=True)
-                undo.callback(ray.shutdown)
+                undo.callback(_remove, folder)
+                undo.callback(_end, ray, folder)
                 _begin(ray, folder, workers, how)
         return undo.pop_all().close
 
 
 def _join(ray: Any, address: str, how: dict[str, Any]) -> None:
+    host, _, port = address.rpartition(":")
     try:
+        if port.isdigit():  # where nobody listens Ray itself would wait for minutes
+            socket.create_connection((host, int(port)), CONNECT_TIMEOUT_S).close()
         ray.init(address, **how)
-    except (ConnectionError, RuntimeError, ValueError, ray.exceptions.RayError) as problem:
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as problem:
         raise RayError(
             f"no Ray can be reached at {address}: {_first_line(problem)}",
             unchanged="Nothing was started.",
@@ -249,7 +272,7 @@ def _begin(ray: Any, folder: str, workers: int, how: dict[str, Any]) -> None:
             num_gpus=0,
             include_dashboard=False,
             object_store_memory=_store_bytes(),
-            _temp_dir=folder,
+            _temp_dir=f"{folder}/ray",  # which Ray opens to everybody; the folder around it is not
             _system_config={"automatic_object_spilling_enabled": False},  # texts are for no disk
             **how,
         )
@@ -266,6 +289,34 @@ def _begin(ray: Any, folder: str, workers: int, how: dict[str, Any]) -> None:
             unchanged="It was ended.",
             next_step="Import nothing of Ray before groove-node does.",
         )
+
+
+def _end(ray: Any, folder: str) -> None:
+    """Shut Ray down and wait until its processes are gone, for they go on writing into its folder.
+
+    They are told by the folder, which they have among their arguments, and by descent.
+    """
+    processes: list[psutil.Process] = []
+    for child in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any(folder in argument for argument in child.cmdline()):
+                processes += [child, *child.children(recursive=True)]
+    ray.shutdown()
+    _, alive = psutil.wait_procs(processes, END_TIMEOUT_S)
+    for process in alive:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(alive, END_TIMEOUT_S)
+
+
+def _remove(folder: str) -> None:
+    """Something of Ray may still write there when its processes should all be gone."""
+    for _ in range(REMOVE_TRIES):
+        shutil.rmtree(folder, ignore_errors=True)
+        if not Path(folder).exists():
+            return
+        time.sleep(REMOVE_WAIT_S)
+    log.warning("folder of Ray not removed folder=%s", folder)
 
 
 def _folder() -> str:

@@ -21,6 +21,8 @@ from .home import groove_cache, private_dir
 from .told import Tell, Told
 
 if TYPE_CHECKING:
+    from leaves.rules import Rules
+
     from .app import App
     from .capture.sessions import Session
     from .classroom import Classroom
@@ -123,7 +125,7 @@ def _round(
         store=app.forests,
         encoder=partial(spread.encoder, app) if spread else app.encoder,
         clusterer=ChildClusterer(spread.clusterer if spread else default_clusterer),
-        classroom=None if untrained else lambda: classroom(app, spread),
+        classroom=None if untrained else lambda rules: classroom(app, spread, rules),
         deploy=lambda: _deploy(app, tell, report),
         now=app.now,
         untrained=untrained,
@@ -170,8 +172,11 @@ def _screened(
     return list(screened.sessions), ""
 
 
-def classroom(app: App, spread: Spread | None = None) -> Classroom:
-    """The home's classroom: trains leaves and their style controls, half of the cores each."""
+def classroom(app: App, spread: Spread | None = None, rules: Rules | None = None) -> Classroom:
+    """The home's classroom: trains leaves and their style controls, half of the cores each.
+
+    rules: those that the round began with; without a round, those of now.
+    """
     from leaves.training.child import ChildTrainer
 
     from . import examining
@@ -192,7 +197,7 @@ def classroom(app: App, spread: Spread | None = None) -> Classroom:
         training.style_margin,
         frozenset(screening.read(app.home).hits),
         training.restricted_outputs,
-        rules=app.config.rules,
+        rules=rules or app.config.rules,
         control_pairs=training.control_pairs,
         gate=partial(examining.gate, app, schedule),
         vectors=app.embeddings.vectors,

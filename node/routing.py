@@ -36,7 +36,8 @@ def entries(forest: Forest, foreign: Iterable[Known], chassis: str | None = None
     """Return the leaves that can be routed to: own live ones, and accepted ones of peers.
 
     An own leaf answers for itself once it has won; until then its parent does, and again while its
-    adapter is of another chassis than the one in use. chassis: the tag of that, if it is known.
+    adapter is of another chassis than the one in use. A peer's of another chassis is not routed to.
+    chassis: the tag of the one in use, if it is known.
     """
     own = [own_entry(leaf, servable=_serves(leaf, chassis)) for leaf in forest.live()]
     others = [
@@ -52,7 +53,7 @@ def entries(forest: Forest, foreign: Iterable[Known], chassis: str | None = None
             bundle=known.leaf.root,
         )
         for known in foreign
-        if known.state is State.ACCEPTED
+        if known.state is State.ACCEPTED and chassis in (None, known.leaf.chassis)
     ]
     return own + others
 

@@ -1,27 +1,32 @@
 """Leaves whose adapter is of another chassis than the one in use: set aside until trained anew.
 
-Which chassis that is takes a look at all its weights, so the round that has looked writes the tag
-down for those who only route and show.
+Which chassis that is takes a look at all its weights, so whoever has looked writes the tag down for
+those who only route and show. Once groove.toml names another chassis, they look themselves.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING
 
 import msgspec
 
 from leaves.model import Leaf
 
+from .errors import OwnerError
 from .home import write_atomic
 
 if TYPE_CHECKING:
     from .app import App
 
+log = logging.getLogger(__name__)
+
 FILE = "chassis.json"
+NONE_FITS = ""  # stands for a chassis that cannot be opened: no adapter sits on it
 
 
 class InUse(msgspec.Struct, frozen=True):
-    """The chassis of the last round that trained. configured: as groove.toml named it."""
+    """The chassis that was in use when somebody looked. configured: as groove.toml named it."""
 
     configured: str
     tag: str
@@ -36,11 +41,26 @@ def remember(app: App) -> str:
 
 
 def tag(app: App) -> str | None:
-    """The tag of the chassis in use, if a round has seen it; opens nothing."""
+    """The tag of the chassis in use; None if nothing was ever trained here.
+
+    Opens it only if groove.toml names another one since.
+    """
     known = _read(app)
-    if known is None or known.configured != app.config.training.chassis:
+    if known is None:
         return None
-    return known.tag
+    if known.configured == app.config.training.chassis:
+        return known.tag
+    try:
+        return app.chassis.tag8.hex()
+    except OwnerError as problem:
+        log.warning("chassis not opened, so no adapter is used reason=%s", problem)
+        return NONE_FITS
+
+
+def changed(app: App) -> bool:
+    """True if groove.toml names another chassis than when somebody looked last."""
+    known = _read(app)
+    return known is not None and known.configured != app.config.training.chassis
 
 
 def of_another(leaf: Leaf, chassis: str | None) -> bool:

@@ -46,8 +46,8 @@ def _decided(evaluation: Evaluation) -> list[str]:
         parent, style = evaluation.decided
         parts.append(
             f"look {evaluation.attempt} decided at {evaluation.confidence:.2%}: at least "
-            f"{parent:+.3f} over parent and {style:+.3f} over style control, of which more than 0 "
-            f"and {evaluation.margin:.3f} were wanted"
+            f"{parent:+.3f} over parent and {style:+.3f} over style control, of which more than "
+            f"{evaluation.parent_margin:g} and {evaluation.margin:.3f} were wanted"
         )
     if evaluation.right is not None:
         before, after = evaluation.right

@@ -69,6 +69,10 @@ class Desk:
     def starts(self) -> Starts:
         return Starts(self.store, self.bundles, self.chassis, self.left_out)
 
+    def moved(self, leaf: Leaf) -> bool:
+        """True if a leaf's adapter is of another chassis: looks at it were of other weights."""
+        return leaf.adapter is not None and not self.starts.fits(leaf.adapter)
+
 
 @dataclass(frozen=True, slots=True)
 class Pupil:

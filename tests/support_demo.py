@@ -75,9 +75,7 @@ steps = {steps}
 learning_rate = {learning_rate}
 threads = 1
 style_margin = 0.05
-
-[publish]
-novel = "auto"
+control_pairs = 0
 
 [mesh]
 interest_cosine = 0.2

@@ -195,7 +195,7 @@ class Bench:
         self.bundles = BundleStore(self.home / "bundles")
         self.embeddings = EmbeddingStore.open(self.home / "emb", TopicEncoder.enc8, DIMENSIONS)
 
-    def round(self) -> Round:
+    def round(self, rules: Rules = RULES) -> Round:
         tools = Tools(
             folder=self.home / "rounds",
             sessions=lambda: self.captured,
@@ -209,9 +209,9 @@ class Bench:
             chassis=lambda: open_chassis(self.chassis).tag8.hex(),
             train_all=self.train_all,
         )
-        return Round(tools, RULES, self.told.append)
+        return Round(tools, rules, self.told.append)
 
-    def classroom(self) -> Classroom:
+    def classroom(self, rules: Rules = RULES) -> Classroom:
         (self.home / "training").mkdir(exist_ok=True)
         return Classroom(
             self.home / "training",
@@ -224,7 +224,7 @@ class Bench:
             Schedule(),
             0.08,
             self.left_out,
-            rules=RULES,
+            rules=rules,
             control_pairs=self.control_pairs,
             gate=_always(self.gate) if self.gate else None,
         )

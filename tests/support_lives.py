@@ -55,7 +55,7 @@ PAIRED, PARTED = 0.1, 0.15  # of topics: near another one; fallen into parts
 FINAL = (Stage.DISSOLVED, Stage.MERGED)
 WEEK = 7
 TENFOLD = 10.0
-GAIN = Interval(0.2, 0.15, 0.25)
+GAIN, WORSE = Interval(0.2, 0.15, 0.25), Interval(-0.1, -0.15, -0.05)
 ADAPTER = Adapter("b" * 64, "d" * 64, "c" * 64, "e" * 16, 8)
 
 
@@ -374,7 +374,8 @@ class Lives:
             verdict = Verdict.IMPROVED if rng.random() < 0.6 else Verdict.HOLDS
         else:
             verdict = Verdict.REGRESSED if rng.random() < 0.8 else Verdict.TOO_FEW
-        evaluation = Evaluation(60, 2.0, GAIN, GAIN, None, None, sound, verdict, now)
+        worse = WORSE if verdict is Verdict.REGRESSED else None
+        evaluation = Evaluation(60, 2.0, GAIN, GAIN, worse, None, sound, verdict, now)
         return Outcome(evaluation, ADAPTER, "")
 
     def _follow(self, changes: list[Transition], places: list[Cluster | int]) -> None:

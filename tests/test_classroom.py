@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,16 +13,31 @@ from typing import Any
 import pytest
 import tiny_llama
 from support_engine import RULES, Bench, Killed, sessions
+from support_publishing import Probing
 
 from leaves.bundle import decode_label, unpack
 from leaves.lifecycle import conclude
-from leaves.model import DAY_S, Forest, Instant, Leaf, LeafId, Stage, Verdict
+from leaves.model import (
+    DAY_S,
+    Forest,
+    Instant,
+    Leaf,
+    LeafId,
+    PreferenceEvaluation,
+    Stage,
+    Verdict,
+)
 from leaves.store import Role
+from leaves.training.alpha import confidence_at
 from leaves.training.chassis import open_chassis
-from node import set_aside
+from leaves.training.evaluate import PARENT_MARGIN
+from leaves.training.preference import judge_preferences
+from node import preferring, set_aside
+from node.app import App
 from node.capture.sessions import Session
 from node.classroom import Lesson
 from node.config import Config, TrainingConfig
+from node.examining import Gate
 from node.judging import margin_of, wants_second
 from node.preferring import NO_PAIRS
 from node.routing import entries
@@ -171,6 +187,22 @@ def test_a_child_of_a_split_begins_with_its_parents_adapter_and_is_judged_by_wha
     assert not judged & set(material.split.train)
 
 
+def test_a_trained_parent_is_to_be_beaten_by_more_than_runs_differ_and_the_chassis_by_anything(
+    bench: Bench,
+) -> None:
+    first = teach(bench, some_leaf(bench))
+    assert first.outcome is not None and first.outcome.evaluation.parent_margin == 0
+    parent = recorded(bench, first)
+    below = replace(child_of(parent), parent=parent.id)
+    forest = bench.store.forest().with_leaf(below)
+    members = bench.store.members(parent.id)
+    bench.store.assign({**bench.store.assignment(), **dict.fromkeys(members, below.id)})
+    captured = {session.session_id: session for session in bench.captured}
+    lesson = bench.classroom().teach(below, forest, captured, 3, NOW)
+    assert lesson.outcome is not None
+    assert lesson.outcome.evaluation.parent_margin == PARENT_MARGIN
+
+
 def test_a_merged_leaf_begins_with_what_its_parts_learned(bench: Bench) -> None:
     parts = [leaf for leaf in bench.store.forest() if leaf.level == 2][:2]
     trained = [recorded(bench, teach(bench, leaf, 2 + n), 2 + n) for n, leaf in enumerate(parts)]
@@ -278,6 +310,38 @@ def test_the_preference_step_comes_with_maturity_and_its_adapter_is_taken_if_it_
     assert any(id_.endswith("-c") for id_ in lesson.used[Role.TRAIN]), "bad answers are used too"
 
 
+def test_a_preference_step_that_is_tried_again_has_to_be_surer(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[float] = []
+
+    def judged(*losses: Any, confidence: float, **about: Any) -> PreferenceEvaluation:
+        asked.append(confidence)
+        return judge_preferences(*losses, confidence=confidence, **about)
+
+    monkeypatch.setattr(preferring, "judge_preferences", judged)
+    leaf = with_pairs(bench, Stage.MATURE)
+    for looks in (0, 4):
+        teach(bench, replace(leaf, preference_looks=looks), round_id=looks + 2)
+    assert asked == [confidence_at(1), confidence_at(5)]
+
+
+def test_what_a_preference_step_learned_is_looked_for_in_the_adapter(bench: Bench) -> None:
+    probing = Probing()
+    bench.gate = Gate(open_chassis(bench.chassis), probing, None, "7")
+    leaf = with_pairs(bench, Stage.MATURE)
+    bench.captured = [
+        replace(s, completion=f"{s.completion} " * 8) if s.tier == "A" else s
+        for s in bench.captured
+    ]
+    lesson = teach(bench, leaf)
+    assert lesson.outcome is not None and lesson.outcome.method == "sft+dpo"
+    sought = {each.session for job in probing.asked for each in job.examples}
+    liked = {s.session_id for s in bench.captured if s.tier == "A"} & lesson.used[Role.TRAIN]
+    supervised = json.loads((lesson.folder / "preprocess.json").read_bytes())["what"]["train"]
+    assert len((liked - set(supervised)) & sought) > 20
+
+
 def test_a_seed_with_pairs_is_not_preferred_yet(bench: Bench) -> None:
     lesson = teach(bench, with_pairs(bench, Stage.SEED))
     assert lesson.outcome is not None and lesson.outcome.method == "sft"
@@ -318,7 +382,7 @@ class Home:
         self.config = Config(training=TrainingConfig(chassis=str(chassis)))
 
 
-def test_which_chassis_is_in_use_is_known_once_a_round_has_seen_it(
+def test_which_chassis_is_in_use_is_known_once_a_round_has_seen_it_and_then_at_once(
     bench: Bench, tmp_path: Path
 ) -> None:
     trained = recorded(bench, teach(bench, some_leaf(bench)))
@@ -327,5 +391,17 @@ def test_which_chassis_is_in_use_is_known_once_a_round_has_seen_it(
     assert set_aside.remember(home) == set_aside.tag(home)
     assert not set_aside.of_another(trained, set_aside.tag(home))
     other: Any = Home(tmp_path, tiny_llama.build(tmp_path / "other", seed=7))
-    assert set_aside.tag(other) is None, "no round has seen that one"
+    assert set_aside.changed(other) and not set_aside.changed(home)
+    assert set_aside.of_another(trained, set_aside.tag(other)), "before a round has seen it"
     assert set_aside.of_another(trained, set_aside.remember(other))
+    assert not set_aside.changed(other)
+
+
+def test_on_a_chassis_that_cannot_be_opened_no_adapter_sits(bench: Bench, tmp_path: Path) -> None:
+    trained = recorded(bench, teach(bench, some_leaf(bench)))
+    home: Any = Home(tmp_path, bench.chassis)
+    set_aside.remember(home)
+    gone = App(tmp_path)
+    any_app: Any = gone
+    any_app.config = Config(training=TrainingConfig(chassis=str(tmp_path / "gone")))
+    assert set_aside.of_another(trained, set_aside.tag(gone))

@@ -43,6 +43,8 @@ def test_a_leaf_grows_on_one_node_serves_on_two_and_is_taken_back(
         r"  A  [\w-]+: seed -> sprout ",
         r"  A  [\w-]+: improved; ",
         r"  A  [\w-]+: sprout -> mature ",
+        r"  A  kept back: [\w-]+: .*",
+        r"  A  the owner allows [23] of them to be shown",
         r"  B  heard of origin \w{8}: 3 leaves, [23] mature",
         r"  C  heard of origin \w{8}: 3 leaves, [23] mature",
         r"  B  [\w-]+ of \w{8}: fetched; [\d.]+ MB from [12] peers, hashes verified",

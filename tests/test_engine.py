@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import tiny_llama
-from support_engine import TOPICS, Bench, Killed, TopicTrainer, sessions
+from msgspec import structs
+from support_engine import RULES, TOPICS, Bench, Killed, TopicTrainer, sessions
 
-from leaves.model import Forest, Instant, Stage, Verdict
+from leaves.lifecycle import Rules
+from leaves.model import DAY_S, Forest, Instant, Stage, Verdict
 from leaves.store import ForestStore, Role
+from node.classroom import Classroom
 
 NOW = Instant(1_700_100_000)
 LATER = Instant(NOW + 86_400)
@@ -66,6 +70,45 @@ def test_a_second_round_without_news_trains_nothing(tmp_path: Path, chassis: Pat
     trained = list(bench.trainer.trained)
     bench.round().run(LATER)
     assert bench.trainer.trained == trained
+
+
+def test_a_leaf_that_waits_for_sessions_to_judge_it_by_says_so_once_and_trains_nothing(
+    tmp_path: Path, chassis: Path
+) -> None:
+    bench = Bench(tmp_path, chassis, sessions(100))
+    bench.round().run(NOW)
+    trained = list(bench.trainer.trained)
+    more = [replace(s, group=f"{s.session_id[:5]}-alike") for s in sessions(40, start=100)]
+    bench.captured = [*bench.captured, *more]
+    for day in range(1, 4):
+        bench.told.clear()
+        row = bench.round().run(Instant(NOW + day * DAY_S))
+        assert len(row.state["due"]) == 3 and bench.trainer.trained == trained
+        events = [told.event for told in bench.told]
+        assert events.count("not trained") == (3 if day == 1 else 0) and "training" not in events
+
+
+def test_a_round_that_is_taken_up_teaches_by_the_rules_that_it_began_with(
+    tmp_path: Path, chassis: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(tmp_path, chassis, sessions(100))
+
+    def dies() -> None:
+        raise Killed
+
+    bench.trainer.before = dies
+    with pytest.raises(Killed):
+        bench.round().run(NOW)
+    bench.trainer.before = lambda: None
+    given: list[Rules] = []
+
+    def classroom(rules: Rules = RULES) -> Classroom:
+        given.append(rules)
+        return Bench.classroom(bench, rules)
+
+    monkeypatch.setattr(bench, "classroom", classroom)
+    bench.round(structs.replace(RULES, mature_wins=1)).run(NOW)
+    assert given == [RULES]
 
 
 def test_without_the_scope_leaves_stay_seeds(tmp_path: Path, chassis: Path) -> None:

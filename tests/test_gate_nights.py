@@ -279,6 +279,12 @@ def test_of_leaves_without_a_gain_hardly_any_ever_wins_in_thirty_nights() -> Non
     assert figures["old_won"] > 0.1, "a bound that forgets the nights before lets luck pass"
 
 
+def test_a_converged_leaf_is_called_regressed_by_chance_and_hardly_ever_surely() -> None:
+    warm = next(each for each in bench.SCENARIOS if each.name == "null_100_warm")
+    figures = bench.simulate(warm, leaves=200, nights=10, seed=7)
+    assert figures["surely_worse"] < 0.02 < 0.1 < figures["regressed"], f"seed 7: {figures}"
+
+
 def test_leaves_with_a_gain_of_0_2_nats_win_and_mature_within_thirty_nights() -> None:
     figures = bench.simulate(GAIN, leaves=200, nights=30, seed=7)
     assert figures["won"] >= 0.8 and figures["mature"] >= 0.8, f"seed 7: {figures}"

@@ -38,6 +38,7 @@ from leaves.model import (
     Kind,
     Leaf,
     LeafId,
+    PreferenceEvaluation,
     Stage,
     Verdict,
 )
@@ -98,7 +99,8 @@ def adapter(name: str) -> Adapter:
 
 def judged(verdict: Verdict, won: bool) -> Outcome:
     gain = Interval(0.2, 0.15, 0.25)
-    evaluation = Evaluation(60, 2.0, gain, gain, None, None, won, verdict, NOW)
+    worse = Interval(-0.1, -0.15, -0.05) if verdict is Verdict.REGRESSED else None
+    evaluation = Evaluation(60, 2.0, gain, gain, worse, None, won, verdict, NOW)
     return Outcome(evaluation, adapter("b"), "no A/C pairs")
 
 
@@ -274,6 +276,38 @@ def test_three_regressions_running_archive_a_leaf_that_is_old_enough() -> None:
     assert [type(c) for c in changes] == [Trained, Archived]
     young = forest(mature(regressions=2, stage_since=old))
     assert len(conclude(young, {ID: judged(Verdict.REGRESSED, True)}, NOW, RULES)) == 1
+
+
+@pytest.mark.parametrize(
+    ("high", "counted"), [(0.01, 2), (-0.02, 2), (-0.021, 3)], ids=["maybe", "edge", "sure"]
+)
+def test_a_regression_that_may_be_chance_brings_no_leaf_nearer_to_the_archive(
+    high: float, counted: int
+) -> None:
+    standing = forest(mature(regressions=2))
+    outcome = judged(Verdict.REGRESSED, True)
+    evaluation = replace(outcome.evaluation, over_previous=Interval(-0.03, -0.07, high))
+    after = step(
+        standing, conclude(standing, {ID: replace(outcome, evaluation=evaluation)}, NOW, RULES)
+    )
+    assert after.leaves[ID].regressions == counted
+    after = step(after, conclude(after, {ID: judged(Verdict.HOLDS, True)}, NOW, RULES))
+    assert after.leaves[ID].regressions == 0
+
+
+def test_looks_at_preference_steps_are_counted_unless_there_was_too_little_to_judge_by() -> None:
+    standing = forest(mature(adapter=adapter("a")))
+    for verdict in (Verdict.BETTER, Verdict.TOO_FEW, Verdict.NOT_BETTER):
+        seen = PreferenceEvaluation(40, 0.5, 0.6, Interval(0.1, 0.01, 0.2), 0.0, verdict)
+        outcome = judged(Verdict.HOLDS, True)
+        outcome = replace(outcome, evaluation=replace(outcome.evaluation, preference=seen))
+        standing = step(standing, conclude(standing, {ID: outcome}, NOW, RULES))
+    standing = step(standing, conclude(standing, {ID: judged(Verdict.HOLDS, True)}, NOW, RULES))
+    assert standing.leaves[ID].preference_looks == 2
+    elsewhere = replace(adapter("b"), chassis="f" * 16)
+    moved = replace(judged(Verdict.BETTER, True), adapter=elsewhere)
+    after = step(standing, conclude(standing, {ID: moved}, NOW, RULES))
+    assert after.leaves[ID].preference_looks == 0, "those were of other weights"
 
 
 def test_an_archived_leaf_is_revived_by_200_sessions_newer_than_its_archiving() -> None:

@@ -314,7 +314,8 @@ def test_a_refused_split_is_proposed_again_once_it_is_half_as_large_again() -> N
 
 
 def judged(verdict: Verdict, won: bool = True, chassis: str = "e", method: str = "sft") -> Outcome:
-    evaluation = Evaluation(60, 2.0, GAIN, GAIN, None, None, won, verdict, NOW)
+    worse = Interval(-0.1, -0.15, -0.05) if verdict is Verdict.REGRESSED else None
+    evaluation = Evaluation(60, 2.0, GAIN, GAIN, worse, None, won, verdict, NOW)
     return Outcome(evaluation, adapter(chassis), "", method)
 
 

@@ -24,10 +24,10 @@ from leaves.model import (
     leaf_id,
     unit,
 )
-from node.foreign import Foreign, State
+from node.foreign import LOOKS, Foreign, Known, State
 from node.mailbox import Dial, Mailbox, Retract
 from node.mesh import REPUBLISH_SESSIONS, ForeignLeaf, Shown, cards, foreign, quantised
-from node.routing import region
+from node.routing import entries, region
 
 ORIGIN = b"\1" * 32
 ENC8 = b"encoder8"
@@ -172,6 +172,20 @@ def test_a_new_bundle_starts_its_way_again_and_a_new_version_alone_does_not(
     assert known.all()[0].state is State.ACCEPTED
     known.replace_origin("02" * 32, [other(root="9" * 64, version=3)])
     assert (known.all()[0].state, known.all()[0].name) == (State.HEARD, "graphs")
+
+
+def test_how_often_a_peers_leaf_was_judged_here_outlives_its_versions(known: Foreign) -> None:
+    known.replace_origin("02" * 32, [other()])
+    known.settle(known.all()[0], State.REFUSED, {LOOKS: 2, "gate": 0.4})
+    known.replace_origin("02" * 32, [other(root="9" * 64, version=3), other(1)])
+    details = {each.leaf.leaf: each.detail for each in known.all()}
+    assert details == {other().leaf: {LOOKS: 2}, other(1).leaf: {}}
+
+
+def test_a_peers_leaf_of_another_chassis_is_not_routed_to() -> None:
+    accepted = Known(other(), State.ACCEPTED, "graphs", {"gate": 0.4})
+    for chassis, routed in ((None, 1), ("d" * 16, 1), ("e" * 16, 0)):
+        assert len(entries(Forest({}), [accepted], chassis)) == routed
 
 
 def test_a_leaf_dropped_while_it_was_judged_stays_dropped(known: Foreign) -> None:

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import shutil
 from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
 import tiny_llama
-from support_engine import Bench, TopicEncoder, TopicEvaluator, adapter_bytes, sessions
+from support_engine import TopicEncoder, adapter_bytes
+from support_publishing import TRIED, Probing, grow, mature, opened
 
 from leaves.bundle import (
-    Exposure,
     GainFigures,
     Label,
     Privacy,
@@ -24,20 +23,16 @@ from leaves.bundle import (
     read_label,
 )
 from leaves.model import Forest, GrownFrom, Instant, Leaf, LeafId, Stage
-from leaves.ports import EvaluateJob, Example, Losses, Probed, ProbeJob, Report, Schedule, silent
+from leaves.ports import Example, Schedule, silent
 from leaves.ports import TrainJob as Job
-from leaves.store import ForestStore
-from leaves.training.canaries import Exposures
 from leaves.training.chassis import open_chassis
 from node import cli, mesh, publishing
 from node.app import App
-from node.consent import CURRENT_CONSENT_VERSION, Scope
+from node.consent import Scope
 from node.examining import Gate
 from node.mesh import ForeignLeaf, Shown
 from node.publishing import audit, unspoken
-from node.screening import screened
 
-TRIED = Exposures((Exposure(1, 16, 1.2, 0), Exposure(10, 3, 9.0, 0)), 9.0, 384, 20_000, 60.0)
 CLEAN = Privacy(
     contributors=1,
     sessions=300,
@@ -56,31 +51,6 @@ CLEAN = Privacy(
     exposures=TRIED.levels,
     exposure_bits_max=9.0,
 )
-
-
-class Nothing:
-    """A second scanner that finds nothing."""
-
-    def scan(self, texts: Sequence[str]) -> list[str | None]:
-        return [None for _ in texts]
-
-
-@dataclass
-class Probing(TopicEvaluator):
-    """Finds what it is told to find in adapters; keeps what it was asked."""
-
-    runs: int = 3
-    easier: float = 0.0
-    asked: list[ProbeJob] = field(default_factory=list)
-
-    def probe(self, job: ProbeJob, report: Report = silent) -> Probed:
-        self.asked.append(job)
-        return Probed((self.runs,) * len(job.examples), (80,) * len(job.examples))
-
-    def losses(self, job: EvaluateJob, report: Report = silent) -> Losses:
-        by_label = {"parent": (3.0,) * len(job.examples)}
-        seen = [2.5 - self.easier * (each.prompt == "seen?") for each in job.examples]
-        return Losses(by_label | {"candidate": tuple(seen)}, (80,) * len(job.examples))
 
 
 # ---- the audit ---------------------------------------------------------------------------------
@@ -234,32 +204,6 @@ def test_the_owners_last_word_counts_and_a_damaged_file_says_nothing(tmp_path: P
 # ---- all of it, in a home ----------------------------------------------------------------------
 
 
-def grow(folder: Path, evaluator: TopicEvaluator) -> Path:
-    """A home of three mature leaves."""
-    chassis = tiny_llama.build(folder / "chassis")
-    gate = Gate(open_chassis(chassis), evaluator, TRIED, "7")
-    bench = Bench(folder / "home", chassis, long_sessions(100), gate=gate)
-    bench.round().run(Instant(1_700_000_000))
-    bench.captured = long_sessions(200)
-    bench.round().run(Instant(1_700_100_000))
-    bench.store.close()
-    return bench.home
-
-
-def opened(home: Path, novel: str = "auto") -> App:
-    """A home whose sessions are clean, and that may publish."""
-    home.chmod(0o700)
-    (home / "groove.toml").write_text(f'[publish]\nnovel = "{novel}"\n')
-    app = App(home)
-    # Of another origin than the keys of this home.
-    app.__dict__["forests"] = ForestStore(home / "leaves.db", b"\1" * 32)
-    app.consent.record_consent(
-        app.user_id, True, CURRENT_CONSENT_VERSION, scopes=(Scope.CAPTURE, Scope.PUBLISH)
-    )
-    screened(app.home, long_sessions(200), Nothing())  # type: ignore[arg-type]
-    return app
-
-
 @pytest.fixture(scope="module")
 def passed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A home whose leaves give nothing away; for copying."""
@@ -269,18 +213,6 @@ def passed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(tmp_path: Path, passed: Path) -> Path:
     return shutil.copytree(passed, tmp_path / "home")
-
-
-def long_sessions(per_topic: int) -> list[Any]:
-    """Sessions whose answers are long enough to be looked for."""
-    return [
-        replace(each, completion=f"{each.completion}, {each.session_id} " * 8)
-        for each in sessions(per_topic)
-    ]
-
-
-def mature(app: App) -> list[Leaf]:
-    return [each for each in app.forests.forest().live() if each.stage is Stage.MATURE]
 
 
 def table(app: App) -> mesh.Table:

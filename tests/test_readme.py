@@ -36,7 +36,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     chassis = tiny_llama.build(tmp_path / "chassis")
-    (home / "groove.toml").write_text(f'[training]\nchassis = "{chassis}"\nsteps = 2\n')
+    (home / "groove.toml").write_text(f'[training]\nchassis = "{chassis}"\nsteps = 2\ncontrol_pairs = 0\n')
     write_history(tmp_path)
     environment = {
         **os.environ,
@@ -56,7 +56,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
             run_until_it_listens([*argv, "--listen", "/ip4/127.0.0.1/tcp/0"], environment)
             continue
         done = subprocess.run(
-            argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=300
+            argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
 

@@ -10,15 +10,18 @@ import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
+from msgspec import structs
 from support_faults import fast_folder, killed_at, steps_of
 from support_routing import Routed, leaf_id, routed, towards
 
-from leaves.model import LeafId, Stage
+from leaves.model import Adapter, LeafId, Stage
 from leaves.ports import Progress
-from node import asking, deploying
+from node import asking, deploying, set_aside
 from node.app import App
 from node.errors import MisuseError
 from node.tables import KEPT, Kind, Note, RoutingError, Tables
@@ -279,6 +282,26 @@ def test_with_a_table_of_another_encoder_the_chassis_answers_and_it_is_told(
     home.grown("tides", sessions=60)
     home.deploy()
     assert asking.route(home.app, "tides 7", None)["leaf_name"] == "tides"
+
+
+def test_once_groove_toml_names_another_chassis_no_adapter_of_the_old_one_answers(
+    home: Routed,
+) -> None:
+    old = Adapter("b" * 64, "d" * 64, "c" * 64, "e" * 16, 8)
+    home.grown("tides", sessions=60, stage=Stage.MATURE, wins=2, adapter=old)
+    seen = set_aside.InUse("", old.chassis)
+    (home.app.home / set_aside.FILE).write_bytes(msgspec.json.encode(seen))
+    home.deploy()
+    assert asking.route(home.app, "tides 7", None)["served_by_name"] == "tides"
+    any_app: Any = home.app
+    before = home.app.config
+    there = structs.replace(before.training, chassis=str(home.app.home / "other"))
+    any_app.config = structs.replace(before, training=there)
+    found = asking.route(home.app, "tides 7", None)
+    assert found["leaf_name"] == "tides" and found["served_by_name"] == "chassis"
+    any_app.config = before
+    home.app.deploy_if_routed()
+    assert asking.route(home.app, "tides 7", None)["served_by_name"] == "tides"
 
 
 def test_neighbours_that_cannot_be_used_are_done_without_and_it_is_told(home: Routed) -> None:

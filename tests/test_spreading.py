@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import tiny_llama
-from support_engine import TOPICS, Bench, sessions
+from support_engine import Bench, sessions
 
 from leaves.model import Forest, Instant
 from leaves.ports import Report, Trained, TrainJob
@@ -60,14 +60,6 @@ def test_trained_side_by_side_leaves_come_to_the_same(tmp_path: Path, chassis: P
     assert bundles(side.store.forest()) == bundles(plain.store.forest()) != {}
     assert ahead.batches == [6, 6], "each of three leaves, and its style control"
     assert sorted(side.trainer.trained) == sorted(plain.trainer.trained), "nothing is trained twice"
-
-
-def test_one_leaf_alone_is_not_trained_ahead(tmp_path: Path, chassis: Path) -> None:
-    ahead = Ahead()
-    own = [session for session in sessions(100) if session.prompt.startswith(TOPICS[0])]
-    bench = Bench(tmp_path, chassis, own, train_all=ahead)
-    bench.round().run(NOW)
-    assert [told.event for told in bench.told].count("training") == 1 and ahead.batches == []
 
 
 def test_a_killed_round_whose_leaves_were_trained_ahead_trains_none_of_them_again(

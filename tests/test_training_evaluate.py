@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from leaves.model import Evaluation, Instant, Verdict
-from leaves.training.evaluate import bootstrap, judge
+from leaves.training.evaluate import PARENT_MARGIN, bootstrap, judge
 
 
 def spread(mean: float, count: int = 40, width: float = 0.1, seed: int = 0) -> list[float]:
@@ -24,6 +24,7 @@ def judged(
     *,
     count: int = 40,
     rise: float | None = None,
+    parent_margin: float = 0.0,
 ) -> Evaluation:
     zero = [0.0] * count
     losses = {
@@ -34,7 +35,7 @@ def judged(
     if over_previous is not None:
         losses["previous"] = spread(over_previous, count)
     general = None if rise is None else {"candidate": spread(rise, 24, 0.01), "parent": [0.0] * 24}
-    return judge(losses, general=general, at=Instant(5))
+    return judge(losses, general=general, at=Instant(5), parent_margin=parent_margin)
 
 
 def test_a_clear_gain_over_parent_and_style_wins() -> None:
@@ -56,6 +57,14 @@ def test_a_clear_gain_over_parent_and_style_wins() -> None:
 def test_one_bound_that_is_missed_is_no_win(figures: dict[str, float]) -> None:
     evaluation = judged(**figures)  # type: ignore[arg-type]
     assert not evaluation.won and evaluation.verdict is Verdict.NOT_BETTER
+
+
+def test_over_a_trained_parent_a_gain_as_small_as_two_runs_differ_by_is_no_win() -> None:
+    gain = PARENT_MARGIN / 2 + 0.03  # its lower bound is 0.026 below it
+    assert judged(over_parent=gain).won
+    against_a_leaf = judged(over_parent=gain, parent_margin=PARENT_MARGIN)
+    assert not against_a_leaf.won and against_a_leaf.over_parent.low > 0
+    assert judged(over_parent=0.06, parent_margin=PARENT_MARGIN).won
 
 
 def test_a_rise_that_is_small_on_other_text_does_not_stop_a_win() -> None:

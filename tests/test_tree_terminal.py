@@ -16,7 +16,7 @@ from rich.cells import cell_len
 from support_pictures import DIMENSIONS, a_leaf, planted
 
 from leaves.lifecycle import Rules
-from leaves.model import Forest, Leaf, LeafId, Stage
+from leaves.model import Adapter, Forest, Leaf, LeafId, Stage
 from node.app import App
 from node.foreign import Known, State
 from node.mesh import ForeignLeaf
@@ -63,6 +63,15 @@ def test_the_tree_is_drawn_as_the_specification_draws_it() -> None:
         "└── 340 unassigned sessions "
         "(noise, or newer than the last round: waiting for leaves to form)",
     ]
+
+
+def test_a_leaf_of_another_chassis_is_marked_as_set_aside() -> None:
+    made = Adapter("b" * 64, "d" * 64, "c" * 64, "e" * 16, 8)
+    forest = forest_of(a_leaf(1, "python", stage=Stage.MATURE, adapter=made))
+    for chassis in (None, "e" * 16):
+        assert "set aside" not in plain(tree.Standing(forest, Rules(), 1, 0, chassis=chassis))[1]
+    moved = plain(tree.Standing(forest, Rules(), 1, 0, chassis="f" * 16))
+    assert "set aside: made for another chassis" in moved[1]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from ..bundle import read_adapter
-from ..ports import EvaluateJob, Evaluator, Example, Progress, Report, Trained, silent
+from ..ports import EvaluateJob, Evaluator, Progress, Report, Trained, silent
 from .bounds import bootstrap
 from .chassis import Chassis
 from .general import general_examples
@@ -35,10 +35,17 @@ def temper(
     """
     passages = general_examples(_JUDGED + _LOOKED_AT)[_JUDGED:]
     path, factor = trained.adapter, FACTORS[0]
+    bare: tuple[float, ...] = ()
     for at, factor in enumerate(FACTORS):
-        report(Progress("temper", at, len(FACTORS), f"at {factor:.0%} of its strength"))
         path = _weakened(trained.adapter, chassis, factor)
-        if factor == FACTORS[-1] or _harmless(path, chassis, passages, evaluator, report):
+        if factor == FACTORS[-1]:
+            break
+        report(Progress("temper", at, len(FACTORS), f"at {factor:.0%} of its strength"))
+        adapters = (("adapter", path),) if bare else (("adapter", path), ("bare", None))
+        losses = evaluator.losses(EvaluateJob(chassis.path, passages, adapters), report).by_label
+        bare = bare or losses["bare"]
+        rises = [after - before for after, before in zip(losses["adapter"], bare, strict=True)]
+        if bootstrap(rises).high <= 0:
             break
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return replace(trained, adapter=path, sha256=digest, strength=factor)
@@ -56,16 +63,3 @@ def _weakened(adapter: Path, chassis: Chassis, factor: float) -> Path:
     told = {"format": "pt", "rank": str(read.rank), "alpha": str(read.alpha)}
     path.write_bytes(pack(tensors, told))  # a half-written one is made again: no note names it yet
     return path
-
-
-def _harmless(
-    adapter: Path,
-    chassis: Chassis,
-    passages: tuple[Example, ...],
-    evaluator: Evaluator,
-    report: Report,
-) -> bool:
-    job = EvaluateJob(chassis.path, passages, (("chassis", None), ("adapter", adapter)))
-    losses = evaluator.losses(job, report).by_label
-    rises = [after - before for before, after in zip(*losses.values(), strict=True)]
-    return bootstrap(rises).high <= 0

@@ -29,7 +29,8 @@ consent = Command(name="consent", help="What this node may do. Everything is off
 leaf = Command(name="leaf", help="One leaf: show it, its history, its name, its retraction.")
 peers = Command(name="peers", help="Who this node is connected to, and who it dials.")
 config = Command(name="config", help="What groove.toml says: looked at, explained, changed.")
-for group in (consent, leaf, peers, config):
+registry = Command(name="registry", help="A folder or S3 store where mature leaves lie for others.")
+for group in (consent, leaf, peers, config, registry):
     command.command(group)
 
 AsJson = Annotated[bool, Parameter(name="--json", negative="", help="Print one JSON document.")]

@@ -8,7 +8,6 @@ from typing import Annotated, Any
 from cyclopts import App as Command
 from cyclopts import Parameter
 
-from node import by_hand
 from node.app import App
 from node.notes import Step
 from node.terminal import Terminal
@@ -72,6 +71,8 @@ def all_(name: str, /, *, adopt: Adopt = False, json: AsJson = False) -> None:
 
 
 def _steps(name: str, steps: Sequence[Step], json: bool, *, adopt: bool = False) -> None:
+    from node import by_hand  # loads the scrubber, which no other command may have to wait for
+
     out = Terminal(json)
     app = App.open()
     documents: dict[str, Any] = {}

@@ -15,7 +15,7 @@ import numpy as np
 
 from leaves.model import DAY_S, Forest, Instant, Leaf, LeafId
 from leaves.ports import Progress, Report, silent
-from node import overview
+from node import overview, set_aside
 from node.errors import MisuseError, OwnerError
 from router.starters import STARTERS
 
@@ -156,6 +156,7 @@ def _standing(
         {entry.leaf: entry.threshold for entry in own},
         weekly or {},
         app.allows("train"),
+        set_aside.tag(app),
     )
 
 

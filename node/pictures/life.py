@@ -32,8 +32,10 @@ With `approve = "ask"` under `[rules]`, a split or a merge is proposed first, an
 When a leaf ends, the leaves below it go to its parent, and so do its sessions; two leaves that
 merge leave both to the new one.
 
-`groove-node restore DATE` puts leaves back as they were on that day, whatever stands here; so it is
-the owner's act alone, and the next round goes on from there.
+Three words of a leaf's history are acts of the owner alone, and no round comes to them. `restored`:
+`groove-node restore DATE` puts leaves back as they were on that day, whatever stands here, and the
+next round goes on from there. `renamed`: `groove-node leaf rename` gives another name, and the
+stage stays. `withdrawn`: sessions were deleted, and with them goes what was made of them.
 
 A starter is not a leaf and has no stage: it is an entry of the routing table, deprecated once
 leaves that grew from sessions take {starters_leave:.0%} of the last {starters_sessions:,} sessions

@@ -21,6 +21,7 @@ from rich.text import Text
 from leaves.lifecycle import Rules, training_threshold
 from leaves.model import Forest, Instant, Interval, Leaf, LeafId, Stage
 from node.foreign import Known, State
+from node.set_aside import of_another
 from node.show import WAITS_FOR_CONSENT, ago, counted, gain
 
 BLOCKS = "▁▂▃▄▅▆▇█"
@@ -42,7 +43,7 @@ class Standing:
     """All that the tree tells. gates: cosine below which the parent serves, by leaf in force.
 
     unassigned: sessions that are in no leaf. weekly: sessions per week, oldest first.
-    train: whether the owner allows training.
+    train: whether the owner allows training. chassis: tag of the one in use, if it is known.
     """
 
     forest: Forest
@@ -54,6 +55,7 @@ class Standing:
     gates: Mapping[LeafId, float] = field(default_factory=dict)
     weekly: Mapping[LeafId, Sequence[int]] = field(default_factory=dict)
     train: bool = True
+    chassis: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,6 +172,8 @@ def _line(branch: Branch, standing: Standing) -> Line:
     if leaf.level == 1:
         return Line(_printable(leaf.name), extras=(sessions,), style="bold", children=children)
     facts = [leaf.stage.value.upper(), sessions, *missing(leaf, standing.rules, standing.train)]
+    if of_another(leaf, standing.chassis):
+        facts.append("set aside: made for another chassis")
     if leaf.stage is not Stage.SEED and (gate := standing.gates.get(leaf.id)):
         facts.append(f"gate {gate:.2f}")
     if leaf.evaluation:

@@ -26,6 +26,7 @@ won_first       on the first night
 mature          share that became MATURE
 nights_to_win   median over those that won
 regressed       share of later looks at which the new version was called REGRESSED
+surely_worse    and at which that counts towards the archive: the whole interval says it
 old_won         share that would have won by a percentile bootstrap at 95 % each night, margin 0.08
 old_mature      and twice, with the last round IMPROVED or HOLDS
 
@@ -142,6 +143,7 @@ class Tally:
     old_wins: NDArray[np.int64]
     old_mature: NDArray[np.bool_]
     regressed: int = 0
+    surely_worse: int = 0
     later_looks: int = 0
 
 
@@ -250,6 +252,7 @@ def _conclude(forest: Forest, look: Evaluation, index: int, night: int, tally: T
     if night > 1:
         tally.later_looks += 1
         tally.regressed += look.verdict is Verdict.REGRESSED
+        tally.surely_worse += look.surely_worse
     return forest
 
 
@@ -273,6 +276,7 @@ def _figures(tally: Tally, leaves: int) -> dict[str, Any]:
         "mature": round(float((tally.mature > 0).mean()), 4),
         "nights_to_win": float(np.median(won)) if len(won) else None,
         "regressed": round(tally.regressed / max(1, tally.later_looks), 4),
+        "surely_worse": round(tally.surely_worse / max(1, tally.later_looks), 4),
         "old_won": round(float((tally.old_wins > 0).mean()), 4),
         "old_mature": round(float(tally.old_mature.mean()), 4),
     }
