@@ -542,7 +542,7 @@ def _promotion(leaf: Leaf, now: Instant, rules: Rules) -> Promoted | None:
 
 def _surged(leaf: Leaf, now: Instant, rules: Rules) -> bool:
     """True if a leaf has many times the sessions that it had a while ago: from none, if young."""
-    if now - leaf.created < rules.stay_days * DAY_S:
+    if 0 <= now - leaf.created < rules.stay_days * DAY_S:  # a clock may have gone back
         return True
     return leaf.sessions >= rules.surge * max(leaf.sessions - leaf.week, 1)
 

@@ -83,6 +83,7 @@ class PreferenceEvaluation:
     gain: Interval  # of that share
     loss_rise: float  # upper bound of what plain answers lost by it, nats per token
     verdict: Verdict  # BETTER, NOT_BETTER or TOO_FEW
+    attempt: int = 1  # which judged look at this leaf's preference steps it was, from 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +134,23 @@ class Adapter:
     rank: int
 
 
+class Looking(StrEnum):
+    """What a look asked: whether the leaf wins, or whether preferences made it better."""
+
+    ADAPTER = "adapter"
+    PREFERENCE = "preference"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """One judged look by hand, of which no training was recorded yet."""
+
+    what: Looking
+    chassis: str  # tag, as in `Adapter`
+    seal: str  # names what was judged and on what: see `looks.seal`
+    number: int  # from 1
+
+
 @dataclass(frozen=True, slots=True)
 class Leaf:
     """One domain of this node, as of one moment."""
@@ -172,6 +190,7 @@ class Leaf:
     named_by_owner: bool = False
     attempts: int = 0  # judged looks at whether it wins, as a sprout; "too few" is none
     preference_looks: int = 0  # and at whether a preference step made it better, in any stage
+    looked: tuple[Look, ...] = ()  # looks by hand since its last training, counted in those two
     cluster: int | None = None  # index of its cluster in the last look that found it
     week: int = 0  # of its sessions, those of the seven days before it was last found
     apart: int = 0  # full looks in a row that found a part of it beside its cluster,

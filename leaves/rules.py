@@ -11,6 +11,30 @@ from typing import Literal, get_args
 from msgspec import Struct
 
 Approve = Literal["auto", "ask"]
+COUNT_MAX = 1_000_000_000  # far beyond any corpus
+_NOUGHT = frozenset(  # of these 0 means: at once, never, or whatever their number
+    (
+        "dormant_days",
+        "dormant_sessions_per_month",
+        "stay_days",
+        "full_each_round_sessions",
+        "full_weekly_sessions",
+        "full_monthly_sessions",
+    )
+)
+_COSINES = frozenset(("merge_cosine", "split_cosine"))
+_SHARES = frozenset(("sprout_gate", "drift_share", "starters_leave", "replay_drop", "replay_doubt"))
+
+
+def bounds(name: str) -> tuple[int, int] | None:
+    """The least and the greatest value of a rule; None of one that is a word."""
+    if name == "approve":
+        return None
+    if name in _COSINES:
+        return -1, 1
+    if name in _SHARES:
+        return 0, 1
+    return (0 if name in _NOUGHT else 1), COUNT_MAX
 
 
 class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,15 +48,15 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     reasoning_sessions: int = 300  # §5 SPROUT: research, planning
     sprout_gate: float = 0.3  # §5 SPROUT: below this confidence the parent serves
     sprout_retrain_sessions: int = 100  # new sessions before a sprout is trained again
-    mature_sessions: int = 500  # §5 MATURE
+    mature_sessions: int = 500  # §5 MATURE: fewest of a mature leaf
     mature_wins: int = 2  # rounds won on fresh held-out sessions
     mature_retrain_sessions: int = 500  # §5 MATURE: retrained every so many new sessions
     mature_retrain_days: int = 30  # §5 MATURE: "or monthly, whichever comes first"
     dormant_days: int = 30  # §5 PRUNE: not routed to, and how old a leaf must be first
-    dormant_sessions_per_month: int = 10  # §5 PRUNE
+    dormant_sessions_per_month: int = 10  # §5 PRUNE: with fewer new ones it rests
     regressions: int = 3  # §5 PRUNE: sure ones in a row; a single one may be chance
     missed_reclusters: int = 3  # a seed not found this often is dissolved
-    merge_cosine: float = 0.92  # §5 MERGE
+    merge_cosine: float = 0.92  # §5 MERGE: leaves nearer than this are one
     merge_sessions: int = 800  # §5 MERGE: together fewer than this
     split_cosine: float = 0.90  # parts nearer than this are none: a little drift would merge them
     part_looks: int = 3  # full looks in a row in which parts show: a cut of one day is none
@@ -53,8 +77,11 @@ class Rules(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     def __post_init__(self) -> None:
         for name in self.__struct_fields__:
             value = getattr(self, name)
-            if not isinstance(value, str) and value < 0:
-                raise ValueError(f"rules.{name} must not be negative, not {value!r}")
+            within = bounds(name)
+            # Not `<` and `>`: what is not a number is in no order, and must fail.
+            if within is not None and not within[0] <= value <= within[1]:
+                low, high = within
+                raise ValueError(f"rules.{name} must be {low} to {high:,}, not {value!r}")
         if self.child_sessions > self.seed_sessions:
             raise ValueError(
                 f"rules.child_sessions ({self.child_sessions}) must not exceed "

@@ -52,7 +52,7 @@ def drifted(unplaced: int, fresh: int, rules: Rules) -> Full | None:
 
     Fewer than make a leaf are no reason: nothing could come of them.
     """
-    if unplaced < rules.seed_sessions or unplaced < rules.drift_share * fresh:
+    if fresh == 0 or unplaced < max(rules.seed_sessions, rules.drift_share * fresh):
         return None
     share = 100 * unplaced / fresh
     return Full(f"no leaf takes {unplaced:,} of {fresh:,} new sessions ({share:.0f} %)")

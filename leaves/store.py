@@ -6,6 +6,7 @@ a crash leaves the forest before a step or after it, never between.
 
 from __future__ import annotations
 
+import math
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -263,6 +264,23 @@ class ForestStore:
                 (leaf, Role.TRAIN.value, Role.CONTROL.value, Role.SEEN.value),
             )
 
+    def unrecorded(self, leaf: LeafId) -> set[str]:
+        """Replaced versions of a leaf, and their controls, of which `unuse` forgot the sessions.
+
+        What they learned is not known any more: they are of rounds before the first on record.
+        """
+        first = self._db.execute(
+            "SELECT MIN(round) FROM lineage WHERE leaf = ? AND role = ?", (leaf, Role.TRAIN.value)
+        ).fetchone()[0]
+        trained = self._db.execute(
+            "SELECT state FROM history WHERE leaf = ?1 AND kind = 'trained' "
+            "AND (?2 IS NULL OR round < ?2)",
+            (leaf, first),
+        )
+        before = {address for (state,) in trained for address in _addresses(state)}
+        in_force = self._db.execute("SELECT state FROM leaf WHERE id = ?", (leaf,))
+        return before - {address for (state,) in in_force for address in _addresses(state)}
+
     def saw(self, leaf: LeafId, round_id: int) -> None:
         """Record the sessions that a leaf had when it was trained: none of them is news any more.
 
@@ -316,6 +334,14 @@ class ForestStore:
             self._db.executemany("DELETE FROM lineage WHERE session = ?", rows)
             self.proposals.forget()
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+    def names(self) -> dict[LeafId, set[str]]:
+        """All names that each leaf ever had."""
+        found: dict[LeafId, set[str]] = {}
+        rows = self._db.execute("SELECT leaf, state FROM history UNION SELECT id, state FROM leaf")
+        for leaf, state in rows:
+            found.setdefault(LeafId(leaf), set()).add(msgspec.json.decode(state)["name"])
+        return found
 
     def rename_throughout(self, leaf: LeafId, name: str) -> None:
         """Give a leaf another name in all of its history: the old one was made of deleted texts."""
@@ -371,10 +397,7 @@ class ForestStore:
         return row
 
     def _journal_rules(self, rules: Rules, row: RoundRow) -> None:
-        """A rule that the last round did not know yet had its default."""
-        kept = self._db.execute("SELECT value FROM meta WHERE name = 'rules'").fetchone()
-        now = msgspec.to_builtins(rules)
-        before = {**msgspec.to_builtins(Rules()), **(msgspec.json.decode(kept[0]) if kept else {})}
+        now, before = msgspec.to_builtins(rules), self.rules_before()
         self._db.executemany(
             "INSERT INTO rule (at, round, name, old, new) VALUES (?, ?, ?, ?, ?)",
             [
@@ -388,6 +411,11 @@ class ForestStore:
             "ON CONFLICT (name) DO UPDATE SET value = excluded.value",
             (msgspec.json.encode(now),),
         )
+
+    def rules_before(self) -> dict[str, Any]:
+        """The rules that the last round went by; one that it did not know yet had its default."""
+        kept = self._db.execute("SELECT value FROM meta WHERE name = 'rules'").fetchone()
+        return {**msgspec.to_builtins(Rules()), **(msgspec.json.decode(kept[0]) if kept else {})}
 
     def rule_changes(self, round_id: int | None = None) -> list[RuleChange]:
         """What changed under [rules], oldest first: all, or what one round met."""
@@ -448,7 +476,27 @@ def _json(value: object) -> str:
 
 def _blobs(leaf: Leaf) -> tuple[bytes, bytes]:
     fields = msgspec.to_builtins(leaf, enc_hook=lambda centroid: None)
+    if not (_finite(fields) and np.isfinite(leaf.centroid).all()):  # as JSON: null, read by nobody
+        raise ValueError(f"leaf {leaf.id}: a number of its state is not finite")
     return msgspec.json.encode(fields), leaf.centroid.astype("<f4").tobytes()
+
+
+def _addresses(state: bytes) -> set[str]:
+    """The bundle and the control of a leaf's adapter."""
+    adapter = msgspec.json.decode(state)["adapter"]
+    return {adapter["bundle"], adapter["control"]} if adapter else set()
+
+
+def _finite(value: object) -> bool:
+    match value:
+        case float():
+            return math.isfinite(value)
+        case dict():
+            return all(map(_finite, value.values()))
+        case list() | tuple():
+            return all(map(_finite, value))
+        case _:
+            return True
 
 
 def _leaf(state: bytes, centroid: bytes) -> Leaf:

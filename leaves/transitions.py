@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import assert_never
 
+from . import looks
 from .model import (
     HOLDS_LOW_MIN,
     Adapter,
@@ -20,6 +21,7 @@ from .model import (
     Kind,
     Leaf,
     LeafId,
+    Looking,
     Stage,
     Vector,
     Verdict,
@@ -539,14 +541,13 @@ def with_training(leaf: Leaf, trained: Trained, now: Instant) -> Leaf:
     nobody can load any more, and say nothing of these.
     """
     verdict = trained.evaluation.verdict
-    moved = leaf.adapter is not None and leaf.adapter.chassis != trained.adapter.chassis
+    chassis, attempt = trained.adapter.chassis, trained.evaluation.attempt
+    moved = looks.moved(leaf, chassis)
     stage = Stage.SPROUT if leaf.stage is Stage.SEED or moved else leaf.stage
     judged = stage is Stage.SPROUT and verdict is not Verdict.TOO_FEW
     preference = trained.evaluation.preference
     preferred = preference is not None and preference.verdict is not Verdict.TOO_FEW
-    wins, attempts, looks = 0, 0, 0
-    if not moved:
-        wins, attempts, looks = leaf.wins, leaf.attempts, leaf.preference_looks
+    number = preference.attempt if preference is not None else 0
     return replace(
         leaf,
         stage=stage,
@@ -555,9 +556,10 @@ def with_training(leaf: Leaf, trained: Trained, now: Instant) -> Leaf:
         first_trained=leaf.first_trained if leaf.first_trained is not None else now,
         trained_at=now,
         sessions_at_training=leaf.sessions,
-        wins=wins + int(trained.evaluation.won),
-        attempts=attempts + int(judged),
-        preference_looks=looks + int(preferred),
+        wins=(0 if moved else leaf.wins) + int(trained.evaluation.won),
+        attempts=looks.after(leaf, Looking.ADAPTER, chassis, attempt, judged=judged),
+        preference_looks=looks.after(leaf, Looking.PREFERENCE, chassis, number, judged=preferred),
+        looked=(),
         regressions=0 if moved else _regressions(leaf.regressions, trained.evaluation),
         adapter=trained.adapter,
         method=trained.method,

@@ -1,12 +1,14 @@
 """The five steps of one leaf's training, done one by one by the owner instead of by a round.
 
-They work in a folder of their own and change nothing in the forest: a round that comes meanwhile
-trains the leaf as it would have. What `package` made is put in force only with `--adopt`, which
+They work in a folder of their own and change nothing in the forest but the count of looks: each
+verdict that is shown is a chance to win by luck. A round that comes meanwhile trains the leaf as it
+would have. What `package` made is put in force only with `--adopt`, which
 journals it as a round of one training; killed in the middle, `groove-node round` ends it.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from leaves import looks
 from leaves.bundle import BundleError
 from leaves.lifecycle import Rules, conclude, training_threshold
-from leaves.model import Instant, Leaf, Stage
+from leaves.model import Instant, Leaf, Look, Looking, Stage, Verdict
 from leaves.ports import Report, Trained, silent
 from leaves.store import ForestStore
 
@@ -114,15 +117,23 @@ class ByHand:
         material = teaching.prepare(self._desk, self._pupil)
         split = material.split
         dropped = msgspec.to_builtins(split.dropped)
-        words = [f"{n:,} {why.replace('_', ' ')}" for why, n in dropped.items() if n]
+        schedule = self._desk.schedule
+        needed = f"not needed ({schedule.steps} steps x {schedule.batch})"
+        words = [
+            f"{n:,} {needed if why == 'over' else why.replace('_', ' ')}"
+            for why, n in dropped.items()
+            if n
+        ]
         facts = [
             ("begins with", split.start.begun.value),
             ("trains on", show.counted(len(split.train), "session")),
             ("judged by", f"{show.counted(len(split.held_out), 'session')}, the newest"),
             ("style control", show.counted(len(split.controls), "session")),
             ("on neither side", ", ".join(words) or "none"),
-            ("left out", f"{split.left_out:,} by their terms, or by the second scan"),
+            ("left out", self._left_out()),
         ]
+        if few := self._few():
+            facts.append(("adopting", f"`--adopt` will refuse it: {few}"))
         if not material.teachable:
             facts.append(("cannot be judged", self._why_not(material)))
         figures = {
@@ -145,11 +156,14 @@ class ByHand:
                 next_step="Capture or import more of its sessions, then run a round.",
             )
         second = judging.wants_second(self._desk, self._pupil, material)
+        before = teaching.taught_before(self._pupil, material)
         taught = teaching.sft(self._desk, self._pupil, material, second=second, report=self._report)
         trained = {"leaf": taught.adapter, "style control": taught.control}
         if taught.second is not None:
             trained["second control"] = taught.second
         facts = [(what, _trained_line(each)) for what, each in trained.items()]
+        if before == taught:
+            facts.insert(0, ("done already", "nothing was trained: the split is the same"))
         figures = {what.replace(" ", "_"): _trained(each) for what, each in trained.items()}
         return self._done(Step.SFT, facts, figures, Step.DPO)
 
@@ -160,6 +174,8 @@ class ByHand:
         figures: dict[str, Any] = {"skipped": came.why if isinstance(came, Skipped) else None}
         if isinstance(came, Preferred):
             seen = came.evaluation
+            seal = preferring.preference_seal(taught.adapter, came.trained, came.held_out)
+            self._spend(Looking.PREFERENCE, seal, seen.attempt, seen.verdict)
             facts += [
                 ("trained", f"{came.pairs:,} pairs, {_trained_line(came.trained)}"),
                 ("more told right", show.gain(seen.gain)),
@@ -179,6 +195,8 @@ class ByHand:
             self._report,
         )
         seen = judged.evaluation
+        seal = judging.look_seal(material, taught)
+        self._spend(Looking.ADAPTER, seal, seen.attempt, seen.verdict)
         facts = [
             ("verdict", f"{seen.verdict}, {'won' if seen.won else 'not won'}"),
             ("evaluation", show.evaluation_line(seen)),
@@ -186,6 +204,17 @@ class ByHand:
         ]
         figures = {"evaluation": msgspec.to_builtins(seen), "method": judged.method}
         return self._done(Step.EVALUATE, facts, figures, Step.PACKAGE)
+
+    def _spend(self, what: Looking, seal: str, number: int, verdict: Verdict) -> None:
+        """Count a look as recording its training would, for whoever sees the verdict may choose."""
+        leaf, chassis = self._store.forest().leaves[self._leaf.id], self._desk.chassis.tag8.hex()
+        grown = leaf.stage is Stage.MATURE and not looks.moved(leaf, chassis)
+        if verdict is Verdict.TOO_FEW or (what is Looking.ADAPTER and grown):
+            return
+        after = looks.taken(leaf, Look(what, chassis, seal, number))
+        if after is not leaf:
+            reason = f"look {number} at its {what.value}, by hand: {verdict}"
+            self._store.change(after, "looked", reason, self._now)
 
     def _package(self) -> Done:
         material, taught = self._taught()
@@ -196,14 +225,16 @@ class ByHand:
         facts = [
             ("bundle", f"{packed.adapter.bundle} ({show.size(packed.size_bytes)})"),
             ("style control", packed.adapter.control),
-            ("may be offered", f"no: {packed.blocked}" if packed.blocked else "yes"),
+            ("privacy checks", f"not passed: {packed.blocked}" if packed.blocked else "passed"),
         ]
         figures = {**msgspec.to_builtins(packed.adapter), "blocked": packed.blocked}
         return Done(
             Step.PACKAGE,
             facts,
             {"bytes": packed.size_bytes, **figures},
-            f"`groove-node train package {self._leaf.name} --adopt` puts it in force",
+            f"not to be put in force yet: {few}"
+            if (few := self._few())
+            else f"`groove-node train package {self._leaf.name} --adopt` puts it in force",
         )
 
     def adopt(self) -> None:
@@ -215,10 +246,9 @@ class ByHand:
                 unchanged=f"The bundle is kept. {NOTHING}",
                 next_step="End it with `groove-node round`, then begin again with preprocess.",
             )
-        wanted = training_threshold(leaf.kind, self._rules)
-        if leaf.stage is Stage.SEED and leaf.sessions < wanted:
+        if few := self._few():
             raise NotAdoptedError(
-                f"{leaf.name} is a seed of {leaf.sessions:,} sessions; it sprouts with {wanted:,}",
+                few,
                 unchanged=f"The bundle is kept. {NOTHING}",
                 next_step="Train it again when it has them; a round then does so by itself.",
             )
@@ -246,6 +276,27 @@ class ByHand:
 
         store.carry_out(forest, transitions, row.started, row.id, also)
         self._classroom.clean(result)
+
+    def _few(self) -> str:
+        """Why a seed cannot be a sprout yet; empty if it is none, or can."""
+        leaf, wanted = self._leaf, training_threshold(self._leaf.kind, self._rules)
+        if leaf.stage is not Stage.SEED or leaf.sessions >= wanted:
+            return ""
+        return f"{leaf.name} is a seed of {leaf.sessions:,} sessions; it sprouts with {wanted:,}"
+
+    def _left_out(self) -> str:
+        """How many of the leaf's sessions train nothing, by reason."""
+        members = self._store.members(self._leaf.id)
+        reasons = Counter(
+            teaching.left_out_because(self._desk, self._pupil.sessions[id_])
+            for id_ in members
+            if id_ in self._pupil.sessions
+        )
+        flagged = sum(id_ not in self._pupil.sessions for id_ in members)
+        told = [f"{count:,}: {why}" for why, count in sorted(reasons.items(), key=str) if why]
+        if flagged:
+            told.append(f"{flagged:,}: by the second scan, or not stored any more")
+        return "; ".join(told) or "none"
 
     def _material(self) -> Material:
         try:

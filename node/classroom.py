@@ -7,7 +7,7 @@ same lesson of a killed round finds its notes and checkpoints and goes on from t
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -125,8 +125,8 @@ class Classroom:
             return Lesson(leaf.id, None, too_few(material), {}, pupil.folder, waits=True)
         begins()
         second = wants_second(self.desk, pupil, material)
-        taught = sft(self.desk, pupil, material, second=second, report=report)
         try:
+            taught = sft(self.desk, pupil, material, second=second, report=report)
             judged = evaluate(self.desk, pupil, material, taught, None, report)
             why_not = self._why_not_preferred(leaf, judged)
             preferred: Preferred | Skipped = Skipped(why_not)
@@ -188,6 +188,18 @@ class Classroom:
     def clean(self, lesson: Lesson) -> None:
         """Remove the working folder, once the outcome is in the store."""
         shutil.rmtree(lesson.folder, ignore_errors=True)
+        self.drop_unrecorded([lesson.leaf])
+
+    def drop_unrecorded(self, leaves: Iterable[LeafId]) -> None:
+        """Remove replaced versions of which it is not on record any more what they learned.
+
+        They learned from what nothing may be made of, so nothing is lost with them; with a lineage
+        of each version instead, every question of what a leaf has used would ask which version is
+        meant. Follows from the store alone: done again, it ends what a kill has left.
+        """
+        for leaf in leaves:
+            for address in sorted(self.desk.store.unrecorded(leaf)):
+                self.desk.bundles.delete(address)
 
     def _why_not_preferred(self, leaf: Leaf, judged: Judged) -> str:
         """Why the preference step is not due; empty if it is."""
@@ -226,4 +238,7 @@ def too_few(material: Material) -> str:
     more = f"; {left_out} more are left out, `data --stats` says why" if left_out else ""
     if not material.controls:
         return "no sessions outside its branch to train a style control on" + more
-    return f"{len(material.held_out)} sessions to judge it by, 20 wanted" + more
+    count = len(material.held_out)
+    lacking = max(20 - count, 1)
+    newer = " newer than its last training" if material.split.trainings else ""
+    return f"{count} sessions to judge it by, 20 wanted: {lacking} more{newer} are missing" + more

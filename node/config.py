@@ -21,13 +21,24 @@ from .errors import OwnerError
 
 FILE = "groove.toml"
 
+# A bound is where a value makes no sense any more, not where it is wise.
+Count = Annotated[int, Meta(ge=1, le=1_000_000_000)]
+Seconds = Annotated[float, Meta(ge=0, le=31_536_000)]
+Hours = Annotated[float, Meta(gt=0, le=8784)]
+Threads = Annotated[int, Meta(ge=0, le=4096)]
+Steps = Annotated[int, Meta(ge=1, le=100_000)]
+Rate = Annotated[float, Meta(gt=0, le=1)]
+Nats = Annotated[float, Meta(ge=0, le=10)]
+Pairs = Annotated[int, Meta(ge=0, le=1000)]
+Cosine = Annotated[float, Meta(ge=-1, le=1)]
+
 
 class CaptureConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tool_output: bool = False  # of imported transcripts: it is mostly files, and seldom the owner's
     known_values: bool = True  # secrets of the environment and of .env files are found anywhere
     keyring: tuple[str, ...] = ()  # "service/user", looked for likewise; one opens what is unlocked
     watch: bool = True  # a running node takes new lines of allowed sources in as they are written
-    idle_close_s: float = 1800.0  # a transcript not written to for so long is a finished session
+    idle_close_s: Seconds = 1800.0  # a transcript not written to for so long is a finished session
 
 
 class EncoderConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,11 +47,11 @@ class EncoderConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    steps: int = 48  # of 8 sessions each; 16 win only where a domain stands well apart
-    learning_rate: float = 2e-3  # at its peak; half of it once a leaf has an adapter
-    threads: int = 0  # of the training child; 0 means all cores
-    style_margin: float = 0.08  # nats over the style control: 1.6 x the largest seed noise seen
-    control_pairs: Annotated[int, Meta(ge=0)] = 4  # leaves whose first training measures a second
+    steps: Steps = 48  # of 8 sessions each; 16 win only where a domain stands well apart
+    learning_rate: Rate = 2e-3  # at its peak; half of it once a leaf has an adapter
+    threads: Threads = 0  # of the training child; 0 means all cores
+    style_margin: Nats = 0.08  # nats over the style control: 1.6 x the largest seed noise seen
+    control_pairs: Pairs = 4  # leaves whose first training measures a second
     # style control, to learn how much two of them differ by themselves; 0 trusts style_margin
     restricted_outputs: bool = False  # also answers whose provider forbids training on them
     chassis: str = ""  # path of a local Hugging Face causal LM; empty means the packaged SmolLM2
@@ -48,8 +59,8 @@ class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class RoundsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     auto: bool = False  # a running node starts rounds by itself; off, until nights are known to it
-    every_h: Annotated[float, Meta(gt=0)] = 24.0  # a round is due so long after the last one began
-    sessions: Annotated[int, Meta(ge=1)] = 200  # or once so many are new: enough for a first leaf
+    every_h: Hours = 24.0  # a round is due so long after the last one began
+    sessions: Count = 200  # or once so many are new: enough for a first leaf
 
 
 class PublishConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -59,7 +70,7 @@ class PublishConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class ExecutorConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     kind: Literal["processes", "ray"] = "processes"  # ray: for a lab with a cluster
     address: str = ""  # of a Ray that runs already; empty starts one here for each round
-    workers: Annotated[int, Meta(ge=0)] = 0  # jobs at once; 0: of ray, one a core; of processes,
+    workers: Threads = 0  # jobs at once; 0: of ray, one a core; of processes,
     # none, and a round trains one leaf after the other
 
 
@@ -73,9 +84,9 @@ class RegistryConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     peers: tuple[str, ...] = ()  # multiaddrs ending in /p2p/PEER, dialled at start
-    fetch_delay_s: float = 3.0  # at most, and at least half of it: more holders may be heard of
-    interest_cosine: float = 0.5  # foreign leaves nearer than this to an own cluster are fetched
-    evaluate_sessions: int = 40  # own sessions that judge a foreign leaf; below 20 no verdict
+    fetch_delay_s: Seconds = 3.0  # at most, and at least half of it: more holders may be heard of
+    interest_cosine: Cosine = 0.5  # foreign leaves nearer than this to an own cluster are fetched
+    evaluate_sessions: Count = 40  # own sessions that judge a foreign leaf; below 20 no verdict
     gossip: GossipConfig = field(default_factory=GossipConfig)
     transport: TransportConfig = field(default_factory=TransportConfig)
 

@@ -27,6 +27,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 from msgspec import Struct
 
+from leaves.bundle import BundleError, decode_label, unpack
 from leaves.lifecycle import Transition, Withdrawn
 from leaves.model import Forest, Leaf, LeafId, Stage
 from leaves.ports import Report, silent
@@ -100,8 +101,9 @@ class Plan(Struct, frozen=True):
     records: int
     retract: tuple[LeafId, ...]  # leaves that peers know of
     retrain: tuple[LeafId, ...]  # leaves that never left this machine
-    unnamed: tuple[LeafId, ...]  # leaves whose names were made of words that nobody else said
+    unnamed: tuple[LeafId, ...]  # leaves whose names are made of words that nobody else said
     fitting: int = 0  # records that the filters fit; the others are of the same sessions
+    renamed: tuple[LeafId, ...] = ()  # leaves that only once had such a name: the one of now stays
 
 
 class Order(Struct, frozen=True):
@@ -218,7 +220,7 @@ def _carry_out(app: App, order: Order, report: Report) -> dict[str, Any]:
         else:
             withdraw(app, plan.sessions, gone=plan.retract, reset=plan.retrain)
             screening.forget(app.home, plan.sessions)
-            _rename(app, plan.unnamed)
+            _rename(app, plan)
         _remove(app.home.glob(".*.tmp"))
         compact(app.home)
         receipt = _receipt(order, plan)
@@ -230,6 +232,10 @@ def _carry_out(app: App, order: Order, report: Report) -> dict[str, Any]:
             "is captured of it.",
             next_step="Mend it; the next command, whichever it is, goes on with the deletion.",
         ) from None
+    if app.config.registry.url:  # before the order goes: a kill must not leave it unsaid there
+        from .registry import push_after_round
+
+        push_after_round(app, app.events.tell)
     (app.home / MARKER).unlink(missing_ok=True)
     sync_dir(app.home)
     app.events.tell(Told("deleted", f"deleted {plan.records:,} records", receipt))
@@ -280,17 +286,20 @@ def _find(app: App, selection: Selection, shown: set[LeafId], report: Report) ->
     records, words = _count(app, sessions)
     if selection.everything:
         return Plan((), len(sessions), records, tuple(sorted(shown)), (), (), fitting)
-    unnamed = [leaf for leaf in app.forests.forest() if _tells(leaf, words)]
+    names = app.forests.names()
+    told = [leaf for leaf in app.forests.forest() if any(_tells(x, words) for x in names[leaf.id])]
+    unnamed = [leaf.id for leaf in told if _tells(leaf.name, words)]
     made = set(affected(app, sessions))
-    made |= {leaf.id for leaf in unnamed if leaf.adapter}  # the label of its bundle has the name
+    made |= {leaf.id for leaf in told if _label_tells(app, leaf, words)}
     return Plan(
         tuple(sorted(sessions)),
         len(sessions),
         records,
         tuple(sorted(made & shown)),
         tuple(sorted(made - shown)),
-        tuple(leaf.id for leaf in unnamed),
+        tuple(unnamed),
         fitting,
+        tuple(leaf.id for leaf in told if leaf.id not in unnamed),
     )
 
 
@@ -314,9 +323,20 @@ def _shown(app: App) -> set[LeafId]:
         return {leaf.id for leaf in app.forests.forest()}
 
 
-def _tells(leaf: Leaf, words: set[str]) -> bool:
+def _tells(name: str, words: set[str]) -> bool:
     """True if a leaf's name has a word that nothing else said."""
-    return not words.isdisjoint(parts(leaf.name))
+    return not words.isdisjoint(parts(name))
+
+
+def _label_tells(app: App, leaf: Leaf, words: set[str]) -> bool:
+    """True if a leaf's bundle was packed under a name that tells, or nobody knows under which."""
+    blob = app.bundles.get(leaf.adapter.bundle) if leaf.adapter else None
+    if blob is None:
+        return False
+    try:
+        return _tells(decode_label(unpack(blob).label).name, words)
+    except BundleError:
+        return True
 
 
 def affected(app: App, sessions: Iterable[str]) -> list[LeafId]:
@@ -366,8 +386,9 @@ def withdraw(
         app.forests.unuse(leaf)
     app.forests.forget(sessions)
     app.embeddings.delete(list(sessions))
-    if gone or reset:
-        _delete_bundles(app, app.forests.forest())
+    # Also if no leaf is changed: what was packed and never recorded, by hand or by a round that was
+    # killed, nobody knows the sessions of, so all of it goes. The next training makes it anew.
+    _delete_bundles(app, app.forests.forest())
     _renew_tables(app)  # sessions take their votes with them, whatever leaf they were in
     row = app.forests.open_round()
     if row is not None:  # what it had read holds the sessions: it begins anew
@@ -411,10 +432,13 @@ def _renew_tables(app: App) -> None:
         _remove(path for path in folder.iterdir() if path.name not in kept)
 
 
-def _rename(app: App, unnamed: Collection[LeafId]) -> None:
-    for leaf in unnamed:
+def _rename(app: App, plan: Plan) -> None:
+    leaves = app.forests.forest().leaves
+    for leaf in plan.unnamed:
         app.forests.rename_throughout(leaf, f"leaf-{leaf[:8]}")
-    if unnamed:
+    for leaf in plan.renamed:
+        app.forests.rename_throughout(leaf, leaves[leaf].name)
+    if plan.unnamed or plan.renamed:
         _renew_tables(app)
         _remove(app.home / name for name in _TOLD)
 

@@ -335,6 +335,9 @@ def _told(coverage: Coverage, current: Kept | None, rules: Rules, leave: bool) -
         f"{coverage.by_starters / max(coverage.sessions, 1):.0%}, and agree on "
         f"{coverage.agreement:.0%} of what both take"
     )
+    before = current.note.transition if current is not None else {}
+    if not leave and _json(figures) == _json(before):
+        return []  # told by the round that made the table in force
     told = [Told("transition", report, figures)]
     if line := coverage.replaced_line():
         told.append(Told("replaced", f"starters are replaced: {line}"))
@@ -344,6 +347,10 @@ def _told(coverage: Coverage, current: Kept | None, rules: Rules, leave: bool) -
             text += f"; `groove-node restore --table {current.number}` brings them back"
         told.append(Told("starters left", text, {"share": round(coverage.share, 4)}))
     return told
+
+
+def _json(figures: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(figures, order="sorted")
 
 
 def _coverage(ground: Ground, starters: Sequence[Entry]) -> Coverage:

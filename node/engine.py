@@ -167,8 +167,7 @@ class Round:
         forest = self._tools.store.forest()
         looked = self._regrouping.look(self._last_look(), now)
         if looked is None:
-            few = self._expected({"embed": waiting, "deploy": 1})
-            return Plan(waiting, len(self._sessions), (), (), self._too_few(), expected=few)
+            return self._first_plan(waiting)
         how = told(looked[0])
         said = self._tools.store.proposals.approvals()
         seen = self._observe(forest, looked[1], now)
@@ -193,6 +192,17 @@ class Round:
         look = "place" if isinstance(looked[0], Incremental) else "cluster"
         units = {"embed": waiting, look: count, "train": len(trainings), "deploy": 1}
         return Plan(waiting, count, tuple(changes), trainings, note, how, self._expected(units))
+
+    def _first_plan(self, waiting: int) -> Plan:
+        """Before a first discovery nobody knows how many leaves will come, nor when."""
+        count, units, note = len(self._sessions), {"embed": waiting, "deploy": 1}, self._too_few()
+        if count >= self._rules.first_discovery_sessions:
+            units["cluster"] = count
+            note = f"{waiting:,} sessions are embedded first, and then clustered"
+            if self._tools.classroom is not None:
+                (each,) = self._expected({"train": 1})
+                note += f"; after that leaves may be trained, about {each.minutes:.0f} min each"
+        return Plan(waiting, count, (), (), note, expected=self._expected(units))
 
     def _chassis(self, forest: Forest) -> str | None:
         """Only what may be trained is set aside for a chassis that it is not of."""
@@ -294,6 +304,7 @@ class Round:
             self._train_ahead(row, classroom, waiting)
             for training in waiting:
                 row = self._teach(row, classroom, training)
+            classroom.drop_unrecorded(row.state["done"])  # of a lesson killed before it was cleaned
         self._tools.store.advance_round(row.id, "deploy", row.state)
 
     def _train_ahead(

@@ -5,7 +5,7 @@ Whether they let it be offered to others is `publishing.audit`'s to say.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -19,6 +19,7 @@ from leaves.training.encode import Encoder
 
 from .capture.scrubber import SCRUB_RULES_VERSION
 from .home import groove_cache
+from .measuring import measured
 
 if TYPE_CHECKING:
     from .app import App
@@ -59,13 +60,16 @@ class Gate:
         schedule: Schedule,
         report: Report,
         liked: Sequence[Example] = (),
+        paired: Collection[str] = (),
     ) -> Privacy:
         """Look for the texts that an adapter was trained on in it, and measure what tells them.
 
         unseen: texts of the same kind that it was not trained on, the held-out ones; without them
         no gap is measured. liked: texts of a preference step that came after the training, which
-        are looked for as well. Takes a third of the time of a training, or less: texts too short to
-        be found are not looked for.
+        are looked for as well. paired: ids of all sessions of that step, whose answers it was moved
+        to or away from: those it was moved away from do not come out, and are learned from all the
+        same, so they count. Takes a third of the time of a training, or less: texts too short to be
+        found are not looked for.
         """
         encoder = Encoder(self.chassis.path)
         known = {(each.prompt, each.completion) for each in train}
@@ -80,7 +84,7 @@ class Gate:
         passes = max(-(-schedule.steps * schedule.batch // max(len(train), 1)), 1)
         return Privacy(
             contributors=1,
-            sessions=len({each.session for each in (*train, *more)}),
+            sessions=len({each.session for each in (*train, *liked)} | set(paired)),
             canary_exposure=self.recipe.at(passes) if self.recipe else None,
             scrub_rules=SCRUB_RULES_VERSION,
             second_scan=self.second_scan,
@@ -105,7 +109,7 @@ class Gate:
         seen, other = memorised.drawn(train), memorised.drawn(unseen)
         adapters = (("parent", None), ("candidate", adapter))
         job = EvaluateJob(self.chassis.path, seen + other, adapters)
-        losses = self.evaluator.losses(job, report).by_label
+        losses = measured(self.evaluator, job, report)
         drops = [
             before - after
             for before, after in zip(losses["parent"], losses["candidate"], strict=True)

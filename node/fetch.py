@@ -1,8 +1,7 @@
 """From a peer's card to a leaf that may serve here: fetch by hash, check, judge on own sessions.
 
 A peer's claims count for nothing. A bundle is taken only if its form is exactly what the chassis
-allows, and a leaf is routed to only if it beats what serves its region now, and a style control,
-on this node's own sessions.
+allows, and a leaf is routed to only if it wins its trial on this node's own sessions (`trial`).
 """
 
 from __future__ import annotations
@@ -16,8 +15,6 @@ from dataclasses import dataclass
 from random import Random
 from typing import TYPE_CHECKING, Any
 
-import msgspec
-import numpy as np
 import trio
 
 from gossip.downloads import FetchError, FetchResult
@@ -31,17 +28,12 @@ from leaves.bundle import (
     check_form,
     encode_label,
 )
-from leaves.model import Verdict
-from leaves.ports import EvaluateJob, Example
-from leaves.training.alpha import confidence_at
 from leaves.training.child import TrainingError
-from leaves.training.evaluate import HELD_OUT_MIN, judge
-from leaves.training.preprocess import stable
-from router.calibrate import FALSE_REJECTS
+from leaves.training.evaluate import HELD_OUT_MIN
 
-from .foreign import LOOKS, SERVED, WANTED, Known, State
-from .show import evaluation_line
+from .foreign import SERVED, WANTED, Known, State
 from .told import Tell, Told
+from .trial import tried
 
 if TYPE_CHECKING:
     from leaves.training.chassis import Chassis
@@ -62,7 +54,7 @@ class Fetched:
     """A leaf's bundle and its style control's, checked and on disk."""
 
     leaf: CheckedBundle
-    control: CheckedBundle | None
+    control: CheckedBundle
     sources: dict[str, int]
     size_bytes: int
 
@@ -153,7 +145,9 @@ class Fetcher:
             label = fetched.leaf.label
             known = self._settled(known, State.FETCHED, _origins(fetched), shown(label.name))
             await self._serve()  # how good it is, each node finds out for itself
-            state, detail = await trio.to_thread.run_sync(self._judge, known, fetched)
+            state, detail = await trio.to_thread.run_sync(
+                tried, self._app, known, fetched.leaf.label.control_root
+            )
         except BundleError as problem:
             state, detail = State.REFUSED, {"reason": str(problem)}
         if not self._is_current(known):
@@ -251,45 +245,6 @@ class Fetcher:
             raise BundleError("gone")
         return check_form(blob, self._app.chassis)
 
-    def _judge(self, known: Known, fetched: Fetched) -> tuple[State, dict[str, Any]]:
-        app = self._app
-        rows = app.region(known.leaf)
-        sessions = app.sessions()
-        chosen = sorted(rows, key=stable)[: app.config.mesh.evaluate_sessions]
-        examples = tuple(
-            Example(s.session_id, s.prompt, s.completion, s.group)
-            for s in (sessions[id_] for id_ in chosen)
-            if s.completion
-        )
-        if len(examples) < HELD_OUT_MIN:
-            return State.WAITING, {"reason": f"{len(examples)} own sessions to judge it by"}
-        roots = [known.leaf.root, fetched.leaf.label.control_root if fetched.control else None]
-        with app.adapter_files(roots) as (leaf, control):
-            adapters = (("parent", None), ("candidate", leaf), ("style", control))
-            job = EvaluateJob(app.chassis.path, examples, adapters if control else adapters[:2])
-            losses = app.evaluator.losses(job).by_label
-        looks = known.detail.get(LOOKS, 0) + 1
-        evaluation = judge(
-            losses if control else {**losses, "style": losses["parent"]},
-            groups=[example.group or example.session for example in examples],
-            style_margin=app.config.training.style_margin if control else 0.0,
-            confidence=confidence_at(looks),
-            at=app.now(),
-            attempt=looks,
-        )
-        vectors = app.embeddings.vectors()
-        scores = [float(vectors[id_] @ known.leaf.centroid) for id_ in rows]
-        detail = {
-            "gate": float(np.quantile(scores, FALSE_REJECTS)),
-            "sessions": len(examples),
-            LOOKS: looks if evaluation.verdict is not Verdict.TOO_FEW else looks - 1,
-            "verdict": evaluation.verdict.value,
-            "over_parent": msgspec.to_builtins(evaluation.over_parent),
-            "over_style": msgspec.to_builtins(evaluation.over_style) if control else None,
-            "reason": evaluation_line(evaluation),
-        }
-        return State.ACCEPTED if evaluation.won else State.REFUSED, detail
-
     def _settled(
         self, known: Known, state: State, detail: dict[str, Any], name: str | None = None
     ) -> Known:
@@ -322,6 +277,6 @@ def _origins(fetched: Fetched) -> dict[str, Any]:
     return {
         "bytes": total,
         "sources": fetched.sources,
-        "control_root": fetched.leaf.label.control_root if fetched.control else "",
+        "control_root": fetched.leaf.label.control_root,
         "reason": f"{total / 1e6:.1f} MB from {len(fetched.sources)} peers, hashes verified",
     }

@@ -5,7 +5,8 @@
                  └──────► WAITING (too few own sessions to judge it)
 
 A leaf whose card names another bundle, or points elsewhere, starts again at HEARD: it was judged as
-what it was. One that is retracted, or absent under a newer head, is dropped, and so is its bundle.
+what it was. One that is retracted, or absent under a newer head, is dropped, and so is its bundle;
+how often it was judged is kept, so that it does not come back with its chances whole.
 """
 
 from __future__ import annotations
@@ -34,6 +35,8 @@ CREATE TABLE IF NOT EXISTS leaf (
     PRIMARY KEY (origin, leaf));
 CREATE TABLE IF NOT EXISTS meta (revision INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS bundle (root TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS gone (
+    origin TEXT NOT NULL, leaf TEXT NOT NULL, looks INTEGER NOT NULL, PRIMARY KEY (origin, leaf));
 """
 _COLUMNS = (
     "origin, leaf, version, stage, sessions_log2, root, label, size_bytes, chassis, centroid, "
@@ -51,7 +54,8 @@ class State(StrEnum):
 
 SERVED = (State.FETCHED, State.WAITING, State.ACCEPTED)  # whole, checked, and not refused
 WANTED = (State.HEARD, *SERVED)  # here, or may come
-LOOKS = "looks"  # in `detail`: how many versions of a leaf were judged here; outlives a version
+LOOKS = "looks"  # in `detail`: how many versions of a leaf were judged here; outlives the leaf
+GONE_MAX = 20_000  # leaves whose looks are kept after they went, the latest: each cost a judgement
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,8 +162,9 @@ class Foreign:
             if old is None or not _same(old.leaf, wanted[id_]):
                 name = old.name if old else f"leaf-{id_[:8]}"
                 # The same sessions judge each version: one that comes often must not pass by luck.
-                looks = {key: old.detail[key] for key in (LOOKS,) if old and key in old.detail}
-                changed.append(Known(wanted[id_], State.HEARD, name, looks))
+                looks = old.detail.get(LOOKS, 0) if old else self._looks_before(origin, id_)
+                detail = {LOOKS: looks} if looks else {}
+                changed.append(Known(wanted[id_], State.HEARD, name, detail))
             elif old.leaf.version != wanted[id_].version:
                 changed.append(replace(old, leaf=wanted[id_]))
         self._write(changed, gone)
@@ -222,9 +227,20 @@ class Foreign:
         self._db.execute(f"INSERT OR REPLACE INTO leaf ({_COLUMNS}) VALUES ({marks})", values)
 
     def _drop(self, known: Known) -> None:
-        self._db.execute(
-            "DELETE FROM leaf WHERE origin = ? AND leaf = ?", (known.leaf.origin, known.leaf.leaf)
-        )
+        name = (known.leaf.origin, known.leaf.leaf)
+        self._db.execute("DELETE FROM leaf WHERE origin = ? AND leaf = ?", name)
+        if looks := known.detail.get(LOOKS):
+            self._db.execute("INSERT OR REPLACE INTO gone VALUES (?, ?, ?)", (*name, looks))
+            self._db.execute(
+                "DELETE FROM gone WHERE rowid <= (SELECT MAX(rowid) FROM gone) - ?", (GONE_MAX,)
+            )
+
+    def _looks_before(self, origin: str, leaf: str) -> int:
+        """How often a leaf was judged before it went."""
+        row = self._db.execute(
+            "SELECT looks FROM gone WHERE origin = ? AND leaf = ?", (origin, leaf)
+        ).fetchone()
+        return int(row[0]) if row else 0
 
 
 def _same(judged: ForeignLeaf, now: ForeignLeaf) -> bool:

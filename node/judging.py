@@ -7,6 +7,7 @@ killed training and a preference step measure only what is new.
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -14,8 +15,9 @@ from pathlib import Path
 
 import msgspec
 
+from leaves import looks
 from leaves.bundle import Privacy, unpack
-from leaves.model import Adapter, Evaluation, Leaf, LeafId, Verdict
+from leaves.model import Adapter, Evaluation, Leaf, LeafId, Looking, Verdict
 from leaves.ports import EvaluateJob, Example, Report, Trained, silent
 from leaves.training.alpha import confidence_at
 from leaves.training.answers import Right, measure_right
@@ -27,11 +29,14 @@ from leaves.training.package import Origin, package
 from .capture.scrubber import SCRUB_RULES_VERSION
 from .capture.terms import TRAINABLE, Terms
 from .home import write_atomic
+from .measuring import measured
 from .notes import Step
 from .preferring import Preferred, preferred, preferred_texts
 from .publishing import audit
 from .starts import Begun
 from .teaching import Desk, Material, Pupil, Taught
+
+log = logging.getLogger(__name__)
 
 SFT, DPO = "sft", "sft+dpo"
 KEPT = "measured.json"
@@ -75,25 +80,26 @@ def evaluate(
     BundleError if the adapter would be refused of a peer: a training that went astray.
     """
     rivals = _rivals(desk, pupil, taught)
-    measured, general = _measured(desk, pupil, material, rivals, report)
+    losses, general = _measured(desk, pupil, material, rivals, report)
     difference = None
-    if "second" in measured:
-        difference = mean_difference(measured["style"], measured["second"])
+    if "second" in losses:
+        difference = mean_difference(losses["style"], losses["second"])
     judged = partial(
         _judged,
         desk,
         pupil,
         material,
+        attempt(desk, pupil.leaf, look_seal(material, taught)),
         margin_of(desk, pupil.leaf.id, difference),
         PARENT_MARGIN if rivals["parent"] is not None else 0.0,
     )
-    result = Judged(judged(measured, general), SFT, taught.adapter)
+    result = Judged(judged(losses, general), SFT, taught.adapter)
     if came is not None:
         result = replace(result, evaluation=replace(result.evaluation, preference=came.evaluation))
         if came.evaluation.verdict is Verdict.BETTER:
             candidate = {"candidate": came.trained.adapter}
             ours, other = _measured(desk, pupil, material, candidate, report)
-            after = judged({**measured, **ours}, {**general, **other})
+            after = judged({**losses, **ours}, {**general, **other})
             if _no_worse(after, result.evaluation):
                 after = replace(after, preference=came.evaluation)
                 result = Judged(after, DPO, came.trained)
@@ -111,21 +117,26 @@ def evaluated(pupil: Pupil) -> Judged | None:
     return pupil.notes.read(Step.EVALUATE, _seals(pupil), Judged)
 
 
-def attempt(desk: Desk, leaf: Leaf) -> int:
+def attempt(desk: Desk, leaf: Leaf, seal: str) -> int:
     """Which judged look at a leaf comes now, from 1; looks on another chassis do not count."""
-    return 1 if desk.moved(leaf) else leaf.attempts + 1
+    return looks.number(leaf, Looking.ADAPTER, desk.chassis.tag8.hex(), seal)
+
+
+def look_seal(material: Material, taught: Taught) -> str:
+    """Names a look: the adapter and its split. One that is preferred is judged in the same look."""
+    return looks.seal(material.seal, taught.adapter.sha256)
 
 
 def _judged(
     desk: Desk,
     pupil: Pupil,
     material: Material,
+    number: int,
     margin: float,
     parent_margin: float,
     losses: Losses,
     general: Losses,
 ) -> Evaluation:
-    number = attempt(desk, pupil.leaf)
     judged = partial(
         judge,
         groups=[example.group or example.session for example in material.held_out],
@@ -194,7 +205,9 @@ def _parent(desk: Desk, pupil: Pupil) -> Path | None:
     """The nearest trained leaf above, on this chassis; None is the chassis."""
     leaves = pupil.forest.leaves
     above = leaves.get(pupil.leaf.parent) if pupil.leaf.parent else None
-    while above is not None:
+    passed = {pupil.leaf.id}  # a damaged forest may have a ring
+    while above is not None and above.id not in passed:
+        passed.add(above.id)
         if above.adapter is not None and desk.starts.fits(above.adapter):
             return _unpacked(desk, above.adapter, pupil.folder / "parent.safetensors")
         above = leaves.get(above.parent) if above.parent else None
@@ -224,10 +237,11 @@ def _measured(
         (names, kept.losses, material.held_out),
         (general, kept.general, general_examples()),
     ):
-        missing = tuple((each, adapters[each]) for each in asked if asked[each] not in known)
+        whole = {name for name, losses in known.items() if len(losses) == len(examples)}
+        missing = tuple((each, adapters[each]) for each in asked if asked[each] not in whole)
         if missing:
             job = EvaluateJob(desk.chassis.path, examples, missing)
-            found = desk.evaluator.losses(job, report).by_label
+            found = measured(desk.evaluator, job, report)
             known |= {names[label]: list(found[label]) for label, _ in missing}
             kept.write()
     return (
@@ -250,8 +264,11 @@ class _Kept:
         self.right: dict[str, tuple[float, float, int]] = {}
         try:
             document = msgspec.json.decode(path.read_bytes(), type=_Document)
-        except (FileNotFoundError, msgspec.DecodeError):
-            return  # nothing was measured, or it is measured again
+        except FileNotFoundError:
+            return
+        except (ValueError, RecursionError) as problem:  # it is measured again
+            log.warning("measured losses cannot be read why=%s", type(problem).__name__)
+            return
         if document.split == split:
             self.losses, self.right = document.losses, document.right
             self.general = document.general
@@ -309,8 +326,11 @@ def _all_differences(desk: Desk) -> dict[str, dict[str, float]]:
         return {}
     try:
         return msgspec.json.decode(desk.margins.read_bytes(), type=dict[str, dict[str, float]])
-    except (FileNotFoundError, msgspec.DecodeError):
-        return {}  # none yet, or they are measured again
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError) as problem:  # they are measured again
+        log.warning("margins cannot be read why=%s", type(problem).__name__)
+        return {}
 
 
 # Step 5
@@ -346,7 +366,7 @@ def pack(
             desk,
             material,
             judged.adapter,
-            _liked(desk, pupil, judged),
+            *_liked(desk, pupil, judged),
             control=False,
             report=report,
         ),
@@ -378,10 +398,10 @@ def packed_before(pupil: Pupil) -> Packed | None:
     return pupil.notes.read(Step.PACKAGE, pupil.notes.seal(Step.EVALUATE), Packed)
 
 
-def _liked(desk: Desk, pupil: Pupil, judged: Judged) -> tuple[Example, ...]:
-    """The answers that the adapter was drawn to by preference, if it was."""
+def _liked(desk: Desk, pupil: Pupil, judged: Judged) -> tuple[tuple[Example, ...], tuple[str, ...]]:
+    """The answers that the adapter was drawn to by preference, and all sessions of that step."""
     came = preferred(pupil) if judged.method == DPO else None
-    return preferred_texts(desk, pupil, came) if came is not None else ()
+    return (preferred_texts(desk, pupil, came), came.trained_on) if came is not None else ((), ())
 
 
 def _privacy(
@@ -389,6 +409,7 @@ def _privacy(
     material: Material,
     trained: Trained,
     liked: tuple[Example, ...] = (),
+    paired: tuple[str, ...] = (),
     *,
     control: bool,
     report: Report,
@@ -400,7 +421,7 @@ def _privacy(
     # What a control was not trained on is of another subject: a gap to it would tell the subject.
     unseen = () if control else material.held_out
     gate = desk.gate(report)
-    return gate.examine(trained.adapter, texts, unseen, desk.schedule, report, liked)
+    return gate.examine(trained.adapter, texts, unseen, desk.schedule, report, liked, paired)
 
 
 def _blocked(desk: Desk, control: Privacy, leaf: Privacy) -> str | None:

@@ -7,6 +7,7 @@ made from by their hashes: a step that was done on something else counts as not 
 from __future__ import annotations
 
 import hashlib
+import logging
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ import msgspec
 from .home import write_atomic
 
 T = TypeVar("T")
+log = logging.getLogger(__name__)
 
 
 class Step(StrEnum):
@@ -54,8 +56,10 @@ class Notes:
             return msgspec.convert(document["what"], kind, dec_hook=_from_text)
         except FileNotFoundError:
             return None
-        except (msgspec.MsgspecError, KeyError, TypeError):
-            return None  # of another version of this program: the step is done again
+        except (ValueError, RecursionError, KeyError, TypeError) as problem:
+            # Damaged, or of another version of this program: the step is done again.
+            log.warning("note cannot be read step=%s why=%s", step, type(problem).__name__)
+            return None
 
     def seal(self, step: Step) -> str:
         """What a later step names this one by; empty if it was not done."""

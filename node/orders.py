@@ -56,9 +56,16 @@ def rename(app: App, name: str, to: str) -> Leaf:
 
 
 def retract(app: App, name: str) -> str:
-    """Withdraw an own leaf from all peers, for ever; durable once this returns."""
+    """Withdraw an own leaf from all peers, for ever; durable once this returns.
+
+    The registry follows, if there is one; out of reach, with the next round.
+    """
     leaf = overview.own_leaf(app, name)
     app.mailbox.post(Retract(leaf.id), app.clock.now_s())
+    if app.config.registry.url:
+        from .registry import push_after_round
+
+        push_after_round(app, app.events.tell)
     return leaf.id
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import itertools
 import os
 import socket
@@ -11,10 +10,21 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import msgspec
 
 from leaves.lifecycle import training_threshold
-from leaves.model import Forest, Instant, Leaf, Stage
+from leaves.model import Forest, Leaf, Stage
 
-from . import consenting, deploying, leaf_facts, publishing, show, show_routes, transition
-from .errors import MisuseError, OwnerError
+from . import (
+    consenting,
+    deploying,
+    leaf_facts,
+    past,
+    publishing,
+    routing,
+    set_aside,
+    show,
+    show_routes,
+    transition,
+)
+from .errors import OwnerError
 from .foreign import Known, State
 from .history import History, histories
 from .rights import rescan_due
@@ -56,6 +66,7 @@ def status(app: App) -> dict[str, Any]:
         ],
         "embedded": len(app.embeddings),
         "leaves": {stage: count for stage, count in stages.items() if count},
+        "chassis_changed": set_aside.changed(app) and any(leaf.adapter for leaf in live),
         "branches": sum(leaf.level == 1 for leaf in forest.live()),
         "next": [
             show.next_step(
@@ -148,12 +159,7 @@ def tree(app: App, at: str | None) -> tuple[Forest, list[Known]]:
     """The forest now, or at the end of a day; with it the foreign leaves of now."""
     if at is None:
         return app.forests.forest(), app.foreign.all()
-    try:
-        day = datetime.date.fromisoformat(at)
-    except ValueError:
-        raise MisuseError(f"{at!r} is no date; expected one like 2026-11-22, in UTC") from None
-    end = datetime.datetime.combine(day, datetime.time.max, datetime.UTC)
-    return app.forests.forest_at(Instant(int(end.timestamp()))), []
+    return app.forests.forest_at(past.past_day(app, at)), []
 
 
 def own_leaf(app: App, name: str) -> Leaf:
@@ -187,7 +193,8 @@ def describe(
         more, details = leaf_facts.about(app, found, texts)
         facts += [*more, *show_routes.votes_facts(votes)]
         shared, sharing = publishing.about(app, found)
-        return facts + shared, {**show.as_json(found), **details, **votes, **sharing}
+        gates = routing.gates_in_force(app)
+        return facts + shared, {**show.as_json(found, gates), **details, **votes, **sharing}
     region = app.region(found.leaf)
     details = {**show.foreign_json(found), "sessions_here": len(region)}
     if region:  # one of the owner's own, for the owner's eyes

@@ -9,7 +9,7 @@ The next round decides anew by what the sessions show; with `approve = "ask"` it
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,7 @@ import numpy as np
 
 from leaves.embeddings import Snapshot
 from leaves.incremental import takers
-from leaves.model import Forest, Instant, Leaf, LeafId, Stage
+from leaves.model import DAY_S, Forest, Instant, Leaf, LeafId, Stage
 
 from .errors import MisuseError, OwnerError
 
@@ -65,6 +65,22 @@ def day_end(text: str) -> Instant:
         raise MisuseError(f"{text!r} is no date; expected one like 2026-11-22, in UTC") from None
     end = datetime.datetime.combine(day, datetime.time.max, datetime.UTC)
     return Instant(int(end.timestamp()))
+
+
+def past_day(app: App, text: str) -> Instant:
+    """The last second of a day that has come; raises MisuseError."""
+    end = day_end(text)
+    if end - app.now() >= DAY_S:
+        raise MisuseError(
+            f"{text} is still to come; today is {_day(app.now())}, in UTC",
+            unchanged="Nothing was changed.",
+            next_step="`groove-node tree --at DATE` shows the forest of a past day.",
+        )
+    return end
+
+
+def _day(at: Instant) -> str:
+    return datetime.datetime.fromtimestamp(at, datetime.UTC).date().isoformat()
 
 
 def differences(before: Forest, after: Forest) -> list[Difference]:
@@ -145,12 +161,34 @@ def restored(
             )
         if back != replace(leaf, version=back.version):
             leaves[leaf.id] = back, f"as it was on {day}"
-    after = Forest(
-        {**now_is.leaves, **{id_: leaf for id_, (leaf, _) in leaves.items()}},
-        now_is.births,
-        now_is.origin,
-    )
-    return Restoration(leaves, after, kept_out)
+    after = {**now_is.leaves, **{id_: leaf for id_, (leaf, _) in leaves.items()}}
+    for id_, (_, reason) in sorted(leaves.items()):
+        if _above_itself(after, id_):
+            after[id_] = _placed_as_now(after, now_is.leaves[id_])
+            leaves[id_] = after[id_], reason
+            name = after[id_].name
+            kept_out.append(f"{name}: what it was below is below it now; it stays where it is")
+    return Restoration(leaves, Forest(after, now_is.births, now_is.origin), kept_out)
+
+
+def _above_itself(leaves: Mapping[LeafId, Leaf], leaf: LeafId) -> bool:
+    """True if the way up from a leaf leads back to it.
+
+    So it may when only one of two comes back that have changed places since.
+    """
+    passed: set[LeafId] = set()
+    at = leaves[leaf].parent
+    while at is not None and at in leaves and at not in passed and at != leaf:
+        passed.add(at)
+        at = leaves[at].parent
+    return at == leaf
+
+
+def _placed_as_now(leaves: Mapping[LeafId, Leaf], now_is: Leaf) -> Leaf:
+    """A restored leaf where it stands today; on top, if what came back closes a ring there too."""
+    placed = replace(leaves[now_is.id], parent=now_is.parent, level=now_is.level)
+    ring = _above_itself({**leaves, placed.id: placed}, placed.id)
+    return replace(placed, parent=None) if ring else placed
 
 
 def _ended(leaf: Leaf, now: Instant) -> Leaf:
@@ -240,7 +278,7 @@ def _heirs(forest: Forest) -> dict[LeafId, set[LeafId]]:
 
 def plan(app: App, day: str) -> Restoration:
     """What `restore` would do, told beforehand. Raises OwnerError if it cannot be done now."""
-    end = day_end(day)
+    end = past_day(app, day)
     _no_open_round(app)
     past, forest = app.forests.forest_at(end), app.forests.forest()
     if not past.leaves:
@@ -249,12 +287,13 @@ def plan(app: App, day: str) -> Restoration:
             unchanged="Nothing was restored.",
             next_step="`groove-node tree --at DATE` shows the forest of a day.",
         )
+    unrecorded = set[str]().union(*(app.forests.unrecorded(leaf.id) for leaf in forest))
     found = restored(
         past,
         forest,
         day,
         app.now(),
-        lambda root: app.bundles.path(root) is not None,
+        lambda root: root not in unrecorded and app.bundles.path(root) is not None,
         app.forests.changed_since(end, "withdrawn"),
     )
     found.kept_out.extend(_retracted(app, found))
@@ -329,8 +368,25 @@ def summary(changes: list[Difference], start: str, end: str) -> str:
     return f"{start} to {end}: {told}" if told else f"nothing changed from {start} to {end}"
 
 
+def span(days: Sequence[str]) -> tuple[str, str]:
+    """Two days in the order of time; a day alone is compared with now. Raises MisuseError."""
+    if not 1 <= len(days) <= 2:
+        raise MisuseError(
+            f"--diff takes one day or two, not {len(days)}",
+            unchanged="Nothing was done.",
+            next_step="As in `groove-node tree --diff 2026-11-01 2026-11-22`, or with `now`.",
+        )
+    start, end = (*days, "now")[:2]
+    for day in (start, end):
+        if day != "now":
+            day_end(day)
+    if start == "now" or (end != "now" and end < start):  # dates sort as text
+        start, end = end, start
+    return start, end
+
+
 def at_end_of(app: App, day: str) -> Forest:
     """The forest at the end of a day, or of now."""
     if day == "now":
         return app.forests.forest()
-    return app.forests.forest_at(day_end(day))
+    return app.forests.forest_at(past_day(app, day))

@@ -6,9 +6,11 @@ with too few to be judged by, it says so and the adapter of the second step stay
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from leaves.model import Leaf, PreferenceEvaluation
+from leaves import looks
+from leaves.model import Leaf, Looking, PreferenceEvaluation
 from leaves.ports import (
     EvaluateJob,
     Example,
@@ -31,6 +33,7 @@ from leaves.training.preference import (
     split_pairs,
 )
 
+from .measuring import measured
 from .notes import Step
 from .preferences import leaf_preferences, used_by
 from .teaching import Desk, Material, Pupil, Taught, days_of, example_of
@@ -107,9 +110,14 @@ def preferred_texts(desk: Desk, pupil: Pupil, came: Preferred) -> tuple[Example,
     )
 
 
-def preference_look(desk: Desk, leaf: Leaf) -> int:
+def preference_look(desk: Desk, leaf: Leaf, seal: str) -> int:
     """Which look at a leaf's preference steps comes now, from 1; as `judging.attempt`."""
-    return 1 if desk.moved(leaf) else leaf.preference_looks + 1
+    return looks.number(leaf, Looking.PREFERENCE, desk.chassis.tag8.hex(), seal)
+
+
+def preference_seal(before: Trained, after: Trained, judges: Iterable[str]) -> str:
+    """Names a look at a preference step: both adapters, and the sessions that judge."""
+    return looks.seal(before.sha256, after.sha256, *sorted(judges))
 
 
 def _pairs(desk: Desk, pupil: Pupil) -> tuple[Preference, ...]:
@@ -160,15 +168,19 @@ def _judged(
     asked = answers(split.held_out)
     adapters = (("candidate", before.adapter), ("preferred", after.adapter))
     job = EvaluateJob(desk.chassis.path, asked + material.held_out, adapters)
-    losses = desk.evaluator.losses(job, report).by_label
+    losses = measured(desk.evaluator, job, report)
     pairs = {label: paired(values[: len(asked)]) for label, values in losses.items()}
     own = {label: values[len(asked) :] for label, values in losses.items()}
-    return judge_preferences(
+    number = preference_look(
+        desk, pupil.leaf, preference_seal(before, after, used_by(split.held_out))
+    )
+    judged = judge_preferences(
         pairs["candidate"],
         pairs["preferred"],
         own["candidate"],
         own["preferred"],
         split.groups,
         session_groups=[each.group or each.session for each in material.held_out],
-        confidence=confidence_at(preference_look(desk, pupil.leaf)),
+        confidence=confidence_at(number),
     )
+    return replace(judged, attempt=number)

@@ -1,5 +1,5 @@
 """Whether a leaf may be offered to others: what of its owner's could be read out of it, and the
-owner's word for a topic that nobody else has.
+owner's word for a topic that nobody else is known to have.
 
 Three questions, each of which keeps a leaf back by itself: did a second scan find a secret in what
 it was trained on (`screening`); does its adapter, or its style control's, give training texts away
@@ -25,11 +25,11 @@ from leaves.families import COSINE_SAME
 from leaves.model import Forest, GrownFrom, Leaf, LeafId, Stage
 
 from . import screening
+from .foreign import Known, State
 from .home import write_atomic
 
 if TYPE_CHECKING:
     from .app import App
-    from .mesh import ForeignLeaf
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +38,10 @@ NAMES_SHOWN = 5
 EXPOSURE_MAX = 7.0  # bits of 9: half of all numbers seen so often rank in the first 4 of 512
 GAP_MAX = 1.0  # nats per token, lower bound: each text is told from others of its kind at sight
 RETRAIN = "it is looked at again when it is next trained"
+# Cards cost nothing to make up. One that is shown near a guessed topic would answer whether the
+# owner has it; that many have to agree on the topic first. Whoever makes up as many origins can
+# still ask: only the owner's word, or a leaf that won here, is better.
+ORIGINS_MIN = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +104,9 @@ def words(home: Path) -> Words:
         return msgspec.json.decode((home / FILE).read_bytes(), type=Words)
     except FileNotFoundError:
         return Words()
-    except msgspec.DecodeError:
-        log.warning("owner's words on publishing forgotten: %s is damaged", FILE)
+    except (ValueError, RecursionError) as problem:  # whose words may quote the file
+        why = type(problem).__name__
+        log.warning("owner's words on publishing forgotten: %s is damaged why=%s", FILE, why)
         return Words()
 
 
@@ -122,14 +127,15 @@ def stamp(home: Path) -> int:
 def unspoken(
     forest: Forest,
     shown: Iterable[LeafId],
-    others: Sequence[ForeignLeaf],
+    others: Sequence[Known],
     said: Mapping[LeafId, bool],
 ) -> frozenset[LeafId]:
     """Leaves of which not even a card is to be shown, for want of the owner's word.
 
-    A card's centroid tells what a leaf is about. So the first showing of a topic that no other
-    origin shows a leaf of is the owner's to decide; one that is shown already is no news.
+    A card's centroid tells what a leaf is about. So the first showing of a topic that others are
+    not known to have is the owner's to decide; one that is shown already is no news.
     others: leaves of other origins, of the same encoder; one within COSINE_SAME is of the topic.
+    Others have a topic if a leaf of it was accepted here, or if `ORIGINS_MIN` origins show it.
     """
     known = set(shown) | said.keys()
     asked = [
@@ -139,22 +145,35 @@ def unspoken(
     ]
     if not others or not asked:
         return frozenset(leaf.id for leaf in asked)
-    near = np.stack([leaf.centroid for leaf in asked]) @ np.stack([o.centroid for o in others]).T
-    alone = near.max(axis=1) < COSINE_SAME
-    return frozenset(leaf.id for leaf, novel in zip(asked, alone, strict=True) if novel)
+    theirs = np.stack([other.leaf.centroid for other in others])
+    near = np.stack([leaf.centroid for leaf in asked]) @ theirs.T >= COSINE_SAME
+    return frozenset(
+        leaf.id
+        for leaf, row in zip(asked, near, strict=True)
+        if not _common([other for other, is_near in zip(others, row, strict=True) if is_near])
+    )
+
+
+def _common(near: Sequence[Known]) -> bool:
+    """True if leaves of one topic show that others have it."""
+    accepted = any(other.state is State.ACCEPTED for other in near)
+    return accepted or len({other.leaf.origin for other in near}) >= ORIGINS_MIN
 
 
 def _shown(app: App) -> Iterable[LeafId]:
     """Leaves that peers were shown before; none if nobody can tell, so that the owner is asked."""
     try:
         return app.shown()
-    except msgspec.DecodeError:
+    except (ValueError, RecursionError):
         log.warning("what was shown is not known: shown.json is damaged")
         return ()
 
 
 def _waits(leaf: Leaf) -> str:
-    return f"no peer shows this topic: waits for your word: `groove-node leaf publish {leaf.name}`"
+    return (
+        "others are not known to have this topic: waits for your word: "
+        f"`groove-node leaf publish {leaf.name}`"
+    )
 
 
 def _kept(leaf: Leaf) -> str:
@@ -209,7 +228,7 @@ class Judge:
         unoffered = {leaf.id: why for leaf in trained if (why := self._leaking(leaf))}
         unoffered |= screening.withheld(app.home, app.forests, [leaf.id for leaf in trained])
         own = app.origin.hex()
-        others = [known.leaf for known in app.foreign.all() if known.leaf.origin != own]
+        others = [known for known in app.foreign.all() if known.leaf.origin != own]
         said = words(app.home).said
         asked: frozenset[LeafId] = frozenset()
         if app.config.publish.novel == "ask":
@@ -272,7 +291,7 @@ def lines(kept: Sequence[Mapping[str, str | bool]]) -> list[str]:
         names = ", ".join(asked[:NAMES_SHOWN]) + (", …" if len(asked) > NAMES_SHOWN else "")
         topics = "1 topic" if len(asked) == 1 else f"{len(asked):,} topics"
         said.append(
-            f"{topics} that no peer shows: {names}; waits for your word: "
+            f"{topics} that others are not known to have: {names}; waits for your word: "
             f"`groove-node leaf publish {asked[0] if len(asked) == 1 else 'NAME'}`"
         )
     return said
@@ -298,6 +317,8 @@ def about(app: App, leaf: Leaf) -> tuple[list[tuple[str, str]], dict[str, Any]]:
 
 def by_heart(card: Privacy) -> str:
     """What of its training texts an adapter gives away."""
+    if not card.probed:
+        return f"not tested: no training text has {card.verbatim_tokens} tokens"
     said = (
         f"{card.verbatim:,} of {card.probed:,} training texts for {card.verbatim_tokens} tokens or "
         f"more, the longest run is {card.longest_run:,}"
@@ -311,5 +332,10 @@ def by_heart(card: Privacy) -> str:
 
 def exposed(card: Privacy) -> str:
     """What the recipe remembers of random numbers, by how often it saw them."""
+    from leaves.training.canaries import LEVELS
+
     levels = ", ".join(f"{each.repeats} x {each.bits:.1f}" for each in card.exposures)
-    return f"exposure in bits of {card.exposure_bits_max or 0:.0f}, by repeats: {levels}"
+    said = f"exposure in bits of {card.exposure_bits_max or 0:.0f}, by repeats: {levels}"
+    tried = {each.repeats for each in card.exposures}
+    untried = [str(repeats) for repeats, _ in LEVELS if repeats not in tried]
+    return said + (f"; not tried, {' and '.join(untried)}: too few steps" if untried else "")

@@ -33,6 +33,12 @@ if TYPE_CHECKING:
     from .tables import Deployed
 
 
+CANARIES = (
+    "before a first leaf is packed, the recipe is tried once on canaries on this machine, which "
+    "takes about as long as a training"
+)
+
+
 class TrainingEndedError(OwnerError):
     """The training process ended before its work was done."""
 
@@ -98,6 +104,8 @@ def plan(app: App, report: Report = silent) -> Plan:
     app.require("capture")
     planned = _round(app, lambda told: None, report, scan=False).plan(app.now())
     if app.allows("train"):
+        if not any((groove_cache() / "canaries").glob("*.json")):
+            planned = replace(planned, note="; ".join(filter(None, (planned.note, CANARIES))))
         return planned
     why = f"{show.WAITS_FOR_CONSENT} ({show.GRANT_TRAIN})"
     trainings = tuple((what, leaf, why) for what, leaf, _ in planned.trainings)

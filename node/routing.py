@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from leaves.model import Forest, Leaf, Matrix, Stage, Vector
+from leaves.model import Forest, Leaf, LeafId, Matrix, Stage, Vector
 from router.neighbours import Neighbours
 from router.table import COSINE_SAME, Entry, Route, Table, own_entry
 
 from .foreign import Known, State
 from .set_aside import of_another
 from .tables import RoutingError, Tables
+
+if TYPE_CHECKING:
+    from .app import App
 
 __all__ = [
     "SAME_DOMAIN",
@@ -56,6 +60,13 @@ def entries(forest: Forest, foreign: Iterable[Known], chassis: str | None = None
         if known.state is State.ACCEPTED and chassis in (None, known.leaf.chassis)
     ]
     return own + others
+
+
+def gates_in_force(app: App) -> dict[LeafId, float]:
+    """The cosine below which the parent of an own leaf serves, by the table in force."""
+    table = app.tables.load_sound()
+    own = table.entries if table else ()
+    return {entry.leaf: entry.threshold for entry in own if not entry.origin and not entry.system}
 
 
 def rightful(

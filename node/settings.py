@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import difflib
 import inspect
+import itertools
 import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 from msgspec import Struct
 
+from leaves.rules import Rules, bounds
+
 from . import show
-from .config import FILE, Config
+from .config import FILE, Config, load
 from .errors import MisuseError
 from .home import write_atomic
 
@@ -24,6 +28,9 @@ if TYPE_CHECKING:
 
 _HEADER = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?")
 _COMMENT = re.compile(r"#\s*(.+)$")
+_MORE = re.compile(r"\s+#\s*(.+)")  # a comment that goes on below its field
+_CLAUSE = re.compile(r"^§\d+[^:]*:\s*")
+FOLDERS = ("training.chassis", "encoder.path")
 
 
 def values(config: Config) -> dict[str, Any]:
@@ -54,7 +61,7 @@ def get(app: App, key: str | None) -> dict[str, Any]:
 
 
 def explain(app: App, key: str) -> dict[str, Any]:
-    """One key: its value, its default, its type, and the reason that stands beside it."""
+    """One key: its value, its default, what it may be, and the reason that stands beside it."""
     if key not in values(app.config):
         raise _unknown(key)
     section: Struct = Config()
@@ -65,44 +72,117 @@ def explain(app: App, key: str) -> dict[str, Any]:
         "key": key,
         "value": values(app.config)[key],
         "default": msgspec.to_builtins(getattr(section, name)),
+        "allowed": _allowed(type(section), name),
         "why": _why(type(section), name),
     }
 
 
+def explain_all(app: App, section: str | None) -> list[dict[str, Any]]:
+    """Every key of a section, or of all, as `explain` tells it. Raises MisuseError."""
+    return [explain(app, key) for key in get(app, section)]
+
+
+def is_section(key: str) -> bool:
+    return any(name.startswith(f"{key}.") for name in values(Config()))
+
+
+def _allowed(section: type[Struct], name: str) -> str:
+    """The words or the range that a key takes; the type where there is neither."""
+    if section is Rules and (within := bounds(name)):
+        return f"{within[0]} to {within[1]:,}"
+    (told,) = (
+        field.type
+        for field in msgspec.inspect.type_info(section).fields  # type: ignore[attr-defined]
+        if field.name == name
+    )
+    match told:
+        case msgspec.inspect.LiteralType(words):
+            return " or ".join(_toml(word) for word in sorted(words, key=str))
+        case msgspec.inspect.BoolType():
+            return "true or false"
+        case msgspec.inspect.IntType() | msgspec.inspect.FloatType():
+            if told.gt is None and told.ge is None:
+                return "a number"
+            low = f"above {told.gt:,}" if told.gt is not None else f"from {told.ge:,}"
+            return f"{low} to {told.le:,}" if told.le is not None else low
+        case msgspec.inspect.StrType():
+            return "a text"
+    return "a list of texts"
+
+
+def _toml(value: object) -> str:
+    return msgspec.json.encode(value).decode()
+
+
 def _why(section: type[Struct], name: str) -> str:
-    """The comment of a field; the file is the one place where it is written."""
-    for line in inspect.getsource(section).splitlines():
+    """The comment of a field; the file is the one place where it is written.
+
+    Its clause of a document is left out: no owner has that.
+    """
+    lines = inspect.getsource(section).splitlines()
+    for at, line in enumerate(lines):
         if re.match(rf"\s+{name}\s*:", line):
-            comment = _COMMENT.search(line)
-            return comment[1] if comment else ""
+            said = [comment[1]] if (comment := _COMMENT.search(line)) else []
+            more = (_MORE.fullmatch(each) for each in lines[at + 1 :])
+            said += [each[1] for each in itertools.takewhile(bool, more) if each]
+            return _CLAUSE.sub("", " ".join(said))
     return ""
 
 
 def change(app: App, key: str, value: str) -> dict[str, Any]:
     """Set a key in groove.toml; returns the old and the new value. Raises MisuseError."""
-    before = values(app.config)
-    if key not in before or "." not in key:
+    if key not in values(app.config) or "." not in key:
         raise _unknown(key)
     path = app.home / FILE
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    with app.lock("config", wait=True):  # of two that set at once, neither is lost
+        before = values(load(app.home))
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        changed, after = _checked(path, text, key, value, before[key])
+        write_atomic(path, changed.encode())
+    return {"key": key, "old": before[key], "new": after[key]}
+
+
+def _checked(
+    path: Path, text: str, key: str, value: str, before: object
+) -> tuple[str, dict[str, Any]]:
+    """The text with the key set, and all values that it then holds. Raises MisuseError."""
     section, _, name = key.rpartition(".")
     why = "it is more than one line"
-    lines = value.splitlines()
-    quoted = msgspec.json.encode(value).decode()  # `ask` means "ask"
-    for written in (value, quoted) if len(lines) == 1 else ():
+    quoted = _toml(value)  # `ask` means "ask"
+    tries = (value, quoted) if len(value.splitlines()) == 1 else ()
+    for written in tries:
         changed = edited(text, section, name, written)
         try:
-            after = msgspec.toml.decode(changed, type=Config)
+            after = values(msgspec.toml.decode(changed, type=Config))
+        except msgspec.ValidationError as problem:
+            why = str(problem)
+            if isinstance(before, str):
+                continue
+            break  # it was a value of TOML, so this is what is wrong with it
         except (msgspec.DecodeError, ValueError) as problem:
             why = str(problem)
             continue
-        write_atomic(path, changed.encode())
-        return {"key": key, "old": before[key], "new": values(after)[key]}
+        why = _no_folder(key, after[key])
+        if not why:
+            return changed, after
+        break
     raise MisuseError(
         f"{key} cannot be {value!r}: {why}",
         unchanged=f"{path} is as it was.",
         next_step=f"`groove-node config explain {key}` says what it is for.",
     )
+
+
+def _no_folder(key: str, value: object) -> str:
+    """Why a key that names a model's folder cannot be this; empty if it can."""
+    if key not in FOLDERS or not isinstance(value, str) or not value:
+        return ""
+    folder = Path(value).expanduser()
+    if not folder.is_absolute():
+        return f"a node may run anywhere: give the whole path, {folder.resolve()}"
+    if not folder.is_dir():
+        return f"there is no folder {folder}"
+    return "" if (folder / "config.json").is_file() else f"{folder} holds no config.json"
 
 
 def edited(text: str, section: str, name: str, value: str) -> str:
@@ -140,6 +220,16 @@ def history(app: App) -> list[dict[str, Any]]:
             "new": change.new,
         }
         for change in app.forests.rule_changes()
+    ]
+
+
+def pending(app: App) -> list[dict[str, Any]]:
+    """What was changed under [rules] since the last round, and which the next one will go by."""
+    now = msgspec.to_builtins(app.config.rules)
+    return [
+        {"key": f"rules.{name}", "old": old, "new": now[name]}
+        for name, old in app.forests.rules_before().items()
+        if name in now and now[name] != old
     ]
 
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from leaves.metadata import metadata
-from leaves.model import DAY_S, Evaluation, Instant, Interval, Leaf
+from leaves.model import DAY_S, Evaluation, Instant, Interval, Leaf, LeafId, Stage
 
 from . import publishing
 from .consent import disclosure
@@ -134,6 +134,12 @@ def moment(instant: Instant) -> str:
     return datetime.datetime.fromtimestamp(instant, datetime.UTC).strftime("%Y-%m-%d %H:%M")
 
 
+_CHASSIS_CHANGED = (
+    "groove.toml names another chassis since the last training; adapters of the other one answer "
+    "no more until rounds have trained their leaves anew"
+)
+
+
 def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
     leaves = ", ".join(f"{count} {stage}" for stage, count in status["leaves"].items())
     if leaves and status["branches"]:
@@ -157,6 +163,7 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
         *source_facts(status["sources"], watched=node is not None),
         ("sessions", f"{status['embedded']:,} embedded"),
         ("leaves", leaves or "none yet"),
+        *([("set aside", _CHASSIS_CHANGED)] if status["chassis_changed"] else []),
         ("peers' leaves", foreign or "none"),
         ("routing", status["routing"]["line"]),
         ("last round", moment(Instant(last)) if last else "never"),
@@ -392,11 +399,16 @@ def peer_rows(result: dict[str, Any]) -> list[Sequence[str]]:
     return rows
 
 
-def as_json(leaf: Leaf) -> dict[str, Any]:
-    """A leaf's metadata under the names of the leaf architecture document, and what it has not."""
-    evaluation = leaf.evaluation
+def as_json(leaf: Leaf, gates: Mapping[LeafId, float]) -> dict[str, Any]:
+    """A leaf's metadata under the names of the leaf architecture document, and what it has not.
+
+    gates: by leaf, of the routing table in force. A seed has none: it serves nothing.
+    """
+    evaluation, told = leaf.evaluation, metadata(leaf)
+    gate = None if leaf.stage is Stage.SEED else gates.get(leaf.id)
     return {
-        **metadata(leaf),
+        **told,
+        "confidence_gate": round(gate, 4) if gate else told["confidence_gate"],
         "name": leaf.name,
         "level": leaf.level,
         "kind": leaf.kind.value,

@@ -69,10 +69,6 @@ class Desk:
     def starts(self) -> Starts:
         return Starts(self.store, self.bundles, self.chassis, self.left_out)
 
-    def moved(self, leaf: Leaf) -> bool:
-        """True if a leaf's adapter is of another chassis: looks at it were of other weights."""
-        return leaf.adapter is not None and not self.starts.fits(leaf.adapter)
-
 
 @dataclass(frozen=True, slots=True)
 class Pupil:
@@ -190,7 +186,7 @@ def prepared(desk: Desk, pupil: Pupil) -> Material | None:
     sides = (split.train, split.held_out, split.controls)
     for id_ in (id_ for side in sides for id_ in side):
         session = pupil.sessions.get(id_)
-        if session is None or _why_left_out(desk, session):
+        if session is None or left_out_because(desk, session):
             raise MaterialGoneError(id_)
     train, held_out, controls = (
         tuple(example_of(pupil.sessions[id_]) for id_ in side) for side in sides
@@ -302,7 +298,7 @@ def _members(desk: Desk, pupil: Pupil) -> tuple[list[Example], list[Example], in
     for id_ in sorted(assigned.keys() & pupil.sessions.keys()):
         session = pupil.sessions[id_]
         member = assigned[id_] == pupil.leaf.id
-        if _why_left_out(desk, session):
+        if left_out_because(desk, session):
             left_out += member
         elif member:
             inside.append(example_of(session))
@@ -311,7 +307,7 @@ def _members(desk: Desk, pupil: Pupil) -> tuple[list[Example], list[Example], in
     return inside, outside, left_out
 
 
-def _why_left_out(desk: Desk, session: Session) -> LeftOut | None:
+def left_out_because(desk: Desk, session: Session) -> LeftOut | None:
     return why_left_out(session, restricted_outputs=desk.restricted_outputs, flagged=desk.left_out)
 
 

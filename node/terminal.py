@@ -6,10 +6,13 @@ Results go to stdout, everything else to stderr. Colours and bars appear only on
 from __future__ import annotations
 
 import atexit
+import itertools
 import os
 import sys
+import textwrap
 import threading
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ClassVar
 
 import msgspec
@@ -24,6 +27,18 @@ from leaves.ports import Progress
 from .errors import OwnerError
 from .told import Told
 
+CELL_MIN = 12  # characters; narrower ones are no text
+NOTE_S = 60.0  # between lines on a long job where no bar can be drawn
+LESSON = (  # how the phases begin that take minutes in a training
+    "canaries",
+    "evaluate",
+    "generate",
+    "look for training texts",
+    "reference",
+    "temper",
+    "train",
+)
+
 
 class _Out(Console):
     def on_broken_pipe(self) -> None:
@@ -37,6 +52,17 @@ def _hush() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _wrapped(
+    cells: Iterable[Sequence[str]], widths: list[int], within: int
+) -> Iterator[tuple[str, ...]]:
+    """Each row as the lines that it takes; `widths` shrink, the widest first, until all fit."""
+    while sum(widths) + 2 * (len(widths) - 1) > within and max(widths) > CELL_MIN:
+        widths[widths.index(max(widths))] -= 1
+    for row in cells:
+        parts = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+        yield from itertools.zip_longest(*parts, fillvalue="")
+
+
 class Terminal:
     """One command's output. With `as_json` nothing is printed but the document.
 
@@ -48,13 +74,16 @@ class Terminal:
     _if_interrupted: ClassVar[str] = ""
     _turn: ClassVar[threading.RLock] = threading.RLock()  # two trainings report side by side
 
-    def __init__(self, as_json: bool) -> None:
+    def __init__(self, as_json: bool, seconds: Callable[[], float] = time.monotonic) -> None:
         self._json = as_json
         Terminal._if_interrupted = "the same command goes on from what was reached"
         wide = None if sys.stdout.isatty() else 300  # a pipe has no edge to wrap at
         self._out = _Out(highlight=False, soft_wrap=True, width=wide)
         self._err = Console(stderr=True, highlight=False, soft_wrap=True)
         self.events: list[dict[str, Any]] = []
+        self._seconds = seconds
+        self._noted_s = seconds()  # so that what is done within a minute is silent
+        self._begun: set[str] = set()  # steps of a lesson, since the last event
 
     @property
     def interactive(self) -> bool:
@@ -88,13 +117,20 @@ class Terminal:
         for name, value in facts:
             self.line(f"{name:<{width}}  {value}")
 
-    def table(self, columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+    def table(
+        self,
+        columns: Sequence[str],
+        rows: Iterable[Sequence[str]],
+        *,
+        within: int | None = None,
+    ) -> None:
+        """within: columns of text that a table of long cells gets where there is no edge."""
         if self._json:
             return
         if not self.interactive:
             cells = [tuple(columns), *(tuple(map(str, row)) for row in rows)]
             widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-            for line in cells:
+            for line in cells if within is None else _wrapped(cells, widths, within):
                 padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
                 self.line("  ".join(padded).rstrip())
             return
@@ -111,6 +147,7 @@ class Terminal:
     def event(self, told: Told) -> None:
         """One thing of a command that ends; `done` may give them all."""
         self.events.append(msgspec.to_builtins(told))
+        self._begun.clear()  # the next leaf has the same steps
         self.line(told.text)
 
     def stream(self, told: Told) -> None:
@@ -125,14 +162,30 @@ class Terminal:
             _hush()
 
     def progress(self, progress: Progress) -> None:
-        """Show how far a long job is; nothing off a terminal or with --json.
+        """Show how far a long job is; nothing with --json.
 
-        A total of 0 is not known. "cluster: domains" and "cluster: branches" share one bar.
+        A total of 0 is not known. "cluster: domains" and "cluster: branches" share one bar. Off a
+        terminal a step of a lesson is a line when it begins, and whatever lasts is one a minute.
         """
-        if self._json or not self._err.is_terminal:
+        if self._json:
             return
         with self._turn:
-            self._draw(progress)
+            if self._err.is_terminal:
+                self._draw(progress)
+            else:
+                self._note_progress(progress)
+
+    def _note_progress(self, progress: Progress) -> None:
+        now = self._seconds()
+        begins = progress.phase.startswith(LESSON) and progress.phase not in self._begun
+        if not begins and now - self._noted_s < NOTE_S:
+            return
+        self._begun.add(progress.phase)
+        self._noted_s = now
+        far = f"{progress.done:,} of {progress.total:,}" if progress.total else ""
+        self._err.print(
+            ", ".join(filter(None, (f"  {progress.phase}", far, progress.detail))), markup=False
+        )
 
     def _draw(self, progress: Progress) -> None:
         if Terminal._bars is None:

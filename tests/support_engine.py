@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from random import Random
 
@@ -78,6 +78,22 @@ def sessions(per_topic: int, start: int = 0) -> list[Session]:
         for topic in TOPICS
         for number in range(start, start + per_topic)
     ]
+
+
+def rated(topic: str, count: int) -> list[Session]:
+    """For each of some asks a good answer and a bad one."""
+    plain = [
+        replace(s, group=s.session_id)
+        for s in sessions(count, start=1000)
+        if s.session_id.startswith(topic)
+    ]
+    good = [replace(s, completion=f"good {s.completion}", quality=90, tier="A") for s in plain]
+    bad = [
+        replace(s, session_id=f"{s.session_id}-c", completion=f"bad {s.completion}", quality=10,
+                tier="C", outcome="rejected")
+        for s in plain
+    ]  # fmt: skip
+    return good + bad
 
 
 class TopicEncoder:

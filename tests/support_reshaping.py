@@ -159,7 +159,7 @@ class Reshaping(Bench):
             if proposal.kind in kinds:
                 self.store.proposals.answer(proposal.id, yes, NOW)
 
-    def _room(self) -> Classroom:
+    def _room(self, rules: Rules) -> Classroom:
         (self.home / "training").mkdir(exist_ok=True)
         return Classroom(
             self.home / "training",
@@ -171,7 +171,7 @@ class Reshaping(Bench):
             PreferringEvaluator(),
             Schedule(),
             0.08,
-            rules=self.rules,
+            rules=rules,
         )
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,7 @@ from leaves.training.orders import EvaluateOrder, Limits, decode_order, encode
 from node.capture.sources.importing import import_sessions
 from node.capture.sources.jsonl import JsonlSource
 
+PR_SET_PDEATHSIG, PR_SET_NAME = 1, 15
 DOUBLE = Check(CheckKind.TESTS, tests=("assert double(3) == 6",))
 
 
@@ -190,6 +193,35 @@ def test_hostile_code_gets_nowhere_and_is_not_right(code: str) -> None:
 def test_code_that_does_not_end_is_ended() -> None:
     assert not cage.passes("while True: pass", [], cpu_s=1)
     assert not cage.passes("import time\ntime.sleep(1000)", [], wall_s=1.0)
+
+
+@pytest.mark.usefixtures("caged")
+@pytest.mark.parametrize(
+    "closing",
+    ["", "for fd in range(64):\n  try: os.close(fd)\n  except OSError: pass\n"],
+    ids=["holds", "closes"],
+)
+def test_code_that_clears_its_death_signal_is_ended_all_the_same(closing: str) -> None:
+    name = f"cage-{os.urandom(4).hex()}"
+    code = f"""
+import ctypes, os, signal, time
+libc = ctypes.CDLL(None)
+libc.prctl({PR_SET_NAME}, {name.encode()!r}, 0, 0, 0)
+libc.prctl({PR_SET_PDEATHSIG}, 0, 0, 0, 0)
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+{closing}"""
+    assert cage.passes(code, []) is (not closing), "it may do all of that"
+    assert not cage.passes(f"{code}time.sleep(1e6)", [], wall_s=1.0)
+    assert name not in running()
+
+
+def running() -> set[str]:
+    """What all processes call themselves."""
+    names = set()
+    for path in Path("/proc").glob("[0-9]*/comm"):
+        with suppress(OSError):  # it has ended
+            names.add(path.read_text().strip())
+    return names
 
 
 @pytest.mark.usefixtures("caged")

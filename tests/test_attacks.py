@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
@@ -20,7 +19,6 @@ from gossip.downloads import FetchError, FetchResult
 from gossip.events import SyncDue, Withhold
 from leaves.bundle import CheckedBundle
 from leaves.model import LeafId, Stage, Vector, unit
-from leaves.ports import EvaluateJob, Losses
 from leaves.training.chassis import Chassis, Linear
 from node import fetch, rights
 from node.app import App
@@ -116,42 +114,6 @@ def test_an_accepted_leaf_that_moves_its_centroid_is_judged_again(app: App) -> N
     app.foreign.settle(app.foreign.all()[0], State.ACCEPTED, {"gate": 0.4})
     app.foreign.replace_origin(ORIGIN, [foreign(version=2, centroid=vector(9))])
     assert app.foreign.all()[0].state is State.HEARD
-
-
-class Losing:
-    """Stands where the evaluator stands: a gain over the style control that a few looks allow."""
-
-    def losses(self, job: EvaluateJob) -> Losses:
-        drawn = np.random.default_rng(1).normal(0, 0.2, len(job.examples))
-        gain = drawn - drawn.mean() + 0.17
-        zero = (0.0,) * len(gain)
-        by_label = {"candidate": zero, "parent": tuple(gain + 2), "style": tuple(gain)}
-        return Losses(by_label, (9,) * len(gain))
-
-
-def test_a_leaf_that_comes_in_ever_new_versions_has_to_win_by_more_each_time(app: App) -> None:
-    asks = [f"s{n:02d}" for n in range(40)]
-    any_app: Any = app
-    any_app.region = lambda leaf: asks
-    any_app.sessions = lambda: {
-        id_: SimpleNamespace(session_id=id_, prompt="ask", completion="answer", group=id_)
-        for id_ in asks
-    }
-    any_app.adapter_files = lambda roots: nullcontext([Path("leaf"), Path("control")])
-    any_app.evaluator = Losing()
-    app.embeddings.append(asks, [1] * len(asks), np.stack([vector(n) for n in range(len(asks))]))
-    fetched: Any = SimpleNamespace(
-        control=True, leaf=SimpleNamespace(label=SimpleNamespace(control_root="c" * 64))
-    )
-    states = []
-    for version in range(1, 7):
-        app.foreign.replace_origin(ORIGIN, [foreign(f"{version:064x}", version=version)])
-        known = app.foreign.all()[0]
-        state, detail = fetcher(app, Peers(app))._judge(known, fetched)
-        app.foreign.settle(known, state, detail)
-        assert detail["looks"] == version
-        states.append(state)
-    assert states[0] is State.ACCEPTED and states[-1] is State.REFUSED
 
 
 async def test_a_peers_card_over_an_own_bundle_never_deletes_it(app: App) -> None:

@@ -125,3 +125,19 @@ def test_damaged_figures_are_measured_again(tmp_path: Path, chassis: Chassis) ->
             kept.write_text('{"levels":')
     assert len(trainer.trained) == 2
     assert canaries.known(tmp_path, chassis, schedule) is None
+
+
+NO_LEVELS = b'{"levels":[],"bits_max":9,"samples":1,"tokens":1,"seconds":1}'
+
+
+@pytest.mark.parametrize(
+    "damage", [b"\xff", b"[" * 100_000, NO_LEVELS], ids=["text", "deep", "levels"]
+)
+def test_figures_that_say_nothing_are_no_figures(
+    tmp_path: Path, chassis: Chassis, damage: bytes
+) -> None:
+    schedule = Schedule(steps=4)
+    path = tmp_path / "canaries" / f"{canaries.address(chassis, schedule)}.json"
+    path.parent.mkdir()
+    path.write_bytes(damage)
+    assert canaries.known(tmp_path, chassis, schedule) is None

@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 import tiny_llama
-from support_engine import RULES, Bench, Killed, sessions
+from support_engine import RULES, Bench, Killed, rated, sessions
 from support_publishing import Probing
 
-from leaves.bundle import decode_label, unpack
+from leaves.bundle import BundleError, decode_label, read_label, unpack
 from leaves.lifecycle import conclude
 from leaves.model import (
     DAY_S,
@@ -27,24 +27,29 @@ from leaves.model import (
     Stage,
     Verdict,
 )
+from leaves.ports import EvaluateJob, Losses, Report, silent
 from leaves.store import Role
 from leaves.training.alpha import confidence_at
 from leaves.training.chassis import open_chassis
 from leaves.training.evaluate import PARENT_MARGIN
 from leaves.training.preference import judge_preferences
+from leaves.training.temper import TEMPERED as TEMPERED_FILE
 from node import preferring, set_aside
 from node.app import App
-from node.capture.sessions import Session
 from node.classroom import Lesson
 from node.config import Config, TrainingConfig
 from node.examining import Gate
 from node.judging import margin_of, wants_second
+from node.notes import Notes, Step
 from node.preferring import NO_PAIRS
 from node.routing import entries
 from node.starts import Begun
 from node.teaching import prepare
 
 NOW = Instant(1_700_100_000)
+# What is measured of a first version, by job.
+TEMPERED, ON_ITS_OWN = ("adapter", "bare"), ("parent", "style", "candidate")
+ON_GENERAL_TEXT = ("parent", "candidate")  # the others' is asked by nobody
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +144,58 @@ def test_what_was_measured_is_not_measured_again(bench: Bench) -> None:
     teach(bench, leaf)
     asked = list(bench.evaluator.asked)
     teach(bench, leaf)
-    assert bench.evaluator.asked == asked == [("parent", "style", "candidate")]
+    assert bench.evaluator.asked == asked == [TEMPERED, ON_ITS_OWN, ON_GENERAL_TEXT]
+
+
+def spoiling(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """General text suffers from an adapter of full strength."""
+    losses = bench.evaluator.losses
+
+    def spoilt(job: EvaluateJob, report: Report = silent) -> Losses:
+        found = losses(job, report)
+        adapter = dict(job.adapters).get("adapter")
+        if adapter is None or adapter.name == TEMPERED_FILE:
+            return found
+        worse = tuple(loss + 0.1 for loss in found.by_label["adapter"])
+        return replace(found, by_label={**found.by_label, "adapter": worse})
+
+    monkeypatch.setattr(bench.evaluator, "losses", spoilt)
+
+
+def test_a_lesson_killed_after_its_adapter_was_made_weaker_comes_to_the_same(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spoiling(bench, monkeypatch)
+    leaf = some_leaf(bench)
+    whole = teach(bench, leaf)
+    assert json.loads((whole.folder / "sft.json").read_bytes())["what"]["adapter"]["strength"] < 1
+    bench.classroom().clean(whole)
+    write = Notes.write
+
+    def dying(notes: Notes, step: Step, *rest: Any) -> str:
+        if step is Step.SFT:
+            raise Killed
+        return write(notes, step, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Notes, "write", dying)
+        with pytest.raises(Killed):
+            teach(bench, leaf)
+    bench.evaluator.asked.clear()
+    assert teach(bench, leaf) == whole
+    assert TEMPERED not in bench.evaluator.asked, "it is not measured again"
+
+
+def test_an_adapter_that_is_refused_when_other_text_is_measured_is_a_training_gone_astray(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(job: EvaluateJob, report: Report = silent) -> Losses:
+        raise BundleError("a loss under 'adapter' is not finite")
+
+    monkeypatch.setattr(bench.evaluator, "losses", refused)
+    lesson = teach(bench, some_leaf(bench))
+    assert lesson.outcome is None
+    assert lesson.note == "training went astray: a loss under 'adapter' is not finite"
 
 
 def test_a_first_training_begins_with_the_chassis_and_the_next_with_the_version_in_force(
@@ -157,6 +213,50 @@ def test_a_version_that_learned_from_what_is_left_out_now_is_not_begun_from(benc
     used = sorted(bench.store.used(trained.id, Role.CONTROL))
     bench.left_out = frozenset(used[:1])
     assert begun(bench, trained) is Begun.NOTHING
+
+
+def begun_anew(bench: Bench) -> tuple[Leaf, Leaf]:
+    """A version that learned from what is left out now, and the one that replaced it."""
+    before = recorded(bench, teach(bench, some_leaf(bench)))
+    bench.left_out = frozenset(sorted(bench.store.used(before.id, Role.TRAIN))[:1])
+    after = recorded(bench, teach(bench, before, 3), 3)
+    assert before.adapter is not None and after.adapter is not None
+    assert after.adapter.bundle != before.adapter.bundle
+    return before, after
+
+
+def test_a_version_goes_when_what_it_learned_is_not_on_record_any_more(bench: Bench) -> None:
+    before, after = begun_anew(bench)
+    assert before.adapter is not None and after.adapter is not None
+    gone, kept = before.adapter, after.adapter
+    assert bench.bundles.path(gone.bundle) is bench.bundles.path(gone.control) is None
+    assert bench.bundles.path(kept.bundle) and bench.bundles.path(kept.control)
+    assert not bench.left_out & bench.store.used(after.id, Role.TRAIN)
+    assert bench.store.unrecorded(after.id) == {gone.bundle, gone.control}
+
+
+def test_a_version_that_a_kill_left_lying_goes_with_the_next_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(bench.bundles, "delete", lambda address: False)  # killed before it
+        before, _ = begun_anew(bench)
+    assert before.adapter is not None and bench.bundles.path(before.adapter.bundle)
+    bench.classroom().drop_unrecorded([before.id])
+    assert bench.bundles.path(before.adapter.bundle) is None
+
+
+def test_a_version_that_was_replaced_by_what_grew_out_of_it_stays(bench: Bench) -> None:
+    before = recorded(bench, teach(bench, some_leaf(bench)))
+    fresh = {each.session_id: each for each in sessions(60, 100)}
+    topic = bench.store.members(before.id)[0].split("-")[0]
+    theirs = {id_: before.id for id_ in fresh if id_.startswith(topic)}
+    bench.store.assign(bench.store.assignment() | theirs)
+    bench.captured += fresh.values()
+    after = recorded(bench, teach(bench, before, 3), 3)
+    assert before.adapter is not None and after.adapter != before.adapter
+    assert bench.store.unrecorded(after.id) == set()
+    assert bench.bundles.path(before.adapter.bundle) is not None
 
 
 def child_of(*origins: Leaf) -> Leaf:
@@ -230,7 +330,8 @@ def test_an_adapter_of_another_chassis_is_neither_begun_from_nor_compared_with(
     bench.evaluator.asked.clear()
     judged = bench.store.used(trained.id, Role.HELD_OUT)
     lesson = teach(bench, trained, 3)
-    assert bench.evaluator.asked == [("parent", "style", "candidate")], "not with the one before"
+    asked = [TEMPERED, ON_ITS_OWN, ON_GENERAL_TEXT]
+    assert bench.evaluator.asked == asked, "not with the one before"
     assert lesson.outcome is not None
     assert lesson.outcome.adapter.chassis != trained.adapter.chassis
     assert lesson.outcome.evaluation.verdict is Verdict.BETTER
@@ -266,22 +367,6 @@ def test_retraining_asks_for_no_second_control(bench: Bench) -> None:
     room = bench.classroom()
     pupil = room.pupil(trained, bench.store.forest(), captured, 3, NOW, "3")
     assert not wants_second(room.desk, pupil, prepare(room.desk, pupil))
-
-
-def rated(topic: str, count: int) -> list[Session]:
-    """For each of some asks a good answer and a bad one."""
-    plain = [
-        replace(s, group=s.session_id)
-        for s in sessions(count, start=1000)
-        if s.session_id.startswith(topic)
-    ]
-    good = [replace(s, completion=f"good {s.completion}", quality=90, tier="A") for s in plain]
-    bad = [
-        replace(s, session_id=f"{s.session_id}-c", completion=f"bad {s.completion}", quality=10,
-                tier="C", outcome="rejected")
-        for s in plain
-    ]  # fmt: skip
-    return good + bad
 
 
 def with_pairs(bench: Bench, stage: Stage) -> Leaf:
@@ -340,6 +425,9 @@ def test_what_a_preference_step_learned_is_looked_for_in_the_adapter(bench: Benc
     liked = {s.session_id for s in bench.captured if s.tier == "A"} & lesson.used[Role.TRAIN]
     supervised = json.loads((lesson.folder / "preprocess.json").read_bytes())["what"]["train"]
     assert len((liked - set(supervised)) & sought) > 20
+    path = bench.bundles.path(lesson.outcome.adapter.bundle)
+    assert path is not None
+    assert read_label(path).privacy.sessions == len(lesson.used[Role.TRAIN]), "both sides learned"
 
 
 def test_a_seed_with_pairs_is_not_preferred_yet(bench: Bench) -> None:

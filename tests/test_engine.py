@@ -141,6 +141,9 @@ def test_a_plan_says_what_a_round_would_do_and_changes_nothing(
     bench = Bench(tmp_path, chassis, sessions(100), train=False)
     before = bench.round().plan(NOW)
     assert before.to_embed == 300 and bench.store.revision() == 0
+    assert [each.step for each in before.expected] == ["embed", "cluster", "deploy"]
+    assert "about 4 min each" not in before.note  # nothing may be trained
+    assert "about 4 min each" in Bench(tmp_path, chassis, sessions(100)).round().plan(NOW).note
     bench.round().run(NOW)
     revision = bench.store.revision()
     plan = bench.round().plan(LATER)

@@ -322,8 +322,16 @@ def test_an_archived_leaf_is_revived_by_200_sessions_newer_than_its_archiving() 
 
 
 def test_rules_refuse_what_makes_no_sense() -> None:
-    with pytest.raises(ValueError, match="must not be negative"):
-        Rules(seed_sessions=-1)
+    for rules in (
+        {"seed_sessions": -1},
+        {"skill_sessions": 0},
+        {"merge_cosine": 7.0},
+        {"merge_cosine": float("nan")},
+        {"surge": float("inf")},
+        {"drift_share": 1.5},
+    ):
+        with pytest.raises(ValueError, match=r"must be .* to .*, not"):
+            Rules(**rules)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="must not exceed"):
         Rules(child_sessions=300)
 

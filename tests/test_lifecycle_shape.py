@@ -385,6 +385,7 @@ def test_whether_an_evaluation_matures_a_leaf_is_known_before_it_is_recorded() -
         ({"stage_since": NOW, "week": 539}, False),
         ({"stage_since": NOW, "week": 540}, True),  # 60 a week ago: tenfold
         ({"stage_since": NOW, "created": NOW}, True),  # none a week ago
+        ({"stage_since": NOW, "created": Instant(NOW + DAY_S)}, False),  # the clock went back
     ],
 )
 def test_a_sprout_matures_after_a_week_or_tenfold_traffic(

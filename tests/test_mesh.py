@@ -182,6 +182,34 @@ def test_how_often_a_peers_leaf_was_judged_here_outlives_its_versions(known: For
     assert details == {other().leaf: {LOOKS: 2}, other(1).leaf: {}}
 
 
+def test_a_leaf_that_went_and_comes_again_does_not_begin_afresh(known: Foreign) -> None:
+    origin = "02" * 32
+    known.replace_origin(origin, [other()])
+    known.settle(known.all()[0], State.REFUSED, {LOOKS: 3})
+    known.retract(origin, other().leaf)
+    known.replace_origin(origin, [other(root="9" * 64, version=7), other(1)])
+    details = {each.leaf.leaf: each.detail for each in known.all()}
+    assert details == {other().leaf: {LOOKS: 3}, other(1).leaf: {}}
+    known.replace_origin(origin, [])
+    known.replace_origin(origin, [other(root="8" * 64, version=9)])
+    assert known.all()[0].detail == {LOOKS: 3}, "absent under a newer head is gone as well"
+
+
+def test_looks_of_leaves_that_went_are_kept_of_the_latest(
+    known: Foreign, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("node.foreign.GONE_MAX", 2)
+    for number in range(3):
+        known.replace_origin("02" * 32, [other(number)])
+        known.settle(known.all()[0], State.REFUSED, {LOOKS: 1})
+        known.retract("02" * 32, None)
+    known.replace_origin("02" * 32, [other(number) for number in range(3)])
+    assert {each.leaf.leaf for each in known.all() if LOOKS in each.detail} == {
+        other(1).leaf,
+        other(2).leaf,
+    }
+
+
 def test_a_peers_leaf_of_another_chassis_is_not_routed_to() -> None:
     accepted = Known(other(), State.ACCEPTED, "graphs", {"gate": 0.4})
     for chassis, routed in ((None, 1), ("d" * 16, 1), ("e" * 16, 0)):

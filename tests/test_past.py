@@ -13,6 +13,7 @@ import pytest
 from leaves.model import (
     DAY_S,
     Adapter,
+    Forest,
     GrownFrom,
     Instant,
     Kind,
@@ -21,6 +22,7 @@ from leaves.model import (
     Stage,
     leaf_id,
 )
+from leaves.store import Role
 from node import past
 from node.app import App
 from node.cli import main
@@ -186,6 +188,36 @@ def test_what_was_made_of_deleted_sessions_stays_as_it_is(app: App) -> None:
     assert any("deleted since; it stays dissolved" in line for line in done.kept_out)
 
 
+def test_a_version_comes_not_back_when_it_is_not_known_what_it_learned(app: App) -> None:
+    cogs = names(app)["cogs"]
+    first = app.forests.history(cogs.id)[0].leaf.adapter
+    assert first is not None and app.bundles.path(first.bundle)  # left lying by a kill
+    app.forests.change(replace(cogs, adapter=first), "trained", "", at(1))
+    app.forests.change(cogs, "trained", "", at(8))
+    app.forests.use(cogs.id, Role.TRAIN, ["g1"], 8)
+    done = past.restore(app, THEN)
+    assert done.kept_out == [
+        "cogs: its adapter of that day is gone; it comes back as a seed and is trained anew"
+    ]
+
+
+def test_leaves_that_changed_places_do_not_come_back_as_each_others_parents() -> None:
+    one, two = grown(0, "one"), grown(1, "two", level=3, parent=grown(0, "one").id)
+    then = Forest({one.id: one, two.id: two}, 2, b"\1" * 32)
+    below, above = replace(one, level=3, parent=two.id), replace(two, level=2, parent=None)
+    now = Forest({one.id: below, two.id: above}, 2, b"\1" * 32)
+
+    def back(*withdrawn: LeafId) -> past.Restoration:
+        return past.restored(then, now, THEN, at(16), lambda root: True, withdrawn)
+
+    assert back().forest.leaves[two.id].parent == one.id and not back().kept_out
+    found = back(one.id)  # which stays where it is, so the other does too
+    assert found.forest.leaves[one.id] == below
+    assert (found.forest.leaves[two.id].parent, found.forest.leaves[two.id].level) == (None, 2)
+    assert found.forest.leaves[two.id] == found.leaves[two.id][0]
+    assert found.kept_out[-1] == "two: what it was below is below it now; it stays where it is"
+
+
 def test_a_round_that_is_open_is_finished_first(app: App) -> None:
     app.forests.begin_round(at(16), "embed", {})
     before = app.forests.revision()
@@ -234,7 +266,19 @@ def test_the_commands_show_the_difference_ask_and_restore(
     assert said("restore", THEN, "--yes")["restored"] == 5
     assert said("tree", "--diff", THEN, "now")["changes"] == []
     assert said("restore", THEN, "--yes")["restored"] == 0
-    for wrong in (["restore", THEN, "--table", "1"], ["tree", "--diff", THEN, "now", "--at", THEN]):
+    assert said("tree", "--diff", THEN)["to"] == "now"
+    assert said("tree", "--diff", LATER, THEN)["from"] == THEN  # in the order of time
+    monkeypatch.setattr("node.app.SystemClock", Clock)
+    for wrong in (
+        ["tree", "--empty-diff"],
+        ["tree", "--at", "2024-10-21"],
+        ["tree", "--diff", THEN, "2024-10-21"],
+        ["tree", "--diff", THEN, LATER, TODAY],
+        ["restore", "2024-10-21"],
+        ["restore", THEN, "--table", "1"],
+        ["tree", "--diff", THEN, "now", "--at", THEN],
+    ):
         with pytest.raises(SystemExit) as ended:
             main(wrong)
-        assert ended.value.code == 2
+        assert ended.value.code == 2, wrong
+    assert "2024-10-21 is still to come" in capsys.readouterr().err

@@ -122,7 +122,7 @@ def test_what_an_adapter_recalls_is_what_it_would_say_by_itself(chassis: Path) -
         backend.bind(tried)
         for session in sessions(4):
             prompt = session.tokens[: session.prompt]
-            said = backend.generate(prompt, count=30, end=-1)
+            (said,) = backend.generate([prompt], count=30, end=-1)
             whole = replace(session, tokens=(*prompt, *said))
             assert backend.recalls([whole]) == [[True] * 30]
             other = (said[14] + 1) % tiny_llama.VOCABULARY

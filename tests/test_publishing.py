@@ -30,8 +30,9 @@ from node import cli, mesh, publishing
 from node.app import App
 from node.consent import Scope
 from node.examining import Gate
+from node.foreign import Known, State
 from node.mesh import ForeignLeaf, Shown
-from node.publishing import audit, unspoken
+from node.publishing import audit, by_heart, unspoken
 
 CLEAN = Privacy(
     contributors=1,
@@ -103,6 +104,20 @@ def test_the_figures_of_the_label_are_those_that_were_measured(tmp_path: Path) -
     assert [job.examples for job in probing.asked] == [train, train]
 
 
+def test_all_sessions_of_a_preference_step_count_on_the_label(tmp_path: Path) -> None:
+    chassis = open_chassis(tiny_llama.build(tmp_path / "chassis"))
+    train = tuple(Example(f"t{n}", "seen?", "yes") for n in range(9))
+    same = Example("liked-0", train[0].prompt, train[0].completion)
+    liked = (same, Example("liked-1", "which?", "this"))
+    paired = {"liked-0", "liked-1", "not-0", "not-1", "t1"}
+    schedule = Schedule(steps=2)
+    work = tmp_path / "adapter.safetensors"
+    work.write_bytes(adapter_bytes(Job(tmp_path, chassis.path, train, schedule)))
+    gate = Gate(chassis, Probing(), TRIED, "7")
+    card = gate.examine(work, train, (), schedule, silent, liked, paired)
+    assert card.sessions == 9 + 4, "also the session whose text trained under another id"
+
+
 def test_texts_too_short_to_be_found_are_not_looked_for(tmp_path: Path) -> None:
     chassis = open_chassis(tiny_llama.build(tmp_path / "chassis"))
     train = tuple(Example(f"t{n}", "seen?", "yes") for n in range(9))
@@ -111,6 +126,7 @@ def test_texts_too_short_to_be_found_are_not_looked_for(tmp_path: Path) -> None:
     work.write_bytes(adapter_bytes(Job(tmp_path, chassis.path, train, schedule)))
     card = Gate(chassis, probing, TRIED, "7").examine(work, train, train, schedule, silent)
     assert card.probed == 0 and not probing.asked and audit(card).blocked is None
+    assert by_heart(card) == "not tested: no training text has 50 tokens"
 
 
 # ---- the label ---------------------------------------------------------------------------------
@@ -165,20 +181,36 @@ def forest(*leaves: Leaf) -> Forest:
     return Forest({each.id: each for each in leaves})
 
 
-def foreign(topic: str) -> ForeignLeaf:
+def foreign(topic: str, state: State = State.HEARD, origin: int = 0) -> Known:
     centroid = TopicEncoder().encode_one(f"{topic} centre")
-    return ForeignLeaf(
-        "ab" * 32, LeafId("9" * 32), 1, Stage.SEED, 8, None, "", 0, "cd" * 8, centroid
+    card = ForeignLeaf(
+        f"{origin:064x}", LeafId("9" * 32), 1, Stage.SEED, 8, None, "", 0, "cd" * 8, centroid
     )
+    return Known(card, state, topic, {})
 
 
-def test_a_topic_that_no_other_origin_shows_waits_for_the_owners_word() -> None:
+def test_a_topic_that_others_are_not_known_to_have_waits_for_the_owners_word() -> None:
     gears, poems = leaf(1, "gears"), leaf(2, "poems")
     grown = forest(gears, poems, leaf(3, "tides", level=1))
+    accepted = [foreign("gears", State.ACCEPTED)]
     assert unspoken(grown, [], [], {}) == {gears.id, poems.id}
-    assert unspoken(grown, [], [foreign("gears")], {}) == {poems.id}
-    assert unspoken(grown, [poems.id], [foreign("gears")], {}) == set(), "it is shown already"
+    assert unspoken(grown, [], accepted, {}) == {poems.id}
+    assert unspoken(grown, [poems.id], accepted, {}) == set(), "it is shown already"
     assert unspoken(grown, [], [], {gears.id: True, poems.id: False}) == set()
+
+
+@pytest.mark.parametrize("state", [s for s in State if s is not State.ACCEPTED], ids=str)
+def test_no_single_peer_can_plant_cards_to_learn_whether_the_owner_has_a_topic(
+    state: State,
+) -> None:
+    grown = forest(leaf(1, "gears"))
+    planted = [foreign("gears", state) for _ in range(9)]
+    assert unspoken(grown, [], planted, {}) == set(grown.leaves)
+    several = [foreign("gears", state, origin) for origin in range(publishing.ORIGINS_MIN)]
+    assert unspoken(grown, [], several[1:], {}) == set(grown.leaves)
+    assert unspoken(grown, [], several, {}) == set()
+    elsewhere = [foreign("poems", state, origin) for origin in range(9)]
+    assert unspoken(grown, [], elsewhere, {}) == set(grown.leaves)
 
 
 def test_nothing_is_shown_of_a_hidden_leaf_and_its_record_is_kept() -> None:
@@ -197,8 +229,9 @@ def test_the_owners_last_word_counts_and_a_damaged_file_says_nothing(tmp_path: P
     publishing.say(tmp_path, [one, two], True)
     publishing.say(tmp_path, [two], False)
     assert publishing.words(tmp_path).said == {one: True, two: False}
-    (tmp_path / publishing.FILE).write_text("{")
-    assert publishing.words(tmp_path).said == {}
+    for damage in (b"{", b'{"said":{"\xff":true}}', b"[" * 100_000):
+        (tmp_path / publishing.FILE).write_bytes(damage)
+        assert publishing.words(tmp_path).said == {}
 
 
 # ---- all of it, in a home ----------------------------------------------------------------------

@@ -14,7 +14,7 @@ from support_registry import A, RegistryContract, stocked
 
 from leaves.bundle import unpack
 from leaves.ports import BlobStore
-from node import cli, publishing
+from node import cli, orders, publishing
 from node.app import App
 from node.bundles import BundleStore
 from node.config import RegistryConfig
@@ -142,6 +142,13 @@ def test_a_retraction_that_waits_for_the_node_counts_already(app: App) -> None:
     app.mailbox.post(Retract(None), 2.0)
     push_home(app)
     assert offered(app) == Index()
+
+
+def test_an_order_to_retract_takes_a_leaf_back_at_once(app: App) -> None:
+    push_home(app)
+    leaf = mature(app)[0]
+    orders.retract(app, leaf.id)
+    assert leaf.id not in offered(app).of(app.origin.hex())
 
 
 def test_without_the_scope_everything_is_taken_back(app: App) -> None:

@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from support_faults import Stricter, fast_folder, killed_at, steps_of
 from support_rights import ALIEN, HEIR, KEPT_HOME, PHRASES, PUBLISHED, World, world
 
 from leaves.lifecycle import Purpose, Rules, due
-from leaves.model import Stage
+from leaves.model import Instant, Stage
 from node import rights, screening
 from node.app import App
+from node.config import RegistryConfig
 from node.consent import Scope, deleted, store
 from node.deletion import DeletionError
 from node.errors import MisuseError
 from node.mailbox import Retract
+from node.registry import Entry, Index, open_registry
 from node.rights import Selection
+from node.told import Told
 
 PLANNING = PHRASES[50:]
 
@@ -123,6 +127,49 @@ def test_a_leaf_that_peers_know_is_retracted_and_its_name_forgotten(home: World)
     assert (leaf.stage, leaf.adapter, leaf.name) == (Stage.DISSOLVED, None, "leaf-00000000")
     assert home.found(["zymurgy007"]) == []
     assert {entry.leaf.name for entry in app.forests.history(PUBLISHED)} == {"leaf-00000000"}
+
+
+def test_a_name_that_a_leaf_only_once_had_is_forgotten_too(home: World) -> None:
+    app = home.open()
+    leaf = app.forests.forest().leaves[ALIEN]
+    once = replace(leaf, name="zymurgy020-qwxv", version=leaf.version + 1)
+    app.forests.change(once, "drifted", "", Instant(2))
+    app.events.tell(Told("stage", "zymurgy020-qwxv: seed -> sprout"))
+    owned = replace(once, name="my-infra", named_by_owner=True, version=once.version + 1)
+    app.forests.change(owned, "renamed", "by the owner", Instant(3))
+    receipt = rights.delete(app, Selection(sessions=("s-020",)))
+    assert app.forests.names()[ALIEN] == {"my-infra"} and home.found(["zymurgy020"]) == []
+    assert receipt["to_retrain"] == [ALIEN], "its bundle may have been packed under that name"
+
+
+def test_a_bundle_that_nobody_recorded_goes_with_every_deletion(home: World) -> None:
+    app = home.open()
+    app.corpus.add_records([record(900, session_id="s-300")])
+    packed = app.bundles.put(b"packed by hand, or by a round that was killed")
+    work = home.home / "training" / ALIEN / "by-hand" / "leaf" / "adapter.safetensors"
+    work.parent.mkdir(parents=True)
+    work.write_bytes(b"an adapter")
+    receipt = rights.delete(app, Selection(sessions=("s-300",)))  # no leaf on record used it
+    assert (receipt["leaves_retracted"], receipt["leaves_to_retrain"]) == (0, 0)
+    assert app.bundles.path(packed) is None and not work.exists()
+    for leaf in app.forests.forest():
+        assert leaf.adapter is not None and app.bundles.path(leaf.adapter.bundle)
+
+
+def test_the_registry_follows_a_deletion(home: World, tmp_path: Path) -> None:
+    app = home.open()
+    shelf = RegistryConfig(url=str(tmp_path / "shelf"))
+    app.config = msgspec.structs.replace(app.config, registry=shelf)
+    registry = open_registry(shelf)
+    assert registry is not None
+    bundle = registry.blobs.put(b"one that was offered")
+    entry = Entry(
+        origin=app.origin.hex(), leaf=PUBLISHED, version=1, bundle=bundle, label="f" * 64,
+        control=bundle, chassis="ab" * 8, size_bytes=20,
+    )  # fmt: skip
+    registry.update(lambda index: index.with_leaves_of(entry.origin, [entry]))
+    rights.delete(app, Selection(sessions=("s-007",)))
+    assert registry.index() == Index() and registry.blobs.get(bundle) is None
 
 
 def test_an_open_round_begins_anew_after_a_filtered_deletion(home: World) -> None:

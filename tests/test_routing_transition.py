@@ -66,6 +66,8 @@ def test_starters_stay_below_leaves_until_these_take_four_fifths(home: Routed) -
     home.deploy()
     assert {"tides", "python-starter"} <= home.names()
     assert home.events() == ["transition"]
+    home.deploy()
+    assert home.events() == []  # nothing is new
     assert asking.route(home.app, "python ask 1", None)["served_by_name"] == "python-starter"
     line = transition.standing(home.app)["line"]
     assert line.startswith("data-driven leaves take 3") and line.endswith(

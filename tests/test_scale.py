@@ -83,6 +83,7 @@ def test_new_sessions_that_no_leaf_takes_ask_for_a_full_look() -> None:
 
 def test_fewer_than_make_a_leaf_ask_for_nothing() -> None:
     assert drifted(199, 199, Rules()) is None
+    assert drifted(0, 0, Rules(seed_sessions=1, child_sessions=1, drift_share=0.0)) is None
 
 
 # A round over the real stores
@@ -96,7 +97,7 @@ def bench(tmp_path: Path) -> Bench:
 def small_round(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> Round:
     """A round for which 50 sessions are many."""
     monkeypatch.setattr(support_engine, "RULES", SMALL)
-    return bench.round()
+    return bench.round(SMALL)
 
 
 def told(bench: Bench) -> list[str]:

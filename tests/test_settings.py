@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 
 import msgspec
@@ -13,7 +14,7 @@ from leaves.lifecycle import Rules
 from leaves.model import Instant
 from node import settings
 from node.app import App
-from node.config import Config
+from node.config import Config, ConfigError
 from node.errors import MisuseError
 
 
@@ -67,6 +68,21 @@ def test_a_section_that_is_not_there_is_made(app: App) -> None:
         ("rules.approve", "maybe"),
         ("rules.seed_sessions", "300\nmature_wins = 1"),
         ("rules.nothing", "3"),
+        ("rules.merge_cosine", "7"),
+        ("rules.merge_cosine", "nan"),
+        ("rules.surge", "inf"),
+        ("rules.skill_sessions", "0"),
+        ("training.steps", "-1"),
+        ("training.learning_rate", "1e9"),
+        ("training.learning_rate", "nan"),
+        ("training.control_pairs", "1000000"),
+        ("training.style_margin", "-3"),
+        ("training.style_margin", "nan"),
+        ("training.chassis", "/no/such/folder"),
+        ("training.chassis", "models/here"),
+        ("encoder.path", "/no/such/folder"),
+        ("mesh.transport.connections_max", "-1"),
+        ("mesh.interest_cosine", "nan"),
         ("rules", "3"),
     ],
 )
@@ -105,3 +121,50 @@ def test_changed_rules_are_told_with_the_round_that_met_them(app: App) -> None:
             "new": "ask",
         }
     ]
+
+
+def test_a_number_that_is_out_of_range_is_told_its_range(app: App) -> None:
+    with pytest.raises(MisuseError, match=r"must be 1 to 1,000,000,000, not -5"):
+        settings.change(app, "rules.seed_sessions", "-5")
+    with pytest.raises(MisuseError, match="Expected `int`"):
+        settings.change(app, "rules.seed_sessions", "many")
+
+
+def test_a_file_with_a_value_out_of_range_is_refused_by_its_key(tmp_path: Path) -> None:
+    (tmp_path / "groove.toml").write_text("[training]\nlearning_rate = nan\n")
+    with pytest.raises(ConfigError, match=r"training\.learning_rate"):
+        App(tmp_path)
+
+
+def test_keys_that_are_set_at_the_same_time_are_all_kept(app: App) -> None:
+    keys = ("seed_sessions", "branch_sessions", "mature_sessions", "skill_sessions")
+    apps = [App(app.home) for _ in keys]  # each has read the file before any wrote it
+    threads = [
+        threading.Thread(target=settings.change, args=(each, f"rules.{key}", "321"))
+        for each, key in zip(apps, keys, strict=True)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    rules = App(app.home).config.rules
+    assert [getattr(rules, key) for key in keys] == [321] * len(keys)
+
+
+def test_a_section_is_explained_key_by_key_without_clauses_of_a_document(app: App) -> None:
+    told = {each["key"]: each for each in settings.explain_all(app, "rules")}
+    assert told["rules.approve"]["allowed"] == '"ask" or "auto"'
+    assert told["rules.drift_share"]["allowed"] == "0 to 1"
+    assert not [key for key, each in told.items() if "§" in each["why"] or not each["why"]]
+    assert len(settings.explain_all(app, None)) == len(settings.values(Config()))
+    assert settings.explain(app, "training.steps")["allowed"] == "from 1 to 100,000"
+    assert "style control" in settings.explain(app, "training.control_pairs")["why"]
+
+
+def test_a_changed_rule_waits_for_the_next_round(app: App) -> None:
+    settings.change(app, "rules.seed_sessions", "300")
+    app = App(app.home)
+    waiting = [{"key": "rules.seed_sessions", "old": 200, "new": 300}]
+    assert settings.pending(app) == waiting
+    app.forests.begin_round(Instant(0), "embed", {}, app.config.rules)
+    assert settings.pending(app) == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,9 +11,9 @@ import pytest
 import tiny_llama
 
 from leaves.bundle import read_adapter
-from leaves.ports import EvaluateJob, Losses, Report, Trained, silent
+from leaves.ports import EvaluateJob, Losses, Probed, ProbeJob, Progress, Report, Trained, silent
 from leaves.training.chassis import Chassis, open_chassis
-from leaves.training.temper import FACTORS, temper
+from leaves.training.temper import FACTORS, FOUND, temper
 from leaves.training.tensors import pack
 
 
@@ -55,7 +56,11 @@ class Spoiled:
             rise = 0.1 if strength > self._bearable + 0.01 else -0.1
             values = (3.0 + (rise if path else 0.0) for _ in job.examples)
             by_label[label] = tuple(values)
+        report(Progress("evaluate", 2, 2, ""))
         return Losses(by_label, tuple(1 for _ in job.examples))
+
+    def probe(self, job: ProbeJob, report: Report = silent) -> Probed:
+        raise AssertionError("nothing is looked for here")
 
 
 @pytest.mark.parametrize("bearable", FACTORS)
@@ -78,6 +83,36 @@ def test_one_that_spoils_nothing_is_the_file_that_was_trained(
     evaluator = Spoiled(trained.adapter, chassis, 1.0)
     assert temper(trained, chassis, evaluator) == trained
     assert evaluator.asked == 1
+
+
+def test_an_adapter_is_not_measured_again_unless_it_or_its_chassis_is_another(
+    trained: Trained, chassis: Chassis, tmp_path: Path
+) -> None:
+    evaluator = Spoiled(trained.adapter, chassis, 0.5)
+    kept = temper(trained, chassis, evaluator)
+    assert temper(trained, chassis, evaluator) == kept and evaluator.asked == 3
+    temper(replace(trained, sha256="0" * 64), chassis, evaluator)
+    assert evaluator.asked == 6
+    temper(trained, open_chassis(tiny_llama.build(tmp_path / "other", seed=7)), evaluator)
+    assert evaluator.asked == 9
+
+
+def test_what_was_found_counts_only_if_it_was_written_whole(
+    trained: Trained, chassis: Chassis
+) -> None:
+    evaluator = Spoiled(trained.adapter, chassis, 0.7)
+    kept = temper(trained, chassis, evaluator)
+    path = trained.adapter.with_name(FOUND)
+    path.write_bytes(path.read_bytes()[:-1])
+    assert temper(trained, chassis, evaluator) == kept
+    assert evaluator.asked == 4
+
+
+def test_progress_is_told_as_that_of_one_step(trained: Trained, chassis: Chassis) -> None:
+    told: list[Progress] = []
+    temper(trained, chassis, Spoiled(trained.adapter, chassis, 0.5), told.append)
+    assert [(each.done, each.total) for each in told] == [(2, 10), (4, 10), (6, 10)]
+    assert {each.phase for each in told} == {"temper"}
 
 
 def test_one_that_spoils_at_any_strength_is_left_at_the_weakest(

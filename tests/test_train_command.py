@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import tiny_llama
-from support_engine import RULES, Bench, Killed, TopicTrainer, sessions
+from support_engine import RULES, Bench, Killed, TopicTrainer, rated, sessions
 
 from leaves.model import Instant, Leaf, Stage
 from leaves.ports import silent
@@ -72,10 +73,12 @@ def test_the_steps_in_order_come_to_what_a_round_comes_to(bench: Bench) -> None:
     assert len(bench.store.used(leaf.id, Role.TRAIN)) == came[Step.PREPROCESS]["train"]
 
 
-def test_nothing_changes_in_the_forest_until_it_is_adopted(bench: Bench) -> None:
-    revision = bench.store.revision()
+def test_only_the_count_of_looks_changes_in_the_forest_until_it_is_adopted(bench: Bench) -> None:
+    before = list(bench.store.forest())
     done(bench, *ORDER)
-    assert bench.store.revision() == revision
+    assert some_leaf(bench).attempts == 1
+    after = [replace(leaf, attempts=0, looked=()) for leaf in bench.store.forest()]
+    assert after == before
     assert bench.store.open_round() is None
     assert not bench.store.used(some_leaf(bench).id, Role.TRAIN)
 
@@ -93,6 +96,59 @@ def test_what_is_adopted_is_journaled_as_a_round_of_one_training(bench: Bench) -
     assert bench.round().run(NOW).id == open_round.id
     assert bench.trainer.trained == trained, "the round only builds a routing table"
     assert bench.store.history(leaf.id)[-1].round == open_round.id
+
+
+def test_a_look_by_hand_counts_once_however_often_it_is_repeated_or_adopted(bench: Bench) -> None:
+    for _ in range(3):
+        done(bench, *ORDER)
+    by_hand(bench).do(Step.EVALUATE)
+    leaf = some_leaf(bench)
+    assert leaf.attempts == 1
+    assert [entry.kind for entry in bench.store.history(leaf.id)].count("looked") == 1
+    by_hand(bench).adopt()
+    leaf = some_leaf(bench)
+    assert leaf.evaluation is not None and leaf.evaluation.attempt == 1
+    assert (leaf.trainings, leaf.attempts, leaf.looked) == (1, 1, ())
+
+
+def test_a_look_on_another_split_is_another_and_the_gate_is_stricter(bench: Bench) -> None:
+    first = done(bench, *ORDER)[3].figures["evaluation"]
+    trained = _trained_one(bench)
+    bench.captured = [s for s in bench.captured if s.session_id != trained]
+    second = done(bench, *ORDER)[3].figures["evaluation"]
+    assert (first["attempt"], second["attempt"]) == (1, 2)
+    assert second["confidence"] > first["confidence"]
+    assert some_leaf(bench).attempts == 2
+    by_hand(bench).adopt()
+    assert some_leaf(bench).attempts == 2
+
+
+def test_a_look_at_a_preference_step_by_hand_counts_once_too(bench: Bench) -> None:
+    leaf = some_leaf(bench)
+    more = rated(bench.store.members(leaf.id)[0].split("-")[0], 160)
+    bench.captured += more
+    members = dict.fromkeys((session.session_id for session in more), leaf.id)
+    bench.store.assign({**bench.store.assignment(), **members})
+    for _ in range(2):
+        shown = done(bench, *ORDER)[2].figures["evaluation"]
+        assert (shown["verdict"], shown["attempt"]) == ("better", 1)
+        leaf = some_leaf(bench)
+        assert (leaf.attempts, leaf.preference_looks) == (1, 1)
+    by_hand(bench).adopt()
+    leaf = some_leaf(bench)
+    assert leaf.method == "sft+dpo"
+    assert (leaf.attempts, leaf.preference_looks, leaf.looked) == (1, 1, ())
+
+
+@pytest.mark.parametrize("same", [True, False])
+def test_a_round_counts_a_look_that_was_not_taken_by_hand(bench: Bench, same: bool) -> None:
+    done(bench, *ORDER)
+    if not same:
+        trained = _trained_one(bench)
+        bench.captured = [s for s in bench.captured if s.session_id != trained]
+    bench.round().run(NOW)
+    leaf = some_leaf(bench)
+    assert leaf.trainings == 1 and leaf.attempts == (1 if same else 2)
 
 
 @pytest.mark.parametrize(("before", "step"), list(pairwise(ORDER)))
@@ -153,8 +209,23 @@ def test_a_leaf_with_too_few_sessions_is_split_and_not_trained(bench: Bench) -> 
     bench.captured = [s for n, s in enumerate(bench.captured) if n % 100 < 20]
     split = by_hand(bench).do(Step.PREPROCESS)
     assert split.figures["teachable"] is False
-    with pytest.raises(NotTrainableError, match="sessions to judge it by"):
+    told = dict(split.facts)
+    assert "not needed" in told["on neither side"] or told["on neither side"] == "none"
+    with pytest.raises(NotTrainableError, match="sessions to judge it by, 20 wanted: "):
         by_hand(bench).do(Step.SFT)
+
+
+def test_a_training_that_was_done_says_so(bench: Bench) -> None:
+    first, again = done(bench, Step.PREPROCESS, Step.SFT)[1], by_hand(bench).do(Step.SFT)
+    assert "done already" not in dict(first.facts) and "done already" in dict(again.facts)
+
+
+def test_a_seed_below_its_threshold_is_told_that_it_cannot_be_adopted(bench: Bench) -> None:
+    leaf = replace(some_leaf(bench), sessions=3)
+    captured = {session.session_id: session for session in bench.captured}
+    work = ByHand(bench.store, RULES, bench.classroom(), captured, leaf, NOW)
+    told = dict(work.do(Step.PREPROCESS).facts)
+    assert "seed of 3 sessions" in told["adopting"] and told["left out"] == "none"
 
 
 def test_nothing_is_adopted_while_a_round_is_open(bench: Bench) -> None:
@@ -177,7 +248,7 @@ def test_each_step_says_what_it_did_in_numbers(bench: Bench) -> None:
     assert said[Step.DPO]["preferences"].startswith("preference step skipped")
     assert said[Step.EVALUATE]["verdict"] == "better, won"
     assert "held-out sessions" in said[Step.EVALUATE]["evaluation"]
-    assert said[Step.PACKAGE]["may be offered"] == "yes"
+    assert said[Step.PACKAGE]["privacy checks"] == "passed"
 
 
 def test_training_by_hand_needs_the_owners_consent(

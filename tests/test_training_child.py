@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import textwrap
+import threading
 from pathlib import Path
 
 import pytest
@@ -156,7 +157,12 @@ def test_any_other_architecture_is_trained_through_transformers_and_peft(tmp_pat
     assert sum(losses.by_label["leaf"]) < sum(losses.by_label["chassis"])
 
 
-def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path, chassis: Path) -> None:
+@pytest.mark.parametrize("paused", [False, True], ids=["at work", "paused"])
+def test_the_child_ends_when_its_parent_is_killed(
+    tmp_path: Path, chassis: Path, paused: bool
+) -> None:
+    if paused and not sys.platform.startswith("linux"):
+        pytest.skip("only Linux tells a stopped process that its parent is gone")
     parent = textwrap.dedent(
         """
         import sys
@@ -167,12 +173,19 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path, chassis: Path)
         trainer = ChildTrainer(dtype="float32")
         examples = tuple(Example(str(n), f"ask {n}", f"answer {n}") for n in range(16))
         job = TrainJob(Path(sys.argv[1]), Path(sys.argv[2]), examples, Schedule(steps=100_000))
-        trainer.train(job, lambda p: p.done and print(trainer._running.process.pid, flush=True))
+
+        def told(progress):
+            if progress.done == 1:
+                if sys.argv[3] == "True":
+                    trainer.pause()
+                print(trainer._running.process.pid, flush=True)
+
+        trainer.train(job, told)
         """
     )
     root = str(Path(tiny_llama.__file__).resolve().parents[1])
     process = subprocess.Popen(
-        [sys.executable, "-c", parent, str(tmp_path / "work"), str(chassis)],
+        [sys.executable, "-c", parent, str(tmp_path / "work"), str(chassis), str(paused)],
         stdout=subprocess.PIPE,
         env=os.environ | {"PYTHONPATH": root},
     )
@@ -187,6 +200,17 @@ def test_the_child_ends_when_its_parent_is_killed(tmp_path: Path, chassis: Path)
     if not ended:
         os.kill(child, signal.SIGKILL)
     assert ended, "the child outlived its parent by a minute"
+
+
+def test_a_child_outlives_the_thread_that_asked_for_it(chassis: Path) -> None:
+    evaluator = ChildEvaluator(dtype="float32")
+    thread = threading.Thread(target=evaluator.losses, args=(judged(chassis, None),))
+    thread.start()
+    thread.join()
+    first = pid_of(evaluator)
+    assert evaluator.losses(judged(chassis, None)).tokens
+    assert pid_of(evaluator) == first
+    evaluator.close()
 
 
 def test_the_parents_side_never_imports_torch() -> None:

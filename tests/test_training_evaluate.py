@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import cast
+
 import numpy as np
 import pytest
+import tiny_llama
 from hypothesis import given
 from hypothesis import strategies as st
 
+from leaves.bundle import BundleError
 from leaves.model import Evaluation, Instant, Verdict
-from leaves.training.evaluate import PARENT_MARGIN, bootstrap, judge
+from leaves.ports import EvaluateJob, Example, silent
+from leaves.training.backend import Backend
+from leaves.training.encode import Encoded
+from leaves.training.evaluate import PARENT_MARGIN, bootstrap, judge, measure
 
 
 def spread(mean: float, count: int = 40, width: float = 0.1, seed: int = 0) -> list[float]:
@@ -122,3 +132,23 @@ def test_bounds_stand_around_the_mean_and_are_the_same_each_time(values: list[fl
 def test_groups_must_be_one_for_each_difference() -> None:
     with pytest.raises(ValueError, match="2 groups for 3 differences"):
         bootstrap([1.0, 2.0, 3.0], ["a", "b"])
+
+
+class Broken:
+    """A backend that finds no number."""
+
+    def losses(self, sessions: Sequence[Encoded]) -> list[float]:
+        return [math.nan for _ in sessions]
+
+
+@pytest.mark.parametrize(
+    ("adapter", "error"), [(Path("leaf"), BundleError), (None, ValueError)], ids=["leaf", "chassis"]
+)
+def test_a_loss_that_is_no_number_is_refused(
+    tmp_path: Path, adapter: Path | None, error: type[Exception]
+) -> None:
+    chassis = tiny_llama.build(tmp_path)
+    job = EvaluateJob(chassis, (Example("s", "ask", "answer"),), (("it", adapter),))
+    backend = cast(Backend, Broken())
+    with pytest.raises(error, match="a loss under 'it' is not finite"):
+        measure(job, backend, lambda path: None, silent)

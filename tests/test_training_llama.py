@@ -173,7 +173,7 @@ def test_the_company_of_other_sessions_does_not_change_a_loss(chassis: Path) -> 
 
 
 def test_greedy_answers_are_those_of_transformers(chassis: Path) -> None:
-    prompt = sessions(4)[3].tokens
+    prompts = [session.tokens for session in sessions(4)]
     made = adapters(chassis)
     answers = []
     for backend in (
@@ -181,9 +181,22 @@ def test_greedy_answers_are_those_of_transformers(chassis: Path) -> None:
         HuggingFace(open_chassis(chassis), torch.float32),
     ):
         backend.bind(made)
-        answers.append(backend.generate(prompt, count=24, end=2))
+        answers.append(backend.generate(prompts, count=24, end=2))
     assert answers[0] == answers[1]
-    assert answers[0]
+    assert all(answers[0])
+
+
+def test_the_company_of_other_prompts_does_not_change_an_answer(chassis: Path) -> None:
+    prompts = [session.tokens for session in sessions(6)]
+    backend = open_backend(chassis, torch.float32)
+    backend.bind(adapters(chassis))
+    alone = [backend.generate([prompt], count=24, end=-1)[0] for prompt in prompts]
+    assert backend.generate(prompts, count=24, end=-1) == alone
+    end = alone[2][5]  # ends some answers early, and others not
+    cut = [made[: made.index(end)] if end in made else made for made in alone]
+    assert backend.generate(prompts, count=24, end=end) == cut
+    assert len({len(made) for made in cut}) > 1
+    assert backend.generate(prompts, count=0, end=end) == [[]] * len(prompts)
 
 
 def test_chunks_hold_every_session_once_and_no_more_rows_than_allowed() -> None:

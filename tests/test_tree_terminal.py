@@ -17,6 +17,7 @@ from support_pictures import DIMENSIONS, a_leaf, planted
 
 from leaves.lifecycle import Rules
 from leaves.model import Adapter, Forest, Leaf, LeafId, Stage
+from node import overview, show
 from node.app import App
 from node.foreign import Known, State
 from node.mesh import ForeignLeaf
@@ -136,6 +137,10 @@ def test_a_gate_is_told_of_a_leaf_that_can_serve(tmp_path: Path) -> None:
     lines = plain(standing(app))
     assert "gate 0.41" in next(line for line in lines if "python [" in line)
     assert "├── rust (starter)" in lines
+    assert overview.describe(app, "python")[1]["confidence_gate"] == 0.41
+    assert show.as_json(leaf, standing(app).gates)["confidence_gate"] == 0.41
+    seed = replace(leaf, stage=Stage.SEED)
+    assert show.as_json(seed, standing(app).gates)["confidence_gate"] is None
 
 
 def test_a_mature_leaf_of_a_peer_stands_apart_and_cannot_command_the_terminal() -> None:

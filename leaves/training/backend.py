@@ -56,8 +56,11 @@ class Backend(Protocol):
         """SHA-256 of the chassis' weights as they are in memory; 0.3 s for SmolLM2."""
         ...
 
-    def generate(self, prompt: Sequence[int], *, count: int, end: int) -> list[int]:
-        """At most `count` tokens, each the likeliest; `end` stops and is not returned."""
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, count: int, end: int
+    ) -> list[list[int]]:
+        """To each prompt at most `count` tokens, each the likeliest; `end` stops and is not
+        returned."""
         ...
 
 

@@ -1,11 +1,15 @@
 """Runs code that a model wrote against tests, where it can hurt nothing. Started by `cage.py`.
 
-A script of the standard library alone. It reads one JSON object from standard input (`setup`,
-`code`, `tests`, `token`, `root`, `cpu_s`, `memory_bytes`, `no_cage`) and writes the token to
-standard output if every test passed. Before the code runs, the process gives up, in this order: the
-network, other processes and the file system (namespaces, an empty root), its rights, and by limits
-all but a little time and memory: it can open no file, start no process and write nothing. Where the
-system refuses any of that, nothing is run and the exit status is `no_cage`.
+A script of the standard library alone. It reads one line of JSON from standard input (`setup`,
+`code`, `tests`, `token`, `root`, `cpu_s`, `wall_s`, `memory_bytes`, `no_cage`) and writes the token
+to standard output if every test passed. What runs the code is the first process of a namespace, and
+its parent, which the code cannot see, ends it after `wall_s`, or when standard input closes because
+the node is done with it or is no more.
+
+Before the code runs, the process gives up, in this order: the network, other processes and the file
+system (namespaces, an empty root), its rights, and by limits all but a little time and memory: it
+can open no file, start no process and write nothing. Where the system refuses any of that, nothing
+is run and the exit status is `no_cage`.
 
 It is no proof against a completion that looks for the token in memory: what it protects is the
 machine. That a rate of right answers is honest is no concern of a node that measures its own.
@@ -33,6 +37,7 @@ import os
 import random
 import re
 import resource
+import select
 import signal
 import statistics
 import string
@@ -60,8 +65,8 @@ LOADED = (
 
 
 def main() -> None:
-    order = json.load(sys.stdin)
-    verdict = os.dup(1)
+    order = json.loads(sys.stdin.readline())
+    leash, verdict = os.dup(0), os.dup(1)
     nothing = os.open(os.devnull, os.O_RDWR)
     for stream in (0, 1, 2):
         os.dup2(nothing, stream)
@@ -75,9 +80,24 @@ def main() -> None:
         if _passes(order):
             os.write(verdict, order["token"].encode())
         os._exit(0)
-    _, status = os.waitpid(child, 0)
-    refused = os.waitstatus_to_exitcode(status) == order["no_cage"]
+    try:
+        refused = _ended(child, leash, order["wall_s"]) == order["no_cage"]
+    except OSError:  # a system that cannot tell when a process ends
+        refused = True
     os._exit(order["no_cage"] if refused else 0)
+
+
+def _ended(child: int, leash: int, wall_s: float) -> int:
+    """How the child ended, which it does when its time is over or the other side lets go."""
+    try:
+        poll = select.poll()
+        poll.register(os.pidfd_open(child), select.POLLIN)
+        poll.register(leash, 0)  # of its end poll tells unasked
+        poll.poll(wall_s * 1000)
+    finally:
+        os.kill(child, signal.SIGKILL)  # not waited for yet, so the number is still its own
+        _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
 
 
 def _checked(result: int) -> None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import logging
 import math
 import random
 import shutil
@@ -41,6 +42,8 @@ from ..ports import (
 from .chassis import Chassis
 from .checkpoint import write_whole
 from .general import general_examples
+
+log = logging.getLogger(__name__)
 
 VERSION = 1  # of what is measured and how; another one measures anew
 REFERENCES = 511  # numbers left out; with the canary 512, so that 9 bits can be measured
@@ -146,11 +149,14 @@ def known(cache: Path, chassis: Chassis, schedule: Schedule) -> Exposures | None
     """What an earlier control run came to, if there was one of this recipe."""
     try:
         kept = (cache / "canaries" / f"{address(chassis, schedule)}.json").read_bytes()
-        return msgspec.json.decode(kept, type=Exposures)
+        found = msgspec.json.decode(kept, type=Exposures)
     except FileNotFoundError:
         return None
-    except msgspec.DecodeError:  # damaged: it is only a cache
+    except (ValueError, RecursionError) as problem:  # damaged: it is only a cache
+        log.warning("kept exposures cannot be read why=%s", type(problem).__name__)
         return None
+    repeats = [each.repeats for each in found.levels]
+    return found if repeats and min(repeats) > 0 and repeats == sorted(set(repeats)) else None
 
 
 def measured(

@@ -15,6 +15,7 @@ import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import IO
 
@@ -51,6 +52,8 @@ from .orders import (
     decode_answer,
     encode,
 )
+from .spawn import spawn
+from .time_limit import TimeLimit
 
 MEMORY_BYTES_MAX = 8 << 30  # of address space; an evaluation on SmolLM2 takes about 2 GiB
 TIMEOUT_S = 1800.0
@@ -64,16 +67,20 @@ class TrainingError(Exception):
 class _Running:
     """One child: its pipes, what it writes to standard error, and its end."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, timeout_s: float | None) -> None:
+        """timeout_s: of one order, not counting what it is paused for."""
+        self.limit = TimeLimit(timeout_s, partial(self.signal, signal.SIGKILL))
         self.last_words = ""  # of its standard error, once it has ended
         self._errors: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - it lives with the child
-        self.process = subprocess.Popen(
-            launch.command("leaves.training.worker"),
-            env=launch.environment(threads=limits.threads),
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            start_new_session=True,
+        self.process = spawn(
+            lambda: subprocess.Popen(
+                launch.command("leaves.training.worker"),
+                env=launch.environment(threads=limits.threads),
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                start_new_session=True,
+            )
         )
 
     @property
@@ -115,11 +122,17 @@ class _Child:
         self._at_exit: weakref.finalize[[], _Child] | None = None
 
     def pause(self) -> None:
-        """Stop computing at once, keeping the place in memory."""
+        """Stop computing at once, keeping the place in memory; the time limit stands still."""
         self._signal(signal.SIGSTOP)
+        running = self._running
+        if running is not None:
+            running.limit.hold()
 
     def resume(self) -> None:
         """Go on after `pause`."""
+        running = self._running
+        if running is not None:
+            running.limit.release()
         self._signal(signal.SIGCONT)
 
     def stop(self) -> None:
@@ -140,16 +153,14 @@ class _Child:
         """Hand a child the order, pass on its progress, return its last answer."""
         with self._turn:
             running = self._ready()
-            timer = threading.Timer(self._timeout_s or 0, self.stop)
+            running.limit.begin()
             try:
-                if self._timeout_s is not None:
-                    timer.start()
                 last = _converse(running.process, order, report)
             except BaseException:
                 self._end(at_once=True)
                 raise
             finally:
-                timer.cancel()
+                running.limit.end()
             if last is None or self._keep_s <= 0 or _failed(last):
                 self._end(at_once=False)
             else:
@@ -164,7 +175,7 @@ class _Child:
         if running is not None and running.alive:
             return running
         self._end(at_once=True)
-        running = self._running = _Running(self._limits)
+        running = self._running = _Running(self._limits, self._timeout_s)
         self._at_exit = weakref.finalize(self, running.kill)
         return running
 

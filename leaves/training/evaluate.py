@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..bundle import BundleError
 from ..model import HOLDS_LOW_MIN, Evaluation, Instant, Interval, Verdict
 from ..ports import EvaluateJob, Losses, Progress, Report
 from .bounds import bootstrap, lower_bound
@@ -46,7 +47,11 @@ PARENT_MARGIN = 0.02
 def measure(
     job: EvaluateJob, backend: Backend, bind: Callable[[Path | None], None], report: Report
 ) -> Losses:
-    """Measure each example under each adapter. `bind` puts an adapter's file on the backend."""
+    """Measure each example under each adapter. `bind` puts an adapter's file on the backend.
+
+    Raises BundleError if an adapter makes of a loss what is no number, ValueError if the chassis
+    itself does.
+    """
     encoded = Encoder(job.chassis).encode_all(job.examples, tokens_max=TOKENS_MAX)
     parts = list(chunks(encoded))
     total, done = len(parts) * len(job.adapters), 0
@@ -60,6 +65,9 @@ def measure(
                 losses[index] = value
             done += 1
             report(Progress("evaluate", done, total, label))
+        if not all(map(math.isfinite, losses)):
+            wrong = f"a loss under {label!r} is not finite"
+            raise ValueError(wrong) if adapter is None else BundleError(wrong)
         by_label[label] = tuple(losses)
     return Losses(by_label, tuple(session.completion for session in encoded))
 

@@ -122,7 +122,12 @@ class HuggingFace:
         state = self._bare.state_dict()
         return digest_of(state[name] for name in sorted(state) if ".lora_" not in name)
 
-    def generate(self, prompt: Sequence[int], *, count: int, end: int) -> list[int]:
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, count: int, end: int
+    ) -> list[list[int]]:
+        return [self._generate(prompt, count, end) for prompt in prompts]
+
+    def _generate(self, prompt: Sequence[int], count: int, end: int) -> list[int]:
         made: list[int] = []
         cache: Any = None
         fresh = torch.tensor([list(prompt)], device=self._device)

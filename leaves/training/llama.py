@@ -32,7 +32,23 @@ _WIDTH_STEP = 8
 _LOGIT_ROWS = 128  # rows of logits held at once: 128 x 49,152 float32 are 25 MB
 _KEPT_BYTES_MAX = 1 << 30  # for the backward; SmolLM2 keeps 0.9 MB a token in sessions of 512
 _MASKED = -1e4  # finite in bfloat16, and zero after softmax
-_Cache = tuple[Tensor, Tensor]  # keys and values so far, each [kv heads, tokens, head size]
+
+
+class _Cache(NamedTuple):
+    """A layer's keys and values so far, with room for those to come."""
+
+    keys: Tensor  # [sessions, kv heads, room, head size]
+    values: Tensor
+
+
+class _Next(NamedTuple):
+    """What all layers share in one more token of each session."""
+
+    cos: Tensor
+    sin: Tensor
+    mask: Tensor  # [sessions * kv heads, 1, room]: out of sight is what is not yet there
+    rows: Tensor  # [sessions] their numbers
+    positions: Tensor  # [sessions] of the token
 
 
 class Plan(NamedTuple):
@@ -194,13 +210,18 @@ class _Attention:
         rows = out.reshape(at.batch * at.width, -1).index_select(0, at.places)
         return rows, (q, k, v, p)
 
-    def extend(self, qkv: Tensor, cache: _Cache) -> tuple[Tensor, _Cache]:
-        q, k, v = torch.split(qkv.view(-1, self.size), [self.heads, self.kv, self.kv])
-        keys = torch.cat([cache[0], k[:, None]], dim=1)
-        values = torch.cat([cache[1], v[:, None]], dim=1)
-        grouped = q.view(self.kv, self.group, self.size)
-        p = (torch.bmm(grouped, keys.transpose(1, 2)) * self.size**-0.5).softmax(-1)
-        return torch.bmm(p, values).view(1, -1), (keys, values)
+    def extend(self, qkv: Tensor, cache: _Cache, one: _Next) -> Tensor:
+        """Attend from one more token of each session, whose key and value go into the cache."""
+        heads = [self.heads, self.kv, self.kv]
+        q, k, v = torch.split(qkv.view(len(qkv), -1, self.size), heads, dim=1)
+        cache.keys[one.rows, :, one.positions] = k
+        cache.values[one.rows, :, one.positions] = v
+        keys, values = cache.keys.flatten(0, 1), cache.values.flatten(0, 1)
+        grouped = q.reshape(len(keys), self.group, self.size)
+        p = torch.baddbmm(one.mask, grouped, keys.transpose(1, 2), alpha=self.size**-0.5).softmax(
+            -1
+        )
+        return torch.bmm(p, values).view(len(qkv), -1)
 
     def backward(self, grad: Tensor, at: Plan, saved: tuple[Tensor, ...]) -> Tensor:
         q, k, v, p = saved
@@ -278,15 +299,14 @@ class _Layer:
         )  # fmt: skip
         return y.add_(middle), saved
 
-    def extend(self, x: Tensor, cache: _Cache, turn: _Turn) -> tuple[Tensor, _Cache]:
-        """One more token of one session, after those in the cache."""
+    def extend(self, x: Tensor, cache: _Cache, one: _Next) -> Tensor:
+        """One more token of each session, after those in the cache."""
         qkv, _ = self.qkv.forward(self.norm1.forward(x)[0])
-        self.attention.rotate(qkv, turn.cos, turn.sin)
-        mixed, cache = self.attention.extend(qkv, cache)
-        middle = self.out.forward(mixed)[0].add_(x)
+        self.attention.rotate(qkv, one.cos, one.sin)
+        middle = self.out.forward(self.attention.extend(qkv, cache, one))[0].add_(x)
         wide, _ = self.up.forward(self.norm2.forward(middle)[0])
         active = functional.silu(wide[:, : self.inner]) * wide[:, self.inner :]
-        return self.down.forward(active)[0].add_(middle), cache
+        return self.down.forward(active)[0].add_(middle)
 
     def backward(self, grad: Tensor, at: Plan, turn: _Turn, s: _Saved, *, last: bool) -> Tensor:
         """Return the gradient of the layer's input; the `last` to be called may return anything."""
@@ -356,13 +376,22 @@ class Llama:
     def _plan(self, sessions: Sequence[Encoded]) -> Plan:
         return plan(sessions).to(self.device)
 
-    def _turn(self, at: Plan) -> _Turn:
-        angles = at.positions.float()[:, None] * self._frequency
+    def _angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        angles = positions.float()[:, None] * self._frequency
         kind = self.embedding.dtype
-        cos, sin = angles.cos().to(kind)[:, None], angles.sin().to(kind)[:, None]
-        causal = torch.full((at.width, at.width), _MASKED, dtype=kind, device=self.device).triu(1)
+        return angles.cos().to(kind)[:, None], angles.sin().to(kind)[:, None]
+
+    def _turn(self, at: Plan) -> _Turn:
+        causal = self.embedding.new_full((at.width, at.width), _MASKED).triu(1)
         group = self.shape.heads // self.shape.kv_heads
-        return _Turn(cos, sin, causal.repeat(group, 1))
+        return _Turn(*self._angles(at.positions), causal.repeat(group, 1))
+
+    def _next(self, positions: Tensor, room: int) -> _Next:
+        unseen = torch.arange(room, device=self.device) > positions[:, None]
+        mask = torch.zeros_like(unseen, dtype=self.embedding.dtype).masked_fill_(unseen, _MASKED)
+        mask = mask.repeat_interleave(self.shape.kv_heads, 0)[:, None]
+        rows = torch.arange(len(positions), device=self.device)
+        return _Next(*self._angles(positions), mask, rows, positions)
 
     def _seen(self, at: Plan) -> Tensor:
         """What the head reads to predict each completion token."""
@@ -428,30 +457,43 @@ class Llama:
         parts += [norm.weight for layer in layers for norm in (layer.norm1, layer.norm2)]
         return digest_of([self.embedding, self.head, self.norm.weight, *parts])
 
-    def generate(self, prompt: Sequence[int], *, count: int, end: int) -> list[int]:
-        at = self._plan([Encoded(tuple(prompt), len(prompt))])
+    def generate(
+        self, prompts: Sequence[Sequence[int]], *, count: int, end: int
+    ) -> list[list[int]]:
+        at = self._plan([Encoded(tuple(prompt), len(prompt)) for prompt in prompts])
+        room = at.width + count
         turn = self._turn(at)
         x = functional.embedding(at.tokens, self.embedding)
         caches = []
         for layer in self.layers:
             x, saved = layer.forward(x, at, turn)
             _, k, v, _ = saved.attention
-            caches.append((k[:, : len(prompt)], v[:, : len(prompt)]))
-        x = x[len(prompt) - 1 : len(prompt)]
-        made: list[int] = []
-        while True:
-            seen, _ = self.norm.forward(x)
-            token = int(functional.linear(seen, self.head)[0].argmax())
-            if token == end:
-                return made
-            made.append(token)
-            if len(made) == count:
-                return made
-            place = len(prompt) + len(made) - 1
-            one = self._turn(at._replace(positions=torch.full_like(at.positions[:1], place)))
-            x = functional.embedding(torch.tensor([token], device=self.device), self.embedding)
-            for index, layer in enumerate(self.layers):
-                x, caches[index] = layer.extend(x, caches[index], one)
+            caches.append(_Cache(self._roomy(k, room), self._roomy(v, room)))
+        positions = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        x = x[positions.cumsum(0) - 1]
+        made: list[list[int]] = [[] for _ in prompts]
+        going = set(range(len(prompts)))
+        for step in range(count):
+            tokens = functional.linear(self.norm.forward(x)[0], self.head).argmax(-1)
+            said = tokens.tolist()
+            going = {index for index in going if said[index] != end}
+            for index in going:
+                made[index].append(said[index])
+            if not going or step == count - 1:
+                break
+            # Those that have ended are computed on, unheard: the weights are read all the same.
+            one = self._next(positions + step, room)
+            x = functional.embedding(tokens, self.embedding)
+            for layer, cache in zip(self.layers, caches, strict=True):
+                x = layer.extend(x, cache, one)
+        return made
+
+    def _roomy(self, padded: Tensor, room: int) -> Tensor:
+        """Keys or values of a batch, with room for more; what stands in spare places is unseen."""
+        wide = padded.view(-1, self.shape.kv_heads, *padded.shape[1:])
+        roomy = wide.new_zeros(*wide.shape[:2], room, wide.shape[-1])
+        roomy[:, :, : wide.shape[2]] = wide
+        return roomy
 
 
 def _chunks(seen: Tensor, at: Plan) -> list[tuple[Tensor, Tensor, Tensor]]:

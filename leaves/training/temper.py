@@ -12,6 +12,8 @@ import hashlib
 from dataclasses import replace
 from pathlib import Path
 
+import msgspec
+
 from ..bundle import read_adapter
 from ..ports import EvaluateJob, Evaluator, Progress, Report, Trained, silent
 from .bounds import bootstrap
@@ -20,7 +22,7 @@ from .general import general_examples
 from .tensors import pack
 
 FACTORS = (1.0, 0.7, 0.5, 0.35, 0.25)  # of what an adapter adds; at a quarter little is left
-TEMPERED = "tempered.safetensors"
+TEMPERED, FOUND = "tempered.safetensors", "tempered.json"
 _JUDGED, _LOOKED_AT = 64, 48  # passages that judge an adapter, and those after them that temper it
 
 
@@ -32,23 +34,53 @@ def temper(
     The strongest of `FACTORS` for which the upper 95 % bound of the rise over the bare chassis is
     not above zero, or else the weakest. The passages are others than those that judge it later. The
     style control is left as it is: the leaf has to win against it at full strength.
+    What was found is kept beside the adapter, so that the same one is not measured again. Raises
+    as the evaluator does: BundleError if an adapter is refused, or its losses are no numbers.
     """
+    kept = trained.adapter.with_name(FOUND)
+    about = f"{chassis.tag8.hex()}/{trained.sha256}"
+    factor = _found(kept, about)
+    if factor is None:
+        factor = _bearable(trained.adapter, chassis, evaluator, report)
+        kept.write_bytes(msgspec.json.encode(_Found(about, factor)))  # half of it is not read
+    path = _weakened(trained.adapter, chassis, factor)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(trained, adapter=path, sha256=digest, strength=factor)
+
+
+def _bearable(adapter: Path, chassis: Chassis, evaluator: Evaluator, report: Report) -> float:
     passages = general_examples(_JUDGED + _LOOKED_AT)[_JUDGED:]
-    path, factor = trained.adapter, FACTORS[0]
     bare: tuple[float, ...] = ()
-    for at, factor in enumerate(FACTORS):
-        path = _weakened(trained.adapter, chassis, factor)
-        if factor == FACTORS[-1]:
-            break
-        report(Progress("temper", at, len(FACTORS), f"at {factor:.0%} of its strength"))
-        adapters = (("adapter", path),) if bare else (("adapter", path), ("bare", None))
-        losses = evaluator.losses(EvaluateJob(chassis.path, passages, adapters), report).by_label
+    for at, factor in enumerate(FACTORS[:-1]):
+
+        def told(progress: Progress, at: int = at, factor: float = factor) -> None:
+            done, total = at * progress.total + progress.done, len(FACTORS) * progress.total
+            report(Progress("temper", done, total, f"at {factor:.0%} of its strength"))
+
+        weaker = _weakened(adapter, chassis, factor)
+        adapters = (("adapter", weaker),) if bare else (("adapter", weaker), ("bare", None))
+        losses = evaluator.losses(EvaluateJob(chassis.path, passages, adapters), told).by_label
         bare = bare or losses["bare"]
         rises = [after - before for after, before in zip(losses["adapter"], bare, strict=True)]
         if bootstrap(rises).high <= 0:
-            break
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    return replace(trained, adapter=path, sha256=digest, strength=factor)
+            return factor
+    return FACTORS[-1]
+
+
+def _found(path: Path, about: str) -> float | None:
+    """What was found before of this adapter on this chassis."""
+    try:
+        found = msgspec.json.decode(path.read_bytes(), type=_Found)
+    except (FileNotFoundError, ValueError, RecursionError):
+        return None  # nothing was, or it is measured again
+    return found.factor if found.about == about else None
+
+
+class _Found(msgspec.Struct, frozen=True):
+    """The strength that other text bears, of the adapter and chassis that `about` names."""
+
+    about: str
+    factor: float
 
 
 def _weakened(adapter: Path, chassis: Chassis, factor: float) -> Path:

@@ -1,15 +1,18 @@
 """The child process in which torch runs: orders on standard input, answers on standard output.
 
 It ends with its parent: when the pipe of its input closes, whatever it was doing is dropped, and a
-checkpoint is what remains. Adapters of peers are put on here, so a chassis that stays loaded for
-the next order is compared with what it was, and a child that failed in any way takes no other.
+checkpoint is what remains. A paused one does not notice: Linux ends it, and on another system it
+stays until somebody resumes it. Adapters of peers are put on here, so a chassis that stays loaded
+for the next order is compared with what it was, and a child that failed in any way takes no other.
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import queue
 import resource
+import signal
 import sys
 import threading
 import traceback
@@ -43,12 +46,15 @@ from .orders import (
 if TYPE_CHECKING:
     import torch
 
+_SET_DEATH_SIGNAL = 1
+
 
 def main() -> int:
     """Carry out orders until there are no more; each is answered by a result, or why there is none.
 
     Exit 0 at the end of the orders, and after one that failed.
     """
+    _end_with_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
     orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -87,6 +93,17 @@ def _read(orders: queue.SimpleQueue[bytes]) -> None:
             waiting = []
         waiting.append(rest)
     os._exit(0)
+
+
+def _end_with_parent() -> None:
+    """Have Linux kill this process, stopped or not, when the thread that started it ends.
+
+    That is one which stays (`spawn.py`). A parent that is gone already has closed the pipe.
+    """
+    if sys.platform.startswith("linux"):
+        libc = ctypes.CDLL(None, use_errno=True)
+        if libc.prctl(_SET_DEATH_SIGNAL, signal.SIGKILL, 0, 0, 0) != 0:
+            raise OSError(ctypes.get_errno(), "no signal at the parent's death")
 
 
 def _limit(limits: Limits) -> None:
@@ -148,19 +165,21 @@ class _Bench:
 
 
 def _generate(job: GenerateJob, model: _Model, report: Report) -> dict[str, tuple[str, ...]]:
-    from .encode import TOKENS_MAX, Encoder
+    from .encode import TOKENS_MAX, Encoded, Encoder, chunks
 
     encoder = Encoder(job.chassis)
     prompts = [encoder.prompt(each, tokens_max=TOKENS_MAX) for each in job.prompts]
     answers: dict[str, tuple[str, ...]] = {}
-    total = len(job.adapters) * len(prompts)
+    total, done = len(job.adapters) * len(prompts), 0
     for label, adapter in job.adapters:
         model.bind(adapter)
-        made: list[str] = []
-        for prompt in prompts:
-            tokens = model.backend.generate(prompt, count=job.tokens, end=encoder.end)
-            made.append(encoder.text(tokens))
-            done = len(answers) * len(prompts) + len(made)
+        made = [""] * len(prompts)
+        for part in chunks([Encoded(prompt, len(prompt)) for prompt in prompts]):
+            together = [prompts[index] for index in part]
+            said = model.backend.generate(together, count=job.tokens, end=encoder.end)
+            for index, tokens in zip(part, said, strict=True):
+                made[index] = encoder.text(tokens)
+            done += len(part)
             report(Progress("generate", done, total, label))
         answers[label] = tuple(made)
     return answers

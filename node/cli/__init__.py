@@ -8,29 +8,33 @@ import sqlite3
 import sys
 from collections.abc import Sequence
 
-import cyclopts
+try:
+    import cyclopts
 
-from node.errors import OwnerError
-from node.terminal import Terminal
+    from node.errors import OwnerError
+    from node.terminal import Terminal
 
-from . import (
-    approve,
-    config,
-    consent,
-    data,
-    leaves,
-    lifecycle,
-    mesh,
-    pictures,
-    process,
-    registry,
-    route,
-    scrub,
-    sources,
-    train,
-)
-from .base import command
-from .misuse import misuse
+    from . import (
+        approve,
+        config,
+        consent,
+        data,
+        leaves,
+        lifecycle,
+        mesh,
+        pictures,
+        process,
+        registry,
+        route,
+        scrub,
+        sources,
+        train,
+    )
+    from .base import command
+    from .misuse import misuse
+except KeyboardInterrupt:  # Ctrl-C in the second that loading takes
+    sys.stderr.write("interrupted\n")
+    sys.exit(130)
 
 __all__ = [
     "approve",

@@ -23,6 +23,7 @@ command = Command(
     help=HELP,
     version=lambda: version("groove-node"),
     version_flags=["--version"],
+    default_parameter=Parameter(negative_iterable=()),  # an empty list is no choice that one makes
     suppress_keyboard_interrupt=False,  # `node.cli.main` says what an interruption leaves
 )
 consent = Command(name="consent", help="What this node may do. Everything is off by default.")

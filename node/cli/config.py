@@ -21,11 +21,21 @@ def config_get(key: str | None = None, /, *, json: AsJson = False) -> None:
 
 
 @config.command(name="explain")
-def config_explain(key: str, /, *, json: AsJson = False) -> None:
-    """Say what a key is for, its default, and what it is now."""
+def config_explain(key: str | None = None, /, *, json: AsJson = False) -> None:
+    """Say what a key is for, its default, what it is now and what it may be.
+
+    Of a section, or without a key of everything, each key is told in a line.
+    """
     out = Terminal(json)
-    found = settings.explain(App.open(), key)
-    plain = ("key", "why")
+    app = App.open()
+    if key is None or settings.is_section(key):
+        told = settings.explain_all(app, key)
+        rows = [(x["key"], _toml(x["value"]), x["allowed"], x["why"]) for x in told]
+        out.table(("KEY", "IS", "MAY BE", "WHY"), rows)
+        out.done({"keys": told})
+        return
+    found = settings.explain(app, key)
+    plain = ("key", "allowed", "why")
     out.facts([(name, x if name in plain else _toml(x)) for name, x in found.items()])
     out.done(found)
 
@@ -38,19 +48,30 @@ def config_set(key: str, value: str, /, *, json: AsJson = False) -> None:
     a round that was begun go on with what they read at their start.
     """
     out = Terminal(json)
-    done = settings.change(App.open(), key, value)
+    app = App.open()
+    done = settings.change(app, key, value)
+    if key == "training.chassis" and done["new"] != done["old"] and app.forests.forest().leaves:
+        out.note(
+            "adapters that were trained on the other chassis are set aside until rounds have "
+            "trained their leaves anew; what is above them answers"
+        )
     out.done(done, f"{key} is {_toml(done['new'])} now, and was {_toml(done['old'])}")
 
 
 @config.command(name="history")
 def config_history(*, json: AsJson = False) -> None:
-    """Every change under [rules], with the round that first went by it."""
+    """Every change under [rules], with the round that first went by it or that it waits for."""
     out = Terminal(json)
-    found = settings.history(App.open())
+    app = App.open()
+    found = settings.history(app)
     rows = [(x["when"], str(x["round"]), x["key"], _toml(x["old"]), _toml(x["new"])) for x in found]
+    waiting = settings.pending(app)
+    rows += [
+        ("from the next round", "-", x["key"], _toml(x["old"]), _toml(x["new"])) for x in waiting
+    ]
     if rows:
         out.table(("WHEN", "ROUND", "RULE", "WAS", "IS"), rows)
-    out.done({"changes": found}, "" if rows else "no round has met a changed rule")
+    out.done({"changes": found, "pending": waiting}, "" if rows else "no rule was changed")
 
 
 def _toml(value: object) -> str:

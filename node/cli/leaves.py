@@ -44,7 +44,8 @@ def round_(
     if dry_run:
         plan = app.plan(out.progress)
         out.line(plan.mode)
-        out.table(("WHAT", "LEAF", "WHY"), [*plan.transitions, *plan.trainings])
+        if rows := [*plan.transitions, *plan.trainings]:
+            out.table(("WHAT", "LEAF", "WHY"), rows)
         out.table(("STEP", "ABOUT", "BY"), planning.told(plan.expected))
         document = {**msgspec.to_builtins(plan), "minutes": round(plan.minutes, 1)}
         out.done(document, plan.note)

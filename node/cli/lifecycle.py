@@ -32,6 +32,6 @@ def lifecycle(
         out.done({"page": page})
         return
     rows = life.rows(config.load(home.home_path()).rules)
-    out.table(life.COLUMNS, rows)
+    out.table(life.COLUMNS, rows, within=100)
     names = [title.lower() for title in life.COLUMNS]
     out.done({"changes": [dict(zip(names, row, strict=True)) for row in rows]})

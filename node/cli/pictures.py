@@ -22,8 +22,12 @@ def tree(
         str | None, Parameter(help="A day, 2026-11-22: the forest as it was at its end, UTC.")
     ] = None,
     diff: Annotated[
-        tuple[str, str] | None,
-        Parameter(help="Two days, or a day and `now`: which leaves came, went, changed, grew."),
+        list[str] | None,
+        Parameter(
+            negative="",
+            consume_multiple=True,
+            help="Two days, or a day until now: which leaves came, went, changed, grew.",
+        ),
     ] = None,
     table: Annotated[
         bool, Parameter(negative="", help="As a table, with gains, last routing and ids.")
@@ -41,7 +45,7 @@ def tree(
     if diff is not None:
         if at is not None or table:
             raise MisuseError("--diff shows two days as a table; it takes neither --at nor --table")
-        _difference(app, out, *diff)
+        _difference(app, out, *past.span(diff))
         return
     forest, foreign = overview.tree(app, at)
     standing = atlas.standing(app, at)
@@ -58,7 +62,7 @@ def tree(
     for text in publishing.lines(kept_back):
         out.line(text)
     document = {
-        "leaves": [show.as_json(leaf) for leaf in forest.live()],
+        "leaves": [show.as_json(leaf, standing.gates) for leaf in forest.live()],
         "foreign": [show.foreign_json(known) for known in foreign],
         "starters": list(standing.starters),
         "sessions": standing.sessions,

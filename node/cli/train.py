@@ -17,8 +17,9 @@ from .base import AsJson, command
 HELP = """Train one leaf by hand, step by step; a round does the same by itself.
 
 The order is preprocess, sft, dpo, evaluate, package; each step goes on from the one before and can
-be stopped and run again. Nothing in the forest changes until `package --adopt`. A step prints what
-it did in numbers. Needs the scope `train`; no round runs meanwhile.
+be stopped and run again. Nothing in the forest changes until `package --adopt`, but the count of
+looks: a verdict that you were shown counts, adopted or not, and each one makes the next win harder.
+A step prints what it did in numbers. Needs the scope `train`; no round runs meanwhile.
 """
 
 train = Command(name="train", help=HELP)
@@ -54,7 +55,10 @@ def dpo(name: str, /, *, json: AsJson = False) -> None:
 
 @train.command(name="evaluate")
 def evaluate(name: str, /, *, json: AsJson = False) -> None:
-    """Judge the adapter against its parent, its style control and the version in force."""
+    """Judge the adapter against its parent, its style control and the version in force.
+
+    A verdict counts as a look at the leaf; one on the same adapter and sessions counts once.
+    """
     _steps(name, [Step.EVALUATE], json)
 
 

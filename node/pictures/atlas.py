@@ -15,7 +15,7 @@ import numpy as np
 
 from leaves.model import DAY_S, Forest, Instant, Leaf, LeafId
 from leaves.ports import Progress, Report, silent
-from node import overview, set_aside
+from node import overview, routing, set_aside
 from node.errors import MisuseError, OwnerError
 from router.starters import STARTERS
 
@@ -142,7 +142,6 @@ def _standing(
 ) -> Standing:
     table = app.tables.load_sound()
     entries = table.entries if table else ()
-    own = [entry for entry in entries if not entry.origin and not entry.system]
     starters = [entry.name.removesuffix("-starter") for entry in entries if entry.system]
     if table is None and not forest.leaves:  # nothing was ever routed: they will be the first
         starters = [starter.key for starter in STARTERS]
@@ -153,7 +152,7 @@ def _standing(
         max(sessions - len(leaf_of), 0),
         tuple(app.foreign.all()),
         tuple(starters),
-        {entry.leaf: entry.threshold for entry in own},
+        routing.gates_in_force(app),
         weekly or {},
         app.allows("train"),
         set_aside.tag(app),

@@ -33,9 +33,10 @@ When a leaf ends, the leaves below it go to its parent, and so do its sessions; 
 merge leave both to the new one.
 
 Three words of a leaf's history are acts of the owner alone, and no round comes to them. `restored`:
-`groove-node restore DATE` puts leaves back as they were on that day, whatever stands here, and the
-next round goes on from there. `renamed`: `groove-node leaf rename` gives another name, and the
-stage stays. `withdrawn`: sessions were deleted, and with them goes what was made of them.
+`groove-node restore DATE` puts leaves back as they were on that day, by no row of the table, and
+the next round goes on from there; a leaf that sessions were withdrawn from since stays as it is.
+`renamed`: `groove-node leaf rename` gives another name, and the stage stays. `withdrawn`: sessions
+were deleted, and with them goes what was made of them.
 
 A starter is not a leaf and has no stage: it is an entry of the routing table, deprecated once
 leaves that grew from sessions take {starters_leave:.0%} of the last {starters_sessions:,} sessions
