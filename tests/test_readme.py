@@ -36,7 +36,8 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     home = tmp_path / "home"
     home.mkdir(mode=0o700)
     chassis = tiny_llama.build(tmp_path / "chassis")
-    (home / "groove.toml").write_text(f'[training]\nchassis = "{chassis}"\nsteps = 2\ncontrol_pairs = 0\n')
+    training = f'[training]\nchassis = "{chassis}"\nsteps = 2\ncontrol_pairs = 0\n'
+    (home / "groove.toml").write_text(training)
     write_history(tmp_path)
     environment = {
         **os.environ,
