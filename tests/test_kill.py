@@ -130,6 +130,7 @@ def test_an_import_killed_in_the_middle_loses_nothing_and_captures_nothing_twice
 def test_a_killed_node_never_signs_an_older_head(home: Path) -> None:
     """Two nodes, so that the first may publish; the second only has to be there."""
     groove(home, "round")
+    assert groove(home, "leaf", "publish", "--all")["published"], "new topics wait for a word"
     other = home.parent / "other"
     other.mkdir(mode=0o700)
     groove(other, "init")
