@@ -212,3 +212,14 @@ def test_what_was_dropped_is_told_by_reason() -> None:
         trained_before=ids(first.train),
     )
     assert (second.dropped.empty, second.dropped.judged_before) == (1, 75)
+
+
+def test_a_large_group_judges_only_where_small_ones_are_too_few() -> None:
+    """A verdict counts groups: of three large ones it could say next to nothing."""
+    large = sessions(240, per_group=60)
+    small = [
+        Example(f"t{n:04}", f"other ask {n}", f"other answer {n}", f"h{n // 4}") for n in range(160)
+    ]
+    judges = preprocess(large + small).held_out
+    assert len(judges) == 100 and {each.group[0] for each in judges} == {"h"}
+    assert len(preprocess(large).held_out) == 60, "where there is nothing else"

@@ -17,6 +17,7 @@ from typing import NamedTuple
 from ..ports import Example
 from .near_copies import NearCopies
 
+_GROUPS_WANTED = 10  # among the judges: a group of more than a tenth of them is large
 _SPACE = re.compile(r"\s+")
 
 
@@ -176,7 +177,8 @@ def _held_out(
     """Who judges, the groups that cannot train then, and how many sessions likeness idles.
 
     Who is near to what has trained does not judge. What is near to a judge and new does not train:
-    there is no way to keep both, and most are near to one or two others at most.
+    there is no way to keep both, and most are near to one or two others at most. Large groups come
+    last: whole groups are what a verdict counts, and of three of them it could say nothing.
     """
     available = sum(len(groups[key]) for key in sides.fresh)
     fraction = rules.later_fraction if sides.replay else rules.fraction
@@ -190,7 +192,9 @@ def _held_out(
     chosen: list[Example] = []
     taken: set[str] = set()
     near = 0
-    for key in sides.judges + sides.fresh:
+    for key in sorted(
+        sides.judges + sides.fresh, key=lambda each: len(groups[each]) > wanted // _GROUPS_WANTED
+    ):
         members = groups[key]
         if key in taken or len(chosen) + len(members) > wanted:
             continue
