@@ -27,6 +27,7 @@ from leaves.ports import (
 )
 from leaves.store import ForestStore, Role
 from leaves.training.chassis import Chassis
+from leaves.training.margin import MARGINS
 
 from .capture.sessions import Session
 from .judging import DPO, Judged, Packed, evaluate, pack, wants_second
@@ -37,7 +38,6 @@ if TYPE_CHECKING:
     from .examining import Gate
 
 TrainAll = Callable[[Sequence[TrainJob], Report], object]  # side by side
-MARGINS = "margins.json"  # in the folder of trainings, which a deletion clears
 
 
 @dataclass(frozen=True, slots=True)

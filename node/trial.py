@@ -30,11 +30,10 @@ from leaves.store import Role
 from leaves.training.alpha import confidence_at
 from leaves.training.evaluate import HELD_OUT_MIN, judge
 from leaves.training.general import general_examples
-from leaves.training.margin import Calibration, recipe
+from leaves.training.margin import MARGINS, Calibration, recipe
 from leaves.training.preprocess import stable
 from router.calibrate import FALSE_REJECTS
 
-from .classroom import MARGINS
 from .foreign import LOOKS, Known, State
 from .measuring import measured
 from .show import evaluation_line

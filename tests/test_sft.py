@@ -119,7 +119,7 @@ def test_a_paused_child_computes_nothing_and_goes_on_to_the_same_bytes(
     job = TrainJob(tmp_path / "paused", chassis, examples(12), SCHEDULE)
     trained = trainer.train(job, pause_at_3)
     other = TrainJob(tmp_path / "unbroken", chassis, examples(12), SCHEDULE)
-    assert trained.sha256 == train(other, silent, dtype=torch.float32).sha256
+    assert trained.sha256 == ChildTrainer(dtype="float32").train(other).sha256
     assert paused
 
 

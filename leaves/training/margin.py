@@ -23,6 +23,7 @@ PRIOR_PAIRS = 6  # what `STYLE_MARGIN` is worth against measured pairs
 # times before anybody looks. Three measured pairs (0.050, 0.016, 0.011) then give 0.082.
 COVERED = 0.995
 PAIRS_MAX = 32  # kept of each recipe: one that went astray is forgotten in time
+MARGINS = "margins.json"  # in the folder of trainings, which a deletion clears
 RECIPES_MAX = 16
 
 
