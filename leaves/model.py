@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import NewType
 
@@ -195,6 +195,23 @@ class Leaf:
     week: int = 0  # of its sessions, those of the seven days before it was last found
     apart: int = 0  # full looks in a row that found a part of it beside its cluster,
     parts: int = 0  # and within
+
+    def untrained(self) -> Leaf:
+        """Without its adapter and what came of its trainings; looks taken at it stay counted."""
+        return replace(
+            self,
+            adapter=None,
+            evaluation=None,
+            trainings=0,
+            trained_at=None,
+            first_trained=None,
+            sessions_at_training=0,
+            wins=0,
+            regressions=0,
+            matured_at=None,
+            method="",
+            note="",
+        )
 
 
 @dataclass(frozen=True, slots=True)

@@ -474,20 +474,8 @@ class _Work:
         """Without what was made of its sessions. Looks that were taken at it stay counted."""
         stage = Stage.SPROUT if leaf.stage is Stage.MATURE else leaf.stage
         stage = Stage.DISSOLVED if ended else stage
-        bare = replace(leaf, stage=stage, version=leaf.version + 1, adapter=None, evaluation=None)
-        return replace(
-            bare,
-            stage_since=self.now if stage is not leaf.stage else leaf.stage_since,
-            trainings=0,
-            trained_at=None,
-            first_trained=None,
-            sessions_at_training=0,
-            wins=0,
-            regressions=0,
-            matured_at=None,
-            method="",
-            note="",
-        )
+        bare = replace(leaf.untrained(), stage=stage, version=leaf.version + 1)
+        return bare if stage is leaf.stage else replace(bare, stage_since=self.now)
 
 
 def _check(source: Stage | None, kind: str, leaf: Leaf) -> None:

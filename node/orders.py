@@ -69,6 +69,18 @@ def retract(app: App, name: str) -> str:
     return leaf.id
 
 
+def retracted(app: App) -> set[str]:
+    """Own leaves that were retracted or are about to be; "" stands for all that there ever were."""
+    from random import Random
+
+    from gossip.core import Replica
+
+    mesh = Replica(app.identity.keys, app.config.mesh.gossip, Random(0), app.mesh_store.load())
+    gone = {leaf.hex() if leaf else "" for leaf in mesh.view(app.origin).retracted}
+    waiting = [letter.order for letter in app.mailbox.waiting()]
+    return gone | {order.leaf or "" for order in waiting if isinstance(order, Retract)}
+
+
 def add_peers(app: App, addresses: Sequence[str]) -> None:
     """Remember peers; a running node dials them at once."""
     from gossip.addresses import AddressError, peer_of

@@ -216,22 +216,9 @@ def _back(was: Leaf, leaf: Leaf, now: Instant) -> Leaf:
 def _bare(leaf: Leaf, now: Instant) -> Leaf:
     """Without an adapter a leaf is a seed, whatever it was."""
     stage = Stage.SEED if leaf.stage.live else leaf.stage
-    return replace(
-        leaf,
-        stage=stage,
-        stage_since=now if stage is not leaf.stage else leaf.stage_since,
-        trainings=0,
-        trained_at=None,
-        first_trained=None,
-        sessions_at_training=0,
-        wins=0,
-        regressions=0,
-        matured_at=None,
-        method="",
-        note="its adapter was gone when it was restored",
-        adapter=None,
-        evaluation=None,
-    )
+    since = leaf.stage_since if stage is leaf.stage else now
+    note = "its adapter was gone when it was restored"
+    return replace(leaf.untrained(), stage=stage, stage_since=since, note=note)
 
 
 def members_after(
@@ -325,16 +312,9 @@ def _no_open_round(app: App) -> None:
 
 def _retracted(app: App, found: Restoration) -> Iterable[str]:
     """Leaves that come back here and that peers never take again."""
-    from random import Random
+    from .orders import retracted
 
-    from gossip.core import Replica
-
-    from .mailbox import Retract
-
-    mesh = Replica(app.identity.keys, app.config.mesh.gossip, Random(0), app.mesh_store.load())
-    gone = {leaf.hex() if leaf else "" for leaf in mesh.view(app.origin).retracted}
-    orders = [letter.order for letter in app.mailbox.waiting()]
-    gone |= {order.leaf or "" for order in orders if isinstance(order, Retract)}
+    gone = retracted(app)
     return [
         f"{leaf.name}: it was retracted, and peers never take it again"
         for id_, (leaf, _) in found.leaves.items()

@@ -28,6 +28,7 @@ from leaves.ports import BlobStore
 from .bundles import BundleStore, checked
 from .errors import OwnerError
 from .home import write_atomic
+from .orders import retracted
 from .told import Tell, Told
 
 if TYPE_CHECKING:
@@ -274,20 +275,6 @@ def offers(app: App) -> list[Entry]:
             )
         )
     return entries
-
-
-def retracted(app: App) -> set[str]:
-    """Own leaves that were retracted or are about to be; "" stands for all that there ever were."""
-    from random import Random
-
-    from gossip.core import Replica
-
-    from .mailbox import Retract
-
-    mesh = Replica(app.identity.keys, app.config.mesh.gossip, Random(0), app.mesh_store.load())
-    gone = {leaf.hex() if leaf else "" for leaf in mesh.view(app.origin).retracted}
-    waiting = [letter.order for letter in app.mailbox.waiting()]
-    return gone | {order.leaf or "" for order in waiting if isinstance(order, Retract)}
 
 
 def push_home(app: App) -> tuple[Pushed, str] | None:

@@ -7,7 +7,7 @@ instead of hundreds.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,9 @@ import torch
 from torch import Tensor
 
 from .tensors import Array, pack
+
+# From the sessions' losses to the weight of each in what is learned; a weight may be negative.
+Weigh = Callable[[Sequence[float]], Sequence[float]]
 
 _PREFIX = "base_model.model."
 

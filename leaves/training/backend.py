@@ -7,21 +7,20 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
 import psutil
 import torch
 
-from .adapter import Adapters
+from .adapter import Adapters, Weigh
 from .chassis import llama_shape, open_chassis, weight_files
 from .encode import Encoded
 from .llama import Llama
 from .tensors import Weights
 
 DEVICE_VARIABLE = "GROOVE_DEVICE"
-Weigh = Callable[[Sequence[float]], Sequence[float]]
 
 
 class Backend(Protocol):

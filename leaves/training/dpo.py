@@ -23,8 +23,8 @@ import torch
 
 from ..ports import Example, PreferenceJob, Progress, Report, Trained
 from . import checkpoint, files, reference
-from .adapter import Adapters
-from .backend import Backend, Weigh, fastest_dtype, open_backend
+from .adapter import Adapters, Weigh
+from .backend import Backend, fastest_dtype, open_backend
 from .chassis import open_chassis
 from .checkpoint import Place
 from .encode import Encoder

@@ -5,19 +5,16 @@ from __future__ import annotations
 import os
 import warnings
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .adapter import Adapters
+from .adapter import Adapters, Weigh
 from .chassis import Chassis
 from .digest import digest_of
 from .encode import Encoded
-
-if TYPE_CHECKING:
-    from .backend import Weigh
 
 
 class HuggingFace:

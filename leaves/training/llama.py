@@ -13,19 +13,16 @@ A test holds losses and gradients to those of transformers and PEFT.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .adapter import Adapters, Pair
+from .adapter import Adapters, Pair, Weigh
 from .chassis import LlamaShape
 from .digest import digest_of
 from .encode import Encoded
-
-if TYPE_CHECKING:
-    from .backend import Weigh
 
 _ROWS_STEP = 32  # few distinct row counts: each new one makes the kernel library build new code
 _WIDTH_STEP = 8

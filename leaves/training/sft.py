@@ -17,8 +17,8 @@ import torch
 
 from ..ports import Progress, Report, Trained, TrainJob
 from . import checkpoint, files
-from .adapter import Adapters
-from .backend import Backend, Weigh, fastest_dtype, open_backend
+from .adapter import Adapters, Weigh
+from .backend import Backend, fastest_dtype, open_backend
 from .chassis import open_chassis
 from .checkpoint import Place
 from .encode import Encoded, Encoder, chunks
