@@ -15,7 +15,8 @@ from .events import Effect, Publish, Send
 from .keys import Keys
 from .origin import Claims, next_seq
 from .ports import PeerId
-from .table import Table, root, usage_hash
+from .records import Held
+from .table import Table, build, root, usage_hash
 from .wire import HOUR_S, ZERO8, ZERO32, EchoGet, Flag, Head, Retract, Scope, Standing, encode
 
 SILENCES_MAX = 3  # questions that a peer leaves unanswered before it is not counted on
@@ -26,6 +27,7 @@ class Author:
 
     def __init__(self, keys: Keys, config: GossipConfig) -> None:
         self.keys = keys
+        self.origin = keys.origin  # whatever the epoch
         self.waiting: Publish | None = None  # to be signed as soon as that is safe
         self.withholds = False  # the owner does not want heads to be signed
         self.last: Signed[Head] | None = None
@@ -34,6 +36,14 @@ class Author:
         self._answered: dict[PeerId, None] = {}
         self._silent: dict[PeerId, int] = {}  # how often a peer that is connected did not answer
         self._sure = False
+
+    def rekey(self, keys: Keys) -> None:
+        """Sign with these keys from now on. Raises ValueError if they are another origin's."""
+        if keys.origin != self.origin:
+            raise ValueError(f"keys of origin {keys.origin.hex()}, not {self.origin.hex()}")
+        if keys.doc.epoch != self.keys.doc.epoch:
+            self.last = None
+        self.keys = keys
 
     def ask(self, peers: Iterable[PeerId], now_s: int) -> list[Effect]:
         """Ask peers, up to three in all, while something waits."""
@@ -44,7 +54,7 @@ class Author:
         # Those that were silent come last, or three deaf peers would be asked for ever.
         chosen = sorted(others, key=lambda peer: self._silent.get(peer, 0))[: max(0, room)]
         self._asked |= dict.fromkeys(chosen, now_s)
-        return [Send(peer, encode(EchoGet(self.keys.origin))) for peer in chosen]
+        return [Send(peer, encode(EchoGet(self.origin))) for peer in chosen]
 
     def answered(self, peer: PeerId) -> None:
         """A peer's echo came, and what it said was taken in."""
@@ -58,7 +68,8 @@ class Author:
 
     def expire(self, now_s: int) -> None:
         """Wait no longer for peers that are silent: that is neither a yes nor a no."""
-        late = [p for p, at in self._asked.items() if now_s - at >= self._config.echo_timeout_s]
+        timeout_s = self._config.echo_timeout_s  # a clock set back must not make it longer
+        late = [p for p, at in self._asked.items() if not 0 <= now_s - at < timeout_s]
         for peer in late:
             del self._asked[peer]
             self._silent[peer] = self._silent.get(peer, 0) + 1
@@ -93,6 +104,8 @@ class Author:
             return "this origin is dead"
         if claims.epoch != doc.epoch:
             return "a newer key of this origin is in use"
+        if claims.is_revoked:
+            return "this key is revoked"
         if claims.standing is Standing.FROZEN:
             return "this key is frozen: two histories were signed with it"
         if None in claims.retracts:
@@ -101,7 +114,7 @@ class Author:
             return "this key is not valid now"
         return None
 
-    def is_due(self, claims: Claims, table: Table, now_s: int) -> bool:
+    def _is_due(self, claims: Claims, table: Table, now_s: int) -> bool:
         """True if a table differs from what the head says, or the head should be renewed."""
         if claims.head is None:
             return True
@@ -110,12 +123,36 @@ class Author:
             return True
         return (head.table_root, head.usage) != (root(table.index), usage_hash(table.usage))
 
+    def renew(self, own: Held, now_s: int) -> None:
+        """Have one's head signed anew before others take it for expired."""
+        head = own.claims.head
+        if head is None or None in own.claims.retracts:
+            return
+        if now_s // HOUR_S - head.value.ts_h >= self._config.refresh_after_h:
+            self.republish(own, now_s)
+
+    def republish(self, own: Held, now_s: int) -> None:
+        """Have what is published signed anew, unless something else waits, or nothing may."""
+        if own.claims.head is not None and self.waiting is None and not self.withholds:
+            table = own.table
+            self.waiting = Publish(table.live(), table.index.ended, table.usage, now_s)
+
+    def published(self, own: Held, wanted: Publish, now_s: int) -> Held | None:
+        """Sign a table; return what is then held of this origin, or None if nothing is due."""
+        cards = [card for card in wanted.cards if not own.claims.is_retracted(card.leaf)]
+        table = build(cards, wanted.ended, wanted.usage)
+        if not self._is_due(own.claims, table, now_s):
+            return None
+        head = self.head(table, now_s, urgent=wanted.urgent)
+        before = (own.claims.head, own.table.index) if own.claims.head else None
+        return Held(own.claims.with_head(head), table, before)
+
     def head(self, table: Table, now_s: int, *, urgent: bool) -> Signed[Head]:
         """Sign a head over a table, next after the last one. It must be saved before it is told."""
         now_h, last = now_s // HOUR_S, self.last
         first = next(iter(table.cards.values()), None)
         head = Head(
-            origin=self.keys.origin,
+            origin=self.origin,
             epoch=self.keys.doc.epoch,
             seq=next_seq(last.value.seq if last else 0, now_s),
             prev_seq=last.value.seq if last else 0,
@@ -133,5 +170,5 @@ class Author:
 
     def retract(self, leaf: bytes | None, scope: Scope, now_s: int) -> Signed[Retract]:
         doc = self.keys.doc
-        retract = Retract(self.keys.origin, doc.epoch, leaf, now_s // HOUR_S, scope)
+        retract = Retract(self.origin, doc.epoch, leaf, now_s // HOUR_S, scope)
         return seal(retract, self.keys.op)

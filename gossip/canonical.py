@@ -1,18 +1,21 @@
 """The one encoding of each value, and the refusal of every other.
 
-MessagePack allows many encodings of one value, and a decoder reserves memory for an array as long
-as its header claims before the items are there: a frame of 3 KiB can ask for megabytes. So a frame
-is first walked by its headers alone, then built, then encoded again and compared.
+MessagePack allows many encodings of one value, and a decoder that builds whatever a header claims
+can be made to reserve megabytes by a frame of 3 KiB. So the type leads: decoding stops at the first
+byte that it does not allow, and a length is checked against its cap before room is made for it.
+What was read is then encoded again and compared, for only one encoding is accepted.
+
+A walk over the headers in Python, in front of a decoder without types, accepts exactly the same; it
+is what the tests compare with. It costs 3 to 30 times as much, and 20 ms for a hostile 64 KiB.
 """
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
-import msgpack
 import msgspec
 
-DEPTH_MAX: Final = 6
 ITEMS_MAX: Final = 1024  # of any array
 
 T = TypeVar("T")
@@ -33,58 +36,17 @@ def encode(value: Any) -> bytes:
 
 def decode(data: bytes, kind: type[T]) -> T:
     """Parse the one encoding of a `kind`, or raise WireError."""
-    walk(data)
     try:
-        value: T = msgspec.convert(msgpack.unpackb(data, use_list=False), kind)
-    except (msgspec.ValidationError, UnicodeDecodeError):
+        value: T = _decoder(kind).decode(data)  # type: ignore[arg-type]  # types can be hashed
+    except msgspec.ValidationError:
         raise WireError("wrong fields") from None
+    except (msgspec.DecodeError, UnicodeDecodeError):  # cut short, bytes left over, not UTF-8
+        raise WireError("malformed") from None
     if encode(value) != data:
         raise WireError("not canonical")
     return value
 
 
-def _fixed_sizes() -> list[int]:
-    """The size of an item by its first byte, where that byte says all; else 0."""
-    sizes = [0] * 256
-    for code in (*range(0x80), *range(0xE0, 0x100), 0xC0):  # small integers, nil
-        sizes[code] = 1
-    for code in range(0xCC, 0xD4):  # integers of 1, 2, 4, 8 bytes, unsigned then signed
-        sizes[code] = 1 + (1 << (code & 3))
-    for length in range(32):  # short text
-        sizes[0xA0 | length] = 1 + length
-    return sizes
-
-
-_FIXED: Final = _fixed_sizes()
-_BLOB: Final = {0xC4: 1, 0xC5: 2, 0xC6: 4, 0xD9: 1}  # bin8, bin16, bin32, str8: bytes of length
-_ARRAY: Final = {0xDC: 2} | {0x90 | items: 0 for items in range(16)}  # array16, short arrays
-
-
-def walk(data: bytes) -> None:
-    """Raise WireError at what the wire forbids: other types, depth, length, a torn or long end."""
-    at, end = 0, len(data)
-    left = [1]  # items still to come in each array that is open
-    while left:
-        if left[-1] == 0:
-            left.pop()
-            continue
-        left[-1] -= 1
-        if at >= end:
-            raise WireError("cut short")
-        code = data[at]
-        if size := _FIXED[code]:
-            at += size
-        elif (width := _BLOB.get(code)) is not None:
-            at += 1 + width + int.from_bytes(data[at + 1 : at + 1 + width], "big")
-        elif (width := _ARRAY.get(code)) is not None:
-            items = int.from_bytes(data[at + 1 : at + 1 + width], "big") if width else code & 0x0F
-            if items > ITEMS_MAX:
-                raise WireError("array too long")
-            if len(left) > DEPTH_MAX:
-                raise WireError("too deep")
-            left.append(items)
-            at += 1 + width
-        else:
-            raise WireError("forbidden type")
-    if at != end:
-        raise WireError("cut short" if at > end else "trailing bytes")
+@lru_cache(maxsize=64)  # to build one takes a thousand times as long as to use it
+def _decoder(kind: Any) -> msgspec.msgpack.Decoder[Any]:
+    return msgspec.msgpack.Decoder(kind)

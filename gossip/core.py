@@ -12,52 +12,62 @@ Telling is a hint and may be lost; comparing is the guarantee. Three rules carry
 held only grows, so order and repetition do not matter. A head counts once its table is whole, so
 who announces can serve. What must survive a crash is ordered to disk before it is told.
 
-The parts: `author` signs, `hearing` verifies, `origin` judges, `pull` fetches tables, `holdings`
-answers, `reconcile` compares, `frames` says it in 64 KiB, `records` turns it into rows.
+The parts: `reading` parses, `hearing` verifies, `origin` judges, `pull` fetches tables, `holdings`
+answers, `comparing` and `reconcile` find out who lacks what, `frames` says it in 64 KiB, `records`
+turns it into rows, `author` signs; `admission` says how much is taken in, `news` what is told to
+whom, `ages` what hour it is, `interest` whose tables are kept, `recent` which heads stood before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from random import Random
 from typing import assert_never
 
-from . import frames, origin
+from . import origin
+from .admission import STRANGERS, Admission, PutOff
+from .ages import Ages
 from .author import Author
+from .comparing import Comparing
 from .config import GossipConfig
-from .envelope import Sealed, Signed, read
+from .envelope import Sealed, Signed
 from .events import (
-    Broadcast,
     Effect,
     Event,
     LeafRetracted,
     OriginChanged,
     PeerDown,
     PeerUp,
+    Protect,
     Publish,
     PublishBlocked,
     Received,
     Refused,
+    Rekey,
     RetractOwn,
     Save,
-    Send,
     SyncDue,
+    TellDue,
     WakeAfter,
     Withhold,
 )
-from .hearing import Said, by_origin, heard, open_head
+from .hearing import Said, heard, open_head
 from .holdings import Holdings
+from .interest import Interest, Wanted
 from .keys import Keys
+from .news import News
 from .origin import Claims
 from .ports import PeerId, Record
-from .pull import Piece, Pulls
-from .records import LAST, Held, changes, load, load_last
+from .pull import Piece, Pulls, table_bytes
+from .reading import Frame, Memory, is_newer
+from .recent import Recent
+from .records import LAST, Held, allowed, changes, load, load_high, load_last, save_high
 from .table import Table, build
+from .view import OriginView as OriginView
+from .view import view_of
 from .wire import (
     HOUR_S,
-    Card,
     Cards,
     CardsGet,
     Compare,
@@ -65,58 +75,54 @@ from .wire import (
     Digest,
     Echo,
     EchoGet,
-    Ended,
     Gone,
     Have,
     Head,
     Manifest,
     Standing,
-    SyncMessage,
     TableGet,
-    Usage,
     WireError,
-    decode_sync,
     encode,
 )
-
-NEWS_H = 2  # what is older is not told: who lacks it was away, and will compare
-
-
-@dataclass(frozen=True, slots=True)
-class OriginView:
-    """What one origin stands for, as of the last event."""
-
-    origin: bytes
-    standing: Standing
-    stale: bool  # its head has expired
-    head: Head | None
-    cards: tuple[Card, ...]  # of all that is live and not retracted, by leaf
-    ended: tuple[Ended, ...]
-    usage: tuple[Usage, ...]
-    retracted: tuple[bytes | None, ...]  # None: all of its leaves
-
-    @property
-    def usable(self) -> tuple[Card, ...]:
-        """The cards that may be acted on now."""
-        return self.cards if self.standing is Standing.SOUND and not self.stale else ()
 
 
 class Replica:
     """One node's copy of what all origins say, its own among them."""
 
     def __init__(
-        self, keys: Keys, config: GossipConfig, rng: Random, records: Iterable[Record] = ()
+        self,
+        keys: Keys,
+        config: GossipConfig,
+        rng: Random,
+        records: Iterable[Record] = (),
+        interest: Wanted | None = None,
+        memory: Memory | None = None,
     ) -> None:
-        """Start from what a store gave back. Raises records.RecordError if that makes no sense."""
+        """Start from what a store gave back. Raises records.RecordError if that makes no sense.
+
+        interest: whether a table is worth its room where there are many origins (see `interest`).
+        memory: of frames, to be shared by the replicas of one process.
+        """
         records = list(records)
         self._config = config
         self._rng = rng
         self._now_s = 0
         self._peers: dict[PeerId, None] = {}  # a dict, for its order: a set of str differs by run
-        self._held = Holdings(load(records).values())
+        self._saved_h = load_high(records)
+        self._ages = Ages(config, self._saved_h)
+        self._held = Holdings(load(records).values(), self._ages)
         self._pulls = Pulls(config, self._held)
         self._author = Author(keys, config)
-        self._stale: dict[bytes, None] = {}  # origins whose expiry was told
+        self._admission = Admission(config)
+        self._admission.loaded(name for name in self._held.names() if name != keys.origin)
+        self._interest = Interest(interest, keys.origin, config)
+        self._memory = memory or Memory(config.memory_bytes_max)
+        self._recent = Recent()
+        self._news = News(config, self._peers, self._held, rng)
+        self._comparing = Comparing(config, self._peers, self._held, self._pulls, self._admission)
+        self._late: dict[bytes, None] = {}  # origins whose tables wait for room
+        self._by_broadcast = False  # what is being heard
+        self._ticks = False  # a TellDue is to come
         # How often peers told what this node once said and has no record of: it, or all of this
         # machine, was restored from a backup.
         self.rollbacks = 0
@@ -133,41 +139,46 @@ class Replica:
 
     def view(self, name: bytes) -> OriginView:
         """Return what an origin stands for; of an unknown one, nothing."""
-        held = self._held[name]
-        head = held.claims.head.value if held.claims.head else None
-        return OriginView(
-            origin=name,
-            standing=held.claims.standing,
-            stale=head is not None and origin.is_stale(head, self._now_s),
-            head=head,
-            cards=tuple(held.table.live()),
-            ended=held.table.index.ended,
-            usage=held.table.usage,
-            retracted=tuple(sorted(held.claims.retracts, key=lambda leaf: leaf or b"")),
-        )
+        return view_of(self._held[name], self._ages.now_h)
 
     def own_head(self) -> Head | None:
         """The head that stands for this node, if it has published."""
-        return self.view(self._author.keys.origin).head
+        head = self._held[self._author.origin].claims.head
+        return head.value if head else None
 
     # ---- the door ------------------------------------------------------------------------------
 
     def handle(self, event: Event) -> list[Effect]:
         """Advance by one event; never raises on anything a peer can send.
 
-        Raises table.TableTooLargeError, or ValueError for a leaf given twice, on `Publish`.
+        Raises table.TableTooLargeError, or ValueError for a leaf given twice, on `Publish`; and
+        ValueError for keys of another origin on `Rekey`.
         """
         self._now_s = event.now_s
+        self._ages.tick(event.now_s)
+        effects = [*self._handled(event), *self._news.heads(event.now_s)]
+        waits = self._news.waits or self._comparing.waits or self._pulls.waits
+        if waits and not self._ticks:
+            self._ticks = True
+            effects.append(WakeAfter(self._config.tell_after_s, tell=True))
+        return effects
+
+    def _handled(self, event: Event) -> list[Effect]:
         match event:
+            case Received(peer, frame, _, urgent):
+                self._by_broadcast = urgent
+                return self._received(peer, frame)
             case PeerUp(peer):
                 self._peers[peer] = None
-                return [Send(peer, self._held.opening()), *self._author.ask([peer], self._now_s)]
+                return [
+                    *self._comparing.greet(peer, self._now_s),
+                    *self._author.ask([peer], self._now_s),
+                ]
             case PeerDown(peer):
                 self._peers.pop(peer, None)
                 self._author.lose(peer)
+                self._comparing.lose(peer)
                 return [*self._pulls.lose(peer, self._now_s), *self._publish()]
-            case Received(peer, frame):
-                return self._received(peer, frame)
             case Publish(cards, ended, usage):
                 build(cards, ended, usage)  # what cannot be signed is said to the owner at once
                 self._author.waiting, self._author.withholds = event, False
@@ -181,95 +192,197 @@ class Replica:
                 return []
             case SyncDue(_, again):
                 return [*self._sync(), *([self._wake()] if again else [])]
+            case TellDue():
+                return [*self._tick()]
+            case Rekey(keys):
+                return [*self._rekey(keys)]
+            case Protect(origins):
+                self._admission.protected = origins
+                return []
         assert_never(event)
 
     # What follows is generators, so that of a frame which is wrong in its third record the first
     # two count, with all that comes of them.
 
-    def _received(self, peer: PeerId, frame: bytes) -> list[Effect]:
+    def _received(self, peer: PeerId, data: bytes) -> list[Effect]:
         effects: list[Effect] = []
+        self._pulls.heard(peer, self._now_s)
         try:
-            effects.extend(self._perform(peer, decode_sync(frame)))
+            effects.extend(self._perform(peer, self._memory.read(data)))
         except WireError as error:
-            effects += [Refused(peer, error.reason), *self._pulls.ask(self._now_s)]
+            # A broadcast was passed on before anyone had judged it, a later release may say more.
+            blame = not self._by_broadcast and not is_newer(data)
+            effects += [Refused(peer, error.reason, blame), *self._pulls.ask(self._now_s)]
+        except PutOff as quota:
+            effects.append(Refused(peer, str(quota), blame=False))
         return effects
 
-    def _perform(self, peer: PeerId, message: SyncMessage) -> Iterator[Effect]:
-        match message:
+    def _perform(self, peer: PeerId, frame: Frame) -> Iterator[Effect]:
+        match frame.message:
             case Have():
-                for name, said in by_origin(message).items():
+                self._comparing.answered(peer)
+                for name, said in frame.said.items():
                     yield from self._hear(name, said, peer)
-            case Digest():
-                yield from self._answer(peer, self._held.compared(message))
-            case Compare():
-                yield from self._answer(peer, self._held.given(message))
-            case TableGet() | CardsGet():
-                yield from self._answer(peer, self._held.served(message))
-            case Delta() | Manifest():
-                yield from self._piece(peer, read(message.head, Head).value.origin, message)
-            case Cards(name) | Gone(name):
-                yield from self._piece(peer, name, message)
+            case Digest() as theirs:
+                self._comparing.answered(peer)
+                yield from self._comparing.digested(peer, theirs, self._now_s)
+            case Compare() as theirs:
+                yield from self._comparing.compared(peer, theirs, self._now_s)
+            case TableGet() | CardsGet() as asked:
+                yield from self._comparing.answer(peer, self._held.served(asked))
+            case Delta() | Manifest() as piece:
+                yield from self._piece(peer, frame.head.value.origin, frame.head.id, piece)
+            case Cards(name, head) | Gone(name, head) as piece:
+                yield from self._piece(peer, name, head, piece)
             case EchoGet(name):
-                yield from self._answer(peer, [self._held.echo(name)])
-            case Echo():
-                yield from self._echoed(peer, message)
-            case _:
-                assert_never(message)
+                yield from self._comparing.answer(peer, [self._held.echo(name)])
+            case Echo(name):
+                yield from self._echoed(peer, name, frame)
+            case other:
+                assert_never(other)
 
     # ---- hearing -------------------------------------------------------------------------------
 
     def _hear(self, name: bytes, said: Said, via: PeerId) -> Iterator[Effect]:
         """Take in what a peer says of one origin."""
-        if name not in self._held and len(self._held) >= self._config.origins_max:
-            yield Refused(via, "too many origins", blame=False)
-            return
         held = self._held[name]
-        claims = heard(held.claims, said)
-        if name == self._author.keys.origin:
-            newer = held.claims.epoch <= self._author.keys.doc.epoch < claims.epoch
-            self.rollbacks += newer or claims.retracts.keys() != held.claims.retracts.keys()
-        yield from self._settle(held.with_claims(claims), via=via)
+        claims = heard(held.claims, said, self._verifying(via))
+        if claims is not held.claims:
+            if name not in self._held:
+                try:
+                    yield from self._make_room(name, via)
+                except PutOff as quota:
+                    yield Refused(via, str(quota), blame=False)
+                    return
+            if name == self._author.origin:
+                newer = held.claims.epoch <= self._author.keys.doc.epoch < claims.epoch
+                self.rollbacks += newer or claims.retracts.keys() != held.claims.retracts.keys()
+            yield from self._settle(held.with_claims(claims), via=via)
         for head in said.heads:
             yield from self._hear_head(head, via)
 
+    def _verifying(self, peer: PeerId) -> Callable[[], None]:
+        who = peer if peer in self._peers else STRANGERS
+        return lambda: self._admission.verify(who, self._now_s)
+
+    def _make_room(self, name: bytes, via: PeerId) -> Iterator[Effect]:
+        """Let an origin in that was unknown, or raise PutOff."""
+        by = via if via in self._peers else STRANGERS
+        full = len(self._held) >= self._config.origins_max
+        loser = self._admission.to_evict(by, self._may_go) if full else None
+        if full and loser is None:
+            raise PutOff("too many origins")
+        if name != self._author.origin:
+            self._admission.introduce(name, by, len(self._held), self._now_s)
+        if loser is not None:
+            self._admission.forget(loser)
+            self._interest.forget(loser)
+            self._recent.forget(loser)
+            self._pulls.forget(loser)
+            self._late.pop(loser, None)
+            held = self._held.drop(loser)
+            if save := changes(held, Held(Claims(loser)), durable=False):
+                yield save
+            yield OriginChanged(loser)
+
+    def _may_go(self, name: bytes) -> bool:
+        claims = self._held[name].claims
+        return claims.standing is Standing.SOUND and not claims.retracts
+
     def _hear_head(self, sealed: Sealed[Head], via: PeerId) -> Iterator[Effect]:
         head = sealed.value
-        held = self._held[head.origin]
-        claims, wanted = held.claims, self._pulls.head(head.origin)
+        claims, wanted = self._held[head.origin].claims, self._pulls.head(head.origin)
         if head.epoch < claims.epoch or claims.standing is not Standing.SOUND:
             return
         if wanted is not None and wanted.id == sealed.id:
             yield from self._want(wanted, via)
             return
+        if claims.head is not None and claims.head.id == sealed.id:
+            return
         known = [one for one in (claims.head, wanted) if one is not None]
-        rival = next((one for one in known if origin.conflict(one, sealed)), None)
+        before = self._recent.of(head.origin, head.epoch)
+        rival = next((one for one in (*known, *before) if origin.conflict(one, sealed)), None)
         if rival is None and any(head.seq <= one.value.seq for one in known):
             return  # heard before, or overtaken: nobody's fault, and not worth a signature check
+        own = head.origin == self._author.origin
+        if rival is None and not own:
+            if reason := origin.too_early(head, self._ages.now_h * HOUR_S):
+                yield Refused(via, reason, blame=False)
+                return
+            if not self._admission.has_room_for_head(head.origin, sealed.id, self._now_s):
+                yield Refused(via, "too many heads of one origin", blame=False)
+                return
+        self._verifying(via)()
         signed = open_head(sealed, claims)
         if reason := origin.out_of_bounds(head, claims.keys[head.epoch]):
             raise WireError(reason)
         if rival is not None:
             frozen = claims.with_fork(origin.proof(rival, signed))
+            held = self._held[head.origin]
             yield from self._settle(held.with_claims(frozen), via=via, urgent=True)
-        elif reason := origin.too_early(head, self._now_s):
-            yield Refused(via, reason, blame=False)
-        else:
-            if head.origin == self._author.keys.origin and self._author.heard(signed):
-                self.rollbacks += 1
-                yield Save((Record(*LAST, encode(signed.env)),), durable=True)
-            yield from self._want(signed, via)
+            return
+        if own and self._author.heard(signed):
+            self.rollbacks += 1
+            yield Save((Record(*LAST, encode(signed.env)),), durable=True)
+        elif not own:
+            self._admission.take_head(head.origin, sealed.id, self._now_s)
+        yield from self._want(signed, via)
 
     def _want(self, head: Signed[Head], via: PeerId) -> Iterator[Effect]:
-        """Let a verified head stand, as soon as its table is here."""
-        held = self._held[head.value.origin]
-        if held.claims.head and origin.same_table(head.value, held.claims.head.value):
-            yield from self._apply(head, held.table, via)
-            return
+        """Let a verified head stand, as soon as its table is here; or at once, if none is kept."""
+        name = head.value.origin
+        held = self._held[name]
         source = via if via in self._peers else None  # a broadcast may come from a stranger
-        yield from self._pulls.want(head, source, self._now_s)
+        others = name != self._author.origin
+        if self._pulls.head(name) == head:
+            yield from self._pulls.want(head, source, self._now_s)
+        elif (
+            held.claims.head
+            and not held.light
+            and origin.same_table(head.value, held.claims.head.value)
+        ):
+            yield from self._apply(head, held.table, via)
+        elif others and self._ages.is_bare(head.value):
+            yield from self._apply(head, None, via)
+        elif others and (held.light or not held.claims.head):
+            yield from self._want_first(head, via)
+        else:
+            yield from self._pulls.want(head, source, self._now_s)
 
-    def _piece(self, peer: PeerId, name: bytes, piece: Piece) -> Iterator[Effect]:
-        yield from self._pulls.received(peer, name, piece, self._now_s)
+    def _want_first(self, head: Signed[Head], via: PeerId) -> Iterator[Effect]:
+        """Want the table of an origin of which none is here, if it is of interest and has room."""
+        name, source = head.value.origin, via if via in self._peers else None
+        if self._is_choosy():
+            yield from self._apply(head, None, via)
+            if not self._interest.looks(name, self._ages.now_h):
+                return
+        size = table_bytes(head.value)
+        if self._admission.take_table(name, source or STRANGERS, size, self._now_s):
+            yield from self._pulls.want(head, source, self._now_s)
+        else:
+            yield from self._apply(head, None, via)
+            self._late[name] = None
+
+    def _want_late(self) -> Iterator[Effect]:
+        """Want tables for which there was no room before."""
+        for name in list(self._late):
+            head, peers = self._held[name].claims.head, list(self._peers)
+            if head is None or not self._held[name].light:
+                del self._late[name]
+                continue
+            if not peers:
+                return
+            peer, size = self._rng.choice(peers), table_bytes(head.value)
+            if not self._admission.take_table(name, peer, size, self._now_s):
+                return
+            del self._late[name]
+            yield from self._pulls.want(head, peer, self._now_s)
+
+    def _is_choosy(self) -> bool:
+        return self._interest.is_choosy(len(self._held))
+
+    def _piece(self, peer: PeerId, name: bytes, head: bytes, piece: Piece) -> Iterator[Effect]:
+        yield from self._pulls.received(peer, name, head, piece, self._now_s)
         yield from self._finish(name, peer)
 
     def _finish(self, name: bytes, via: PeerId | None) -> Iterator[Effect]:
@@ -278,19 +391,43 @@ class Replica:
             yield from self._apply(*found, via)
             yield from self._pulls.ask(self._now_s)
 
-    def _apply(self, head: Signed[Head], table: Table, via: PeerId | None) -> Iterator[Effect]:
+    def _apply(
+        self, head: Signed[Head], table: Table | None, via: PeerId | None
+    ) -> Iterator[Effect]:
+        """Let a head stand over its table, or over none that is kept."""
         old = self._held[head.value.origin]
         claims = old.claims.with_head(head)
-        if claims.head is head:  # else it was overtaken on the way
-            before = (old.claims.head, old.table.index) if old.claims.head else None
-            yield from self._settle(Held(old.claims, table, before).with_claims(claims), via=via)
+        if claims.head is None or claims.head.id != head.id:
+            return  # overtaken on the way
+        if claims is old.claims and not (old.light and table):
+            return
+        new = Held(claims, light=True)
+        if table is not None:
+            before = (
+                (old.claims.head, old.table.index) if old.claims.head and not old.light else None
+            )
+            whole = Held(claims, allowed(table, claims), before)
+            hour = self._ages.now_h
+            if not self._is_choosy() or self._interest.keeps(view_of(whole, hour), hour):
+                new = whole
+        if old.claims.head is not None and old.claims.head is not claims.head:
+            self._recent.add(old.claims.head)
+        yield from self._settle(new, via=via)
 
     # ---- what this node says -------------------------------------------------------------------
 
     def _own(self) -> Held:
         """What is held of this node's origin, its key added; nobody is told before it signs."""
-        held = self._held[self._author.keys.origin]
+        held = self._held[self._author.origin]
         return held.with_claims(held.claims.with_key(self._author.keys.doc))
+
+    def _rekey(self, keys: Keys) -> Iterator[Effect]:
+        """Take new keys, tell of them, and sign under them what stood under the old."""
+        old = self._held[self._author.origin]
+        self._author.rekey(keys)
+        self._author.republish(old, self._now_s)
+        yield from self._settle(self._own(), urgent=True)
+        yield from self._publish()
 
     def _publish(self) -> Iterator[Effect]:
         """Sign what waits, once it is certain that no newer head of ours is out."""
@@ -300,36 +437,18 @@ class Replica:
         if reason := self._author.blocked(own.claims, self._now_s):
             yield PublishBlocked(reason)
             return
-        cards = [card for card in wanted.cards if not own.claims.is_retracted(card.leaf)]
-        table = build(cards, wanted.ended, wanted.usage)
-        if self._author.is_due(own.claims, table, self._now_s):
-            head = self._author.head(table, self._now_s, urgent=wanted.urgent)
-            self._pulls.forget(head.value.origin)
-            before = (own.claims.head, own.table.index) if own.claims.head else None
-            new = Held(own.claims.with_head(head), table, before)
+        if (new := self._author.published(own, wanted, self._now_s)) is not None:
+            self._pulls.forget(self._author.origin)
             yield from self._settle(new, urgent=wanted.urgent)
 
-    def _echoed(self, peer: PeerId, echo: Echo) -> Iterator[Effect]:
+    def _echoed(self, peer: PeerId, name: bytes, frame: Frame) -> Iterator[Effect]:
         """Take in what a peer holds of this node."""
-        if echo.origin != self._author.keys.origin:
+        if name != self._author.origin:
             return
-        keys = (echo.key,) if echo.key else ()
-        heads = (echo.head,) if echo.head else ()
-        for name, said in by_origin(Have(keys, heads, (), ())).items():
-            yield from self._hear(name, said, peer)
+        for each, said in frame.said.items():
+            yield from self._hear(each, said, peer)
         self._author.answered(peer)
         yield from self._publish()
-
-    def _renew(self) -> None:
-        """Have one's head signed anew before others take it for expired."""
-        own = self._own()
-        head = own.claims.head
-        silent = self._author.withholds or self._author.waiting is not None
-        if head is None or silent or None in own.claims.retracts:
-            return
-        if self._now_s // HOUR_S - head.value.ts_h >= self._config.refresh_after_h:
-            cards, ended = tuple(own.table.live()), own.table.index.ended
-            self._author.waiting = Publish(cards, ended, own.table.usage, self._now_s)
 
     # ---- what follows --------------------------------------------------------------------------
 
@@ -340,59 +459,63 @@ class Replica:
         name = new.claims.origin
         old = self._held[name]
         fresh = [leaf for leaf in new.claims.retracts if leaf not in old.claims.retracts]
-        durable = bool(fresh) or name == self._author.keys.origin
+        if new.claims.standing is Standing.DEAD:
+            fresh = [None]
+        durable = bool(fresh) or name == self._author.origin
         if (save := changes(old, new, durable=durable)) is None:
             return
         self._held.put(new)
         yield save
         yield OriginChanged(name)
-        if new.claims.standing is Standing.DEAD:
-            fresh = [None]
         yield from (LeafRetracted(name, leaf) for leaf in fresh)
-        yield from self._tell(origin.lacking(new.claims, origin.summary(old.claims)), via, urgent)
-        self._pulls.review(name)
-        yield from self._finish(name, via)  # a retraction may have made the last card needless
-
-    def _tell(self, news: Claims, via: PeerId | None, urgent: bool) -> Iterator[Effect]:
-        """Pass on what is new; on the urgent plane only what this node says or found out itself."""
-        told = list(frames.haves([(news, self._held[news.origin].claims)]))
-        if urgent:
-            yield from map(Broadcast, told)
-        if origin.newest_h(news) >= self._now_s // HOUR_S - NEWS_H:
-            others = [peer for peer in self._peers if peer != via]
-            for peer in self._rng.sample(others, min(self._config.fanout, len(others))):
-                yield from (Send(peer, frame) for frame in told)
-
-    def _answer(self, peer: PeerId, told: Iterable[bytes]) -> Iterator[Effect]:
-        """Send the first frames of an answer; the rest is asked for in the next round."""
-        if peer in self._peers:
-            for frame in islice(told, self._config.answer_frames_max):
-                yield Send(peer, frame)
+        if old.claims is not new.claims:
+            broadcast = via is not None and self._by_broadcast
+            yield from self._news.tell(
+                old, new, via, self._now_s, urgent=urgent, broadcast=broadcast
+            )
+            self._pulls.review(name)
+            yield from self._finish(name, via)  # a retraction may have made the last card needless
 
     # ---- time ----------------------------------------------------------------------------------
 
     def _sync(self) -> Iterator[Effect]:
         self._author.expire(self._now_s)
-        self._renew()
+        self._comparing.expire(self._now_s)
+        self._author.renew(self._held[self._author.origin], self._now_s)
+        yield from self._tell_revocation()
         yield from self._publish()
         yield from self._author.ask(self._peers, self._now_s)
-        yield from self._pulls.expire(self._now_s)
-        yield from self._grown_stale()
+        yield from self._age()
+        yield from self._want_late()
+        yield from self._tick()
         if self._peers:
-            yield Send(self._rng.choice(list(self._peers)), self._held.opening())
+            yield from self._comparing.sync(self._rng.choice(list(self._peers)), self._now_s)
+
+    def _tick(self) -> Iterator[Effect]:
+        """Tell what is new, and ask again what was not answered."""
+        self._ticks = False
+        yield from self._news.heads_due(self._now_s)
+        yield from self._comparing.again(self._now_s)
+        yield from self._pulls.expire(self._now_s)
 
     def _wake(self) -> WakeAfter:
         # Spread, so that nodes which started together do not stay in step.
         return WakeAfter(self._config.sync_interval_s * self._rng.uniform(0.5, 1.5))
 
-    def _grown_stale(self) -> Iterator[Effect]:
-        """Say which origins' heads have expired since the last round, or been renewed."""
-        for name in self._held.names():
-            head = self._held[name].claims.head
-            stale = head is not None and origin.is_stale(head.value, self._now_s)
-            if stale != (name in self._stale):
-                yield OriginChanged(name)
-                if stale:
-                    self._stale[name] = None
-                else:
-                    del self._stale[name]
+    def _tell_revocation(self) -> Iterator[Effect]:
+        """A key that revokes others is told without waiting for the first head under it."""
+        doc = self._author.keys.doc
+        if doc.revoked and doc.epoch not in self._held[self._author.origin].claims.keys:
+            yield from self._settle(self._own(), urgent=True)
+
+    def _age(self) -> Iterator[Effect]:
+        """Say whose heads have expired since the last round; drop tables expired long ago."""
+        self._ages.update()
+        if self._ages.high_h > self._saved_h:
+            self._saved_h = self._ages.high_h
+            yield save_high(self._saved_h)
+        yield from map(OriginChanged, self._ages.turned())
+        for name in self._ages.bare():
+            held = self._held[name]
+            if not held.light and name != self._author.origin:
+                yield from self._settle(replace(held, table=Table(), before=None, light=True))

@@ -37,6 +37,7 @@ from .events import (
     Save,
     Send,
     SyncDue,
+    TellDue,
     WakeAfter,
     Withhold,
 )
@@ -224,16 +225,19 @@ class GossipDriver:
         size_bytes: int,
         holders: Sequence[PeerId] | None = None,
         progress: Callable[[int, int], None] | None = None,
+        *,
+        by_hand: bool = False,
     ) -> FetchResult:
         """Get a bundle from those of the holders that have it (None: from any peer).
 
+        by_hand: the owner waits for it, so it is held to no budget.
         progress: called with the bytes that are here and the size. Serves nothing by itself: say
         `serve_bundle` when the file has been checked. Raises FetchError.
         """
         if await self._in_thread(partial(self._files.whole, root)) is not None:
             return FetchResult(self._files.path(root), size_bytes, {}, size_bytes)
         named = None if holders is None else frozenset(holders)
-        event = bundle.Fetch(root, size_bytes, named, trio.current_time())
+        event = bundle.Fetch(root, size_bytes, named, trio.current_time(), by_hand)
         return await self._downloads.bundle(event, progress)
 
     async def fetch_blob(self, root: bytes, holders: Sequence[PeerId] | None = None) -> bytes:
@@ -283,8 +287,8 @@ class GossipDriver:
                         changes.put(effect)
                 case Refused(peer, reason, blame):
                     await self._refuse(peer, reason, blame)
-                case WakeAfter(delay_s):
-                    self._after(delay_s, self._sync_due)
+                case WakeAfter(delay_s, tell):
+                    self._after(delay_s, self._tell_due if tell else self._sync_due)
                 case _:
                     assert_never(effect)
 
@@ -345,6 +349,9 @@ class GossipDriver:
 
     async def _sync_due(self) -> None:
         await self._replicate(SyncDue(self._now_s()))
+
+    async def _tell_due(self) -> None:
+        await self._replicate(TellDue(self._now_s()))
 
     async def _tick(self) -> None:
         await self._exchanged(bundle.Tick(trio.current_time()))

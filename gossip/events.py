@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .keys import Keys
 from .ports import PeerId, Record
 from .wire import Card, Ended, Scope, Usage
 
@@ -71,7 +72,44 @@ class SyncDue:
     again: bool = True
 
 
-Event = PeerUp | PeerDown | Received | Publish | RetractOwn | Withhold | SyncDue
+@dataclass(frozen=True, slots=True)
+class TellDue:
+    """Time to tell what is new, and to ask again what was not answered; see `WakeAfter`."""
+
+    now_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Rekey:
+    """Sign with these keys from now on: those of a new epoch, which the root key has signed.
+
+    The document is told at once, and heals a frozen epoch; what is published is signed anew.
+    """
+
+    keys: Keys
+    now_s: int
+
+
+@dataclass(frozen=True, slots=True)
+class Protect:
+    """The origins whose leaves this node uses: never given up for want of room."""
+
+    origins: frozenset[bytes]
+    now_s: int
+
+
+Event = (
+    PeerUp
+    | PeerDown
+    | Received
+    | Publish
+    | RetractOwn
+    | Withhold
+    | SyncDue
+    | TellDue
+    | Rekey
+    | Protect
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,7 +158,7 @@ class Refused:
 
     peer: PeerId
     reason: str  # a fixed phrase
-    blame: bool = True  # False where our own clock may be what is wrong
+    blame: bool = True  # False where it may be honest: our clock is wrong, or a quota is used up
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,9 +170,10 @@ class PublishBlocked:
 
 @dataclass(frozen=True, slots=True)
 class WakeAfter:
-    """Hand a SyncDue back after this long, with the time as it is then."""
+    """Hand a SyncDue back after this long, or a TellDue, with the time as it is then."""
 
     delay_s: float
+    tell: bool = False
 
 
 Effect = (

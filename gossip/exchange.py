@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from random import Random
 from typing import assert_never
 
+from .budget import Budget
 from .exchange_events import (
     Abandon,
     BlobArrived,
@@ -56,6 +57,7 @@ from .wire import (
 )
 
 _LIARS_MAX = 10_000  # remembered; the oldest is forgotten first
+NIGHT_SPENT = "the budget of the night is spent"
 
 
 @dataclass(slots=True)
@@ -76,6 +78,7 @@ class _Job:
     size_bytes: int | None
     named: frozenset[PeerId] | None
     lonely_since: float
+    by_hand: bool = False
     untried: list[PeerId] = field(default_factory=list)  # may be asked for the blob
     asked_blob: PeerId | None = None
     asked_at: float = 0.0
@@ -83,6 +86,7 @@ class _Job:
     hashes: bytes = b""
     holders: dict[PeerId, _Holder] = field(default_factory=dict)
     out: set[PeerId] = field(default_factory=set)  # does not have it, lied, or stalled too often
+    condemned: dict[PeerId, _Holder] = field(default_factory=dict)  # liars that still owe chunks
     pending: list[int] = field(default_factory=list)  # to be asked for, from the end
     missing: set[int] | None = None  # None until the part on disk has been checked
     sources: Counter[PeerId] = field(default_factory=Counter)
@@ -90,6 +94,11 @@ class _Job:
 
     def wants(self, peer: PeerId) -> bool:
         return peer not in self.out and (self.named is None or peer in self.named)
+
+    def owing(self) -> Iterator[_Holder]:
+        """All that may still send a chunk."""
+        yield from self.holders.values()
+        yield from self.condemned.values()
 
     def bytes_of(self, index: int) -> int:
         assert self.size_bytes is not None
@@ -103,6 +112,7 @@ class Exchange:
         self._config = config
         self._rng = rng
         self._serving = Serving(config)
+        self._budget = Budget(config)
         self._peers: dict[PeerId, None] = {}
         self._jobs: dict[bytes, _Job] = {}
         self._liars: dict[PeerId, None] = {}
@@ -111,7 +121,7 @@ class Exchange:
     def handle(self, event: ExchangeEvent) -> list[ExchangeEffect]:
         """Advance by one event; never raises on anything a peer can send."""
         effects = list(self._handle(event))
-        if self._jobs and not self._waking:
+        if (self._jobs or self._serving.waits) and not self._waking:
             self._waking = True
             effects.append(WakeAfter(self._config.tick_s))
         return effects
@@ -131,10 +141,10 @@ class Exchange:
                 self._serving.forget(peer)
                 for job in list(self._jobs.values()):
                     yield from self._lose(job, peer, now)
-            case Fetch(root, size_bytes, holders, now):
-                yield from self._start(root, size_bytes, holders, now)
+            case Fetch(root, size_bytes, holders, now, by_hand):
+                yield from self._start(root, size_bytes, holders, now, by_hand=by_hand)
             case FetchBlob(root, holders, now):
-                yield from self._start(root, None, holders, now)
+                yield from self._start(root, None, holders, now, by_hand=True)
             case PartChecked(root, good, now):
                 yield from self._part_checked(root, good, now)
             case Abandon(root, reason, _):
@@ -148,6 +158,7 @@ class Exchange:
                 yield from self._serving.chunk_read(peer, root, index, data)
             case Tick(now):
                 self._waking = False
+                yield from self._serving.tick(now)
                 for job in list(self._jobs.values()):
                     yield from self._tick(job, now)
             case _:
@@ -163,7 +174,7 @@ class Exchange:
             case ListGet():
                 yield from self._serving.list_wanted(peer, message)
             case ChunkGet():
-                yield from self._serving.chunks_wanted(peer, message)
+                yield from self._serving.chunks_wanted(peer, message, now)
             case ListData(root, data):
                 yield from self._blob_arrived(peer, root, data, now)
             case ChunkData(root, index, data):
@@ -178,14 +189,24 @@ class Exchange:
     # ---- the blob: a label, or the chunk list --------------------------------------------------
 
     def _start(
-        self, root: bytes, size_bytes: int | None, named: frozenset[PeerId] | None, now: float
+        self,
+        root: bytes,
+        size_bytes: int | None,
+        named: frozenset[PeerId] | None,
+        now: float,
+        *,
+        by_hand: bool,
     ) -> Iterator[ExchangeEffect]:
-        if root in self._jobs:
+        if job := self._jobs.get(root):
+            job.by_hand |= by_hand
             return
         if size_bytes is not None and not 0 < size_bytes <= self._config.bundle_bytes_max:
             yield Failed(root, "bundle too large")
             return
-        job = self._jobs[root] = _Job(root, size_bytes, named, lonely_since=now)
+        if not by_hand and self._budget.is_spent(now):
+            yield Failed(root, NIGHT_SPENT)
+            return
+        job = self._jobs[root] = _Job(root, size_bytes, named, lonely_since=now, by_hand=by_hand)
         present = [p for p in self._peers if p not in self._liars and job.wants(p)]
         self._rng.shuffle(present)
         for peer in present:
@@ -256,7 +277,7 @@ class Exchange:
             room = 1 if holder.strikes else self._config.in_flight_max
             wanted = []
             while len(holder.owed) < room:
-                index = self._next_chunk(job, holder, now)
+                index = self._next_chunk(job, holder, now) if self._may_ask(job, now) else None
                 if index is None:
                     break
                 holder.owed[index] = now
@@ -264,6 +285,10 @@ class Exchange:
                 wanted.append(index)
             if wanted:
                 yield SendFrame(peer, encode(ChunkGet(job.root, tuple(wanted))))
+
+    def _may_ask(self, job: _Job, now: float) -> bool:
+        owed = sum(len(h.owed) for j in self._jobs.values() if not j.by_hand for h in j.owing())
+        return job.by_hand or self._budget.allows(owed * CHUNK_BYTES, now)
 
     def _active(self, job: _Job) -> list[tuple[PeerId, _Holder]]:
         """The holders to ask now: those that owe chunks, then those that have stalled least."""
@@ -278,7 +303,7 @@ class Exchange:
             return None
         late = []
         for index in sorted(job.missing):
-            asked = [h.owed[index] for h in job.holders.values() if index in h.owed]
+            asked = [h.owed[index] for h in job.owing() if index in h.owed]
             if len(asked) == 1 and index not in holder.owed:
                 late.append((asked[0], index))
         oldest = min(late, default=None)
@@ -290,25 +315,31 @@ class Exchange:
         self, peer: PeerId, root: bytes, index: int, data: bytes, now: float
     ) -> Iterator[ExchangeEffect]:
         job = self._jobs.get(root)
-        holder = job.holders.get(peer) if job else None
+        if job is None or not job.by_hand:
+            self._budget.spend(len(data), now)
+        holder = (job.holders.get(peer) or job.condemned.get(peer)) if job else None
         if job is None or holder is None or job.missing is None:
             return  # late: the fetch is over, or has given this peer up
         if index not in holder.asked:
             yield PeerRefused(peer, "chunk not asked for")
             return
+        holder.asked.discard(index)
+        asked = holder.owed.pop(index, None) is not None
+        if not holder.owed:
+            job.condemned.pop(peer, None)
         expected = job.hashes[32 * index : 32 * index + 32]
         if hashlib.sha256(data).digest() != expected:
+            if asked and index in job.missing and not any(index in h.owed for h in job.owing()):
+                job.pending.append(index)
             yield from self._condemn(peer, "chunk does not match its hash", now)
             return
-        holder.asked.discard(index)
-        holder.owed.pop(index, None)
         holder.heard = now
         holder.strikes = 0
         if index in job.missing:
             job.missing.discard(index)
             if index in job.pending:
                 job.pending.remove(index)  # came after all from a peer that had stalled
-            for other in job.holders.values():
+            for other in job.owing():
                 other.owed.pop(index, None)
             job.sources[peer] += len(data)
             yield StoreChunk(root, index, data)
@@ -322,23 +353,30 @@ class Exchange:
     # ---- peers that fail -----------------------------------------------------------------------
 
     def _condemn(self, peer: PeerId, reason: str, now: float) -> Iterator[ExchangeEffect]:
-        """Never ask this peer for anything again: the link excludes errors, so it lies."""
+        """Never ask this peer for anything again: the link excludes errors, so it lies.
+
+        What it owes may still come. A chunk proves itself, so a lie costs that one chunk.
+        """
         self._liars[peer] = None
         if len(self._liars) > _LIARS_MAX:
             del self._liars[next(iter(self._liars))]
         yield PeerRefused(peer, reason)
         for job in list(self._jobs.values()):
             job.out.add(peer)
-            yield from self._lose(job, peer, now)
+            if (holder := job.holders.get(peer)) and holder.owed:
+                job.condemned[peer] = job.holders.pop(peer)
+            if peer in job.condemned:
+                yield from self._ask(job, now)
+            else:
+                yield from self._lose(job, peer, now)
 
     def _lose(self, job: _Job, peer: PeerId, now: float) -> Iterator[ExchangeEffect]:
         """Go on without a peer."""
-        holder = job.holders.pop(peer, None)
-        if holder is None:
-            return
-        if not job.holders:
-            job.lonely_since = now
-        self._take_back(job, holder)
+        gone = [job.holders.pop(peer, None), job.condemned.pop(peer, None)]
+        for holder in filter(None, gone):
+            self._take_back(job, holder)
+            if not job.holders:
+                job.lonely_since = now
         if peer in job.untried:
             job.untried.remove(peer)
         if job.asked_blob == peer:
@@ -347,7 +385,7 @@ class Exchange:
         yield from self._fail_if_hopeless(job, now)
 
     def _take_back(self, job: _Job, holder: _Holder) -> None:
-        owed_elsewhere = {i for h in job.holders.values() if h is not holder for i in h.owed}
+        owed_elsewhere = {i for h in job.owing() if h is not holder for i in h.owed}
         job.pending += [i for i in holder.owed if i not in owed_elsewhere]
         holder.owed.clear()
 
@@ -361,9 +399,22 @@ class Exchange:
             if holder.owed and now - holder.heard >= self._config.stall_s:
                 self._take_back(job, holder)
                 yield from self._strike(job, peer, now)
-        if job.root in self._jobs:
-            yield from self._ask(job, now)
-            yield from self._fail_if_hopeless(job, now)
+        for peer, liar in list(job.condemned.items()):
+            if now - liar.heard >= self._config.stall_s:
+                yield from self._lose(job, peer, now)
+        if self._jobs.get(job.root) is not job:
+            return
+        yield from self._ask(job, now)
+        yield from self._fail_if_hopeless(job, now)
+        if self._has_no_more(job, now):
+            del self._jobs[job.root]
+            yield Failed(job.root, NIGHT_SPENT)
+
+    def _has_no_more(self, job: _Job, now: float) -> bool:
+        """True if nothing can be asked for tonight, and nothing is on its way."""
+        asking = self._jobs.get(job.root) is job and bool(job.missing)
+        waits = not any(holder.owed for holder in job.owing())
+        return asking and waits and not job.by_hand and self._budget.is_spent(now)
 
     def _strike(self, job: _Job, peer: PeerId, now: float) -> Iterator[ExchangeEffect]:
         job.holders[peer].strikes += 1
@@ -373,7 +424,7 @@ class Exchange:
 
     def _fail_if_hopeless(self, job: _Job, now: float) -> Iterator[ExchangeEffect]:
         """Fail once every peer that could be asked has been, or none has been there for long."""
-        if job.holders or self._jobs.get(job.root) is not job:
+        if job.holders or job.condemned or self._jobs.get(job.root) is not job:
             return
         absent = job.named is None or any(p not in job.out for p in job.named)
         everyone_out = not absent or (job.named is None and bool(job.out))

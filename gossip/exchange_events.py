@@ -6,10 +6,14 @@ Every event carries the time in seconds, by any clock that never goes back.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .ports import PeerId
+from .wire import CHUNK_BYTES
+
+Bytes = Annotated[int, Meta(ge=CHUNK_BYTES, le=1 << 50)]  # less would let no chunk pass
 
 
 class ExchangeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -24,6 +28,9 @@ class ExchangeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     strikes_max: int = 2  # stalls, then the peer is left out of this fetch
     blob_s: float = 5.0  # for a chunk list or a label, then another peer is asked
     patience_s: float = 30.0  # without any holder connected, then the fetch fails
+    bytes_s_max: Bytes = 1_000_000  # in each direction, of what goes on for long
+    burst_bytes: Bytes = 64_000_000  # that may come at once: a leaf and its control, and to spare
+    bytes_night_max: Bytes = 200_000_000  # in each direction and 24 hours
     upload_slots: int = 4  # chunks read from disk at a time, for all peers
     upload_queue_max: int = 8  # chunks one peer may have asked for and not got
     tick_s: float = 0.5
@@ -57,12 +64,16 @@ class FrameIn:
 
 @dataclass(frozen=True, slots=True)
 class Fetch:
-    """Get the bundle of this root and size, both from a signed card. holders None: ask anyone."""
+    """Get the bundle of this root and size, both from a signed card. holders None: ask anyone.
+
+    by_hand: the owner waits for it, so it is held to no budget.
+    """
 
     root: bytes
     size_bytes: int
     holders: frozenset[PeerId] | None
     now: float
+    by_hand: bool = False
 
 
 @dataclass(frozen=True, slots=True)

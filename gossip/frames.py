@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 
 from .canonical import ITEMS_MAX
-from .origin import Claims
+from .origin import Claims, key_id
 from .records import Held
 from .table import difference
 from .wire import (
@@ -27,17 +28,25 @@ from .wire import (
     encode,
 )
 
+NOTHING_NEW = encode(Compare((), 0))
 HEADER_BYTES = 64  # type, array headers, an answer flag: more than any message needs
 
 
-def haves(news: Iterable[tuple[Claims, Claims]]) -> Iterator[bytes]:
-    """Yield frames that tell the first of each pair of claims.
+@dataclass(frozen=True, slots=True)
+class Gift:
+    """Claims to be told to a peer."""
 
-    The second is all that is held of the origin, from which comes the key that a record needs.
-    """
+    part: Claims
+    whole: Claims  # all that is held of the origin, from which comes the key that a record needs
+    known: Collection[bytes] = ()  # names of keys that the peer has said it holds
+
+
+def haves(news: Iterable[Gift]) -> Iterator[bytes]:
+    """Yield frames that tell claims, each record with the key that opens it, unless it is known."""
     page = _Page()
-    for part, whole in news:
-        for keys, record in _records(part, whole):
+    for gift in news:
+        for needed, record in _records(gift.part, gift.whole):
+            keys = tuple(doc for doc in needed if key_id(doc) not in gift.known)
             if not page.add(keys, record):
                 yield page.frame()
                 page = _Page()
@@ -64,7 +73,7 @@ def compares(summaries: Iterable[Summary], *, answer: bool) -> Iterator[bytes]:
 def table(held: Held, asked: TableGet) -> bytes:
     """Return the best single frame that answers: a delta, a manifest, or the like of `Gone`."""
     head = held.claims.head
-    if head is None or head.id != asked.head:
+    if head is None or head.id != asked.head or held.light:
         return encode(Gone(asked.origin, asked.head))
     if held.before is not None and held.before[0].id == asked.base:
         old, index = held.before
@@ -85,7 +94,7 @@ def table(held: Held, asked: TableGet) -> bytes:
 def cards(held: Held, asked: CardsGet) -> bytes:
     """Return one frame with as many of the cards asked for as fit, or `Gone`."""
     head = held.claims.head
-    if head is None or head.id != asked.head:
+    if head is None or head.id != asked.head or held.light:
         return encode(Gone(asked.origin, asked.head))
     usage = held.table.usage if asked.usage else ()
     room = SYNC_FRAME_BYTES_MAX - len(encode(Cards(asked.origin, asked.head, (), usage)))
@@ -104,7 +113,7 @@ class _Page:
 
     @property
     def empty(self) -> bool:
-        return not self._keys
+        return not self._keys and not self._records
 
     def add(self, keys: tuple[KeyDoc, ...], record: Env | Fork | None) -> bool:
         """Add a record and the keys that it needs; False if the page is full."""

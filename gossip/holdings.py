@@ -5,22 +5,27 @@ Answering changes nothing: a question is answered from what is held at that mome
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from . import frames, origin, reconcile
+from .ages import Ages
+from .frames import Gift
 from .origin import Claims
 from .records import Held
 from .wire import CardsGet, Compare, Digest, Echo, Summary, TableGet, encode
 
 
 class Holdings:
-    """What is held of each origin, with the items by which it is compared."""
+    """What is held of each origin, with the items by which it is compared, and its heads' ages."""
 
-    def __init__(self, held: Iterable[Held]) -> None:
-        self._held = {one.claims.origin: one for one in held}
-        self._items = sorted(origin.item(one.claims) for one in self._held.values())
-        self._by_slot = {origin.slot_of(name): name for name in self._held}
+    def __init__(self, held: Iterable[Held], ages: Ages) -> None:
+        self._held: dict[bytes, Held] = {}
+        self._by_slot: dict[bytes, bytes] = {}
+        self._items = reconcile.Items()
+        self._opening: bytes | None = None
+        self.ages = ages
+        for one in held:
+            self.put(one)
 
     def __contains__(self, name: bytes) -> bool:
         return name in self._held
@@ -39,17 +44,44 @@ class Holdings:
     def put(self, held: Held) -> None:
         """Replace what is held of an origin."""
         name = held.claims.origin
-        if name in self._held:
-            del self._items[bisect_left(self._items, origin.item(self._held[name].claims))]
+        old = self._held.get(name)
         self._held[name] = held
-        self._by_slot[origin.slot_of(name)] = name
-        insort(self._items, origin.item(held.claims))
+        if old is None:
+            self._by_slot[origin.slot_of(name)] = name
+        old_head = old.claims.head if old else None
+        if old_head is not held.claims.head:
+            self.ages.replace(
+                name,
+                old_head.value if old_head else None,
+                held.claims.head.value if held.claims.head else None,
+            )
+        self._count(old.item if old else None, held.item)
+
+    def drop(self, name: bytes) -> Held:
+        """Hold nothing of an origin any more."""
+        held = self._held.pop(name)
+        del self._by_slot[origin.slot_of(name)]
+        if held.claims.head is not None:
+            self.ages.replace(name, held.claims.head.value, None)
+        self._count(held.item, None)
+        return held
+
+    def _count(self, old: bytes | None, new: bytes | None) -> None:
+        if old == new:
+            return
+        if old is not None:
+            self._items.remove(old)
+        if new is not None:
+            self._items.add(new)
+        self._opening = None
 
     # ---- questions -----------------------------------------------------------------------------
 
     def opening(self) -> bytes:
         """The question whether a peer holds anything else."""
-        return encode(reconcile.opening(self._items))
+        if self._opening is None:
+            self._opening = encode(reconcile.opening(self._items))
+        return self._opening
 
     def compared(self, theirs: Digest) -> Iterator[bytes]:
         """What is held differently, as far as the peer's ranges show it."""
@@ -57,26 +89,42 @@ class Holdings:
         if found.reply is not None:
             yield encode(found.reply)
         yield from frames.compares(map(self._summary, found.slots), answer=True)
+        if found.reply is None and not found.slots:
+            yield frames.NOTHING_NEW  # or silence would mean both that, and that a frame was lost
 
-    def given(self, theirs: Compare) -> Iterator[bytes]:
-        """What the peer lacks; and, if it wants to know, what is lacking here."""
+    def told(self, names: Iterable[bytes]) -> Iterator[bytes]:
+        """What is held of these origins in brief, for who may lack it to ask."""
+        summaries = [self._held[name].brief for name in names if name in self._held]
+        return frames.compares(summaries, answer=True)
+
+    def given(
+        self, theirs: Compare, asks: Callable[[Summary, Held], bool]
+    ) -> tuple[list[bytes], Iterator[bytes]]:
+        """What is lacking here, if the peer wants to know; and what the peer lacks.
+
+        asks: whether to ask for what is lacking here, for it may be on its way.
+        """
         lacking: list[Summary] = []
-        gifts: list[tuple[Claims, Claims]] = []
+        gifts: list[Gift] = []
         for summary in theirs.summaries:
             name = self._by_slot.get(summary.slot)
-            claims = Claims(b"") if name is None else self._held[name].claims
-            gifts.append((origin.lacking(claims, summary), claims))
-            if theirs.answer and origin.lacks(claims, summary):
-                lacking.append(self._summary(summary.slot))
-        yield from frames.compares(lacking, answer=False)
-        yield from frames.haves(gifts)
+            held = NOTHING if name is None else self._held[name]
+            mine = origin.nothing_of(summary.slot) if name is None else held.brief
+            if mine == summary:
+                continue
+            if name is not None:
+                part = origin.lacking(held.claims, summary)
+                gifts.append(Gift(part, held.claims, origin.ids(summary)))
+            if theirs.answer and origin.is_behind(mine, summary) and asks(summary, held):
+                lacking.append(mine)
+        return list(frames.compares(lacking, answer=False)), frames.haves(gifts)
 
     def served(self, asked: TableGet | CardsGet) -> Iterator[bytes]:
         """A table or cards, after the retractions for which cards are missing from it."""
         held = self[asked.origin]
         if held.claims.retracts:
             only = Claims(asked.origin, retracts=held.claims.retracts)
-            yield from frames.haves([(only, held.claims)])
+            yield from frames.haves([Gift(only, held.claims)])
         if isinstance(asked, TableGet):
             yield frames.table(held, asked)
         else:
@@ -90,4 +138,7 @@ class Holdings:
 
     def _summary(self, slot: bytes) -> Summary:
         name = self._by_slot.get(slot)
-        return origin.nothing_of(slot) if name is None else origin.summary(self._held[name].claims)
+        return origin.nothing_of(slot) if name is None else self._held[name].brief
+
+
+NOTHING = Held(Claims(b""))

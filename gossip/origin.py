@@ -5,10 +5,12 @@ the one with the highest (epoch, seq) stands. So two replicas that have exchange
 agree, without clocks or votes, and hearing a thing twice or late changes nothing.
 
     SOUND ──two heads that exclude each other──► FROZEN ──a key of a higher epoch──► SOUND
+      ├──────a key document that revokes the epoch───┘
       └──────two keys for one epoch, or more retractions than may be──► DEAD, for ever
 
 Only the highest epoch counts, so only its head and its fork are kept. A retraction counts for ever,
-by whichever of the origin's keys it was signed: a thief can only make us forget more.
+by whichever of the origin's keys it was signed, a revoked one too: a thief can only make us forget
+more.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 from itertools import chain
 
 from .envelope import Sealed, Signed
@@ -43,9 +46,12 @@ class Proof:
     b: Signed[Head]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Claims:
-    """All that one origin has said, as far as it is known here. Build it only by `with_…`."""
+    """All that one origin has said, as far as it is known here. Build it only by `with_…`.
+
+    Without slots, so that what follows from it is worked out once.
+    """
 
     origin: bytes
     keys: Mapping[int, KeyDoc] = field(default_factory=dict)
@@ -54,16 +60,23 @@ class Claims:
     head: Signed[Head] | None = None  # of the highest epoch
     retracts: Mapping[bytes | None, Signed[Retract]] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def epoch(self) -> int:
         """The highest epoch with a known key, or 0."""
         return max(self.keys, default=0)
 
-    @property
+    @cached_property
     def standing(self) -> Standing:
         if self.burn is not None or len(self.retracts) > RETRACTS_MAX:
             return Standing.DEAD
-        return Standing.SOUND if self.fork is None else Standing.FROZEN
+        if self.fork is not None or self.is_revoked:
+            return Standing.FROZEN
+        return Standing.SOUND
+
+    @cached_property
+    def is_revoked(self) -> bool:
+        """True if a key document revokes the highest epoch: no head of it stands any more."""
+        return any(doc.revoked and self.epoch in doc.revoked for doc in self.keys.values())
 
     def is_retracted(self, leaf: bytes) -> bool:
         return leaf in self.retracts or None in self.retracts or self.standing is Standing.DEAD
@@ -81,10 +94,10 @@ class Claims:
             return self
         if known is not None:
             return Claims(self.origin, self.keys, burn=(known, doc))  # nothing else counts now
-        keys = {**self.keys, doc.epoch: doc}
-        if doc.epoch > self.epoch:
-            return replace(self, keys=keys, fork=None, head=None)
-        return replace(self, keys=keys)
+        claims = replace(self, keys={**self.keys, doc.epoch: doc})
+        if doc.epoch > self.epoch or claims.is_revoked:
+            return replace(claims, fork=None, head=None)
+        return claims
 
     def with_head(self, head: Signed[Head]) -> Claims:
         """Add a head. It replaces an older one; one that excludes the head at hand freezes."""
@@ -183,7 +196,8 @@ def same_table(a: Head, b: Head) -> bool:
 
 def newest_h(claims: Claims) -> int:
     """Return the hour of the latest claim; what is proven against an origin is always new."""
-    if claims.burn is not None or claims.fork is not None:
+    revokes = any(doc.revoked for doc in claims.keys.values())
+    if claims.burn is not None or claims.fork is not None or revokes:
         return 0xFFFF_FFFF
     hours = [retract.value.ts_h for retract in claims.retracts.values()]
     return max(hours + ([claims.head.value.ts_h] if claims.head else []), default=0)
@@ -215,8 +229,8 @@ def summary(claims: Claims) -> Summary:
     if standing is Standing.DEAD:
         return Summary(slot, 0, standing, 0, bytes(16), b"")
     seq, head = (claims.head.value.seq, claims.head.id[:16]) if claims.head else (0, bytes(16))
-    ids = sorted(short for short, _ in _identified(claims))
-    return Summary(slot, claims.epoch, standing, seq, head, b"".join(ids))
+    names = sorted(short for short, _ in _identified(claims))
+    return Summary(slot, claims.epoch, standing, seq, head, b"".join(names))
 
 
 def nothing_of(slot: bytes) -> Summary:
@@ -226,20 +240,20 @@ def nothing_of(slot: bytes) -> Summary:
 
 def item(claims: Claims) -> bytes:
     """Return the 32 bytes that stand for an origin in reconciliation: its slot, a hash of all."""
-    brief = summary(claims)
+    return item_of(summary(claims))
+
+
+def item_of(brief: Summary) -> bytes:
     return brief.slot + hashlib.sha256(encode(brief)).digest()[:16]
 
 
 def lacking(claims: Claims, theirs: Summary) -> Claims:
-    """Return the part of one's claims that a peer with this summary does not hold.
-
-    Its `keys` are complete for those of its records that need one.
-    """
+    """Return the part of one's claims that a peer with this summary does not hold."""
     if theirs.standing is Standing.DEAD:
         return Claims(claims.origin)
     if claims.standing is Standing.DEAD:
         return claims
-    known = _ids(theirs)
+    known = ids(theirs)
     fresh = [value for short, value in _identified(claims) if short not in known]
     keys = {doc.epoch: doc for doc in fresh if isinstance(doc, KeyDoc)}
     retracts = {r.value.leaf: r for r in fresh if isinstance(r, Signed)}
@@ -253,10 +267,14 @@ def lacking(claims: Claims, theirs: Summary) -> Claims:
 
 def lacks(claims: Claims, theirs: Summary) -> bool:
     """True if a peer with this summary holds something that is not held here."""
-    mine = summary(claims)
+    return is_behind(summary(claims), theirs)
+
+
+def is_behind(mine: Summary, theirs: Summary) -> bool:
+    """The same, of what is held here in brief."""
     if Standing.DEAD in (mine.standing, theirs.standing):
         return mine.standing is not Standing.DEAD
-    if not _ids(theirs) <= _ids(mine):
+    if theirs.ids != mine.ids and not ids(theirs) <= ids(mine):
         return True
     if theirs.epoch != mine.epoch or mine.standing is Standing.FROZEN:
         return False
@@ -276,10 +294,20 @@ def _has_head(theirs: Summary, head: Signed[Head]) -> bool:
 def _identified(claims: Claims) -> Iterator[tuple[bytes, KeyDoc | Signed[Retract]]]:
     """All keys and retractions, each with the 16 bytes by which two replicas name it."""
     for doc in claims.keys.values():
-        yield hashlib.sha256(encode(doc)).digest()[:16], doc
+        yield key_id(doc), doc
     for retract in claims.retracts.values():
         yield retract.id[:16], retract
 
 
-def _ids(brief: Summary) -> set[bytes]:
-    return {brief.ids[i : i + 16] for i in range(0, len(brief.ids), 16)}
+@lru_cache(maxsize=4096)
+def key_id(doc: KeyDoc) -> bytes:
+    """Return the 16 bytes by which two replicas name a key document."""
+    return hashlib.sha256(encode(doc)).digest()[:16]
+
+
+def ids(brief: Summary) -> set[bytes]:
+    """The names of the keys and retractions that are held."""
+    names = brief.ids
+    if len(names) == 16:  # one key, as most have
+        return {names}
+    return {names[i : i + 16] for i in range(0, len(names), 16)}

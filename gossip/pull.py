@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from . import envelope
 from .config import GossipConfig
 from .envelope import Signed
 from .events import Effect, Send
@@ -19,6 +18,7 @@ from .holdings import Holdings
 from .ports import PeerId
 from .table import Table, card_hash, commits_to, missing, patched, usage_hash
 from .wire import (
+    SYNC_FRAME_BYTES_MAX,
     ZERO32,
     Card,
     Cards,
@@ -34,8 +34,16 @@ from .wire import (
     encode,
 )
 
-TIMEOUTS_MAX = 3  # answers that a source may owe, before it is asked no more
+TIMEOUTS_MAX = 5  # answers that a source may owe, before it is asked no more
+PATIENCE = 20  # timeouts for which a peer that still sends other tables is waited for
+CARD_BYTES = 560  # of a table's first answer, for each leaf: a card and its row
+FRAME_BYTES = 1024  # and besides
 Piece = Delta | Manifest | Cards | Gone
+
+
+def table_bytes(head: Head) -> int:
+    """About how many bytes the table under a head has."""
+    return FRAME_BYTES + CARD_BYTES * head.n_live
 
 
 @dataclass(slots=True)
@@ -44,12 +52,19 @@ class _Pull:
 
     head: Signed[Head]
     sources: dict[PeerId, int] = field(default_factory=dict)  # how often each was too slow
+    # Those who do not hold it, as the others count; a relay of a broadcast will before long.
+    gone: dict[PeerId, int] = field(default_factory=dict)
     asked: PeerId | None = None
     asked_s: int = 0
     index: Index | None = None
     cards: dict[bytes, Card] = field(default_factory=dict)
     usage: tuple[Usage, ...] = ()
     delta_failed: bool = False
+
+    @property
+    def bytes(self) -> int:
+        """How much of an answer is awaited, about."""
+        return min(SYNC_FRAME_BYTES_MAX, table_bytes(self.head.value))
 
     @property
     def progress(self) -> tuple[bool, bool, int, bool]:
@@ -62,7 +77,8 @@ class _Pull:
 
 
 class Pulls:
-    """At most one table for each origin is wanted, and `pulls_max` are asked for at once."""
+    """At most one table for each origin is wanted, and few enough asked for at once that the
+    answers fit into a peer's queue."""
 
     def __init__(self, config: GossipConfig, held: Holdings) -> None:
         self._config = config
@@ -70,6 +86,8 @@ class Pulls:
         self._pulls: dict[bytes, _Pull] = {}
         self._idle: dict[bytes, None] = {}  # of these nobody was asked yet
         self._asked = 0  # pulls that await an answer
+        self._bytes = 0  # that they await
+        self._sent_s: dict[PeerId, int] = {}  # when a peer last sent something of use
 
     def head(self, origin: bytes) -> Signed[Head] | None:
         """The head whose table is wanted, if any."""
@@ -83,15 +101,25 @@ class Pulls:
             self.forget(origin)
             pull = self._pulls[origin] = _Pull(head)
         if source is not None and len(pull.sources) < self._config.sources_max:
-            pull.sources.setdefault(source, 0)
+            pull.sources.setdefault(source, pull.gone.pop(source, 0))
         if pull.asked is None:
             self._idle[origin] = None
         return self.ask(now_s)
 
+    def source(self, origin: bytes, head: bytes, peer: PeerId, now_s: int) -> list[Effect] | None:
+        """Note one more holder of a table that is on its way; None if it is not.
+
+        head: the first half of the head's hash.
+        """
+        pull = self._pulls.get(origin)
+        if pull is None or pull.head.id[:16] != head:
+            return None
+        return self.want(pull.head, peer, now_s)
+
     def forget(self, origin: bytes) -> None:
         """Want the table of this origin no more."""
-        if (pull := self._pulls.pop(origin, None)) is not None:
-            self._asked -= pull.asked is not None
+        if (pull := self._pulls.pop(origin, None)) is not None and pull.asked is not None:
+            self._await_no_more(pull)
         self._idle.pop(origin, None)
 
     def review(self, origin: bytes) -> None:
@@ -103,51 +131,93 @@ class Pulls:
 
     def lose(self, peer: PeerId, now_s: int) -> list[Effect]:
         """A peer is gone: expect nothing more of it."""
+        self._sent_s.pop(peer, None)
         for origin, pull in self._pulls.items():
-            pull.sources.pop(peer, None)
-            if pull.asked == peer:
-                self._leave(origin, pull)
+            pull.gone.pop(peer, None)
+            self._leave_source(origin, pull, peer)
         return self.ask(now_s)
 
     def expire(self, now_s: int) -> list[Effect]:
         """Give up on peers that did not answer in time, and on tables that nobody has."""
         for origin, pull in list(self._pulls.items()):
-            if pull.asked is not None and now_s - pull.asked_s >= self._config.pull_timeout_s:
+            if pull.asked is not None and self._is_late(pull, pull.asked, now_s):
                 slow, times = pull.asked, pull.sources.get(pull.asked, 0) + 1
                 self._leave(origin, pull)
                 if times < TIMEOUTS_MAX:
                     pull.sources[slow] = times  # it comes last now
+            pull.sources |= pull.gone
+            pull.gone.clear()
             if not pull.sources:
                 self.forget(origin)
+            elif pull.asked is None:
+                self._idle[origin] = None
         return self.ask(now_s)
 
+    def _is_late(self, pull: _Pull, peer: PeerId, now_s: int) -> bool:
+        """True if an answer is overdue. A peer that was asked for much answers in turn.
+
+        What was asked before the clock was set back is overdue, or it would be waited for for ever.
+        """
+        timeout_s = self._config.pull_timeout_s
+        heard_s = max(pull.asked_s, self._sent_s.get(peer, 0))
+        in_time = 0 <= now_s - heard_s < timeout_s
+        return not in_time or now_s - pull.asked_s >= PATIENCE * timeout_s
+
+    @property
+    def wanted(self) -> int:
+        """How many tables are on their way."""
+        return len(self._pulls)
+
+    @property
+    def waits(self) -> bool:
+        """True if a table is on its way."""
+        return bool(self._pulls)
+
+    def heard(self, peer: PeerId, now_s: int) -> None:
+        """A peer has sent something: it lives, and answers in turn."""
+        if self._asked:
+            self._sent_s[peer] = now_s
+
     def ask(self, now_s: int) -> list[Effect]:
-        """Ask for tables that nobody was asked for, as far as the limit allows."""
+        """Ask for tables that nobody was asked for, as far as the limits allow."""
         sends: list[Effect] = []
         while self._idle and self._asked < self._config.pulls_max:
             origin = next(iter(self._idle))
+            if (
+                self._bytes
+                and self._bytes + self._pulls[origin].bytes > self._config.pull_bytes_max
+            ):
+                break
             del self._idle[origin]
             pull = self._pulls[origin]
             if source := next(iter(pull.sources), None):
                 sends.append(self._request(origin, pull, source, now_s))
         return sends
 
-    def received(self, peer: PeerId, origin: bytes, piece: Piece, now_s: int) -> list[Effect]:
+    def received(
+        self, peer: PeerId, origin: bytes, head: bytes, piece: Piece, now_s: int
+    ) -> list[Effect]:
         """Take in a piece and ask for the next. Raises WireError if the piece is not the head's.
 
-        What was not asked for, or came late, is ignored.
+        head: the hash of the head that the piece came with. What was not asked for, or came late,
+        is ignored.
         """
         pull = self._pulls.get(origin)
-        if pull is None or pull.asked != peer or not _answers(piece, pull.head):
+        if pull is None or pull.head.id != head:
+            return []
+        if pull.asked != peer and not pull.sources.get(peer):  # it may come late, but was asked for
             return []
         before = pull.progress
         try:
             self._take(origin, pull, piece)
         except WireError:
-            self._leave(origin, pull)
+            self._leave_source(origin, pull, peer)
             raise
         if pull.progress == before:
-            self._leave(origin, pull)
+            times = pull.sources.get(peer, 0) + 1
+            self._leave_source(origin, pull, peer)
+            if isinstance(piece, Gone) and times < TIMEOUTS_MAX:
+                pull.gone[peer] = times
             return self.ask(now_s)
         return [] if self._is_whole(origin, pull) else [self._request(origin, pull, peer, now_s)]
 
@@ -162,27 +232,42 @@ class Pulls:
         }
         return pull.head, Table(pull.index, cards, pull.usage)
 
+    def _leave_source(self, origin: bytes, pull: _Pull, peer: PeerId) -> None:
+        """Expect nothing more of a peer, which may have answered late, while another is asked."""
+        pull.sources.pop(peer, None)
+        if pull.asked == peer:
+            self._leave(origin, pull)
+
     def _leave(self, origin: bytes, pull: _Pull) -> None:
         """Expect nothing more of the peer that was asked; another's turn comes."""
         if pull.asked is not None:
             pull.sources.pop(pull.asked, None)
-            self._asked -= 1
-            pull.asked = None
+            self._await_no_more(pull)
         self._idle[origin] = None
 
+    def _await_no_more(self, pull: _Pull) -> None:
+        pull.asked = None
+        self._asked -= 1
+        self._bytes -= pull.bytes
+
     def _request(self, origin: bytes, pull: _Pull, peer: PeerId, now_s: int) -> Send:
-        self._asked += pull.asked is None
+        if pull.asked is None:
+            self._asked += 1
+            self._bytes += pull.bytes
         pull.asked, pull.asked_s = peer, now_s
         if pull.index is None:
-            held = self._held[origin].claims.head
-            base = ZERO32 if held is None or pull.delta_failed else held.id
+            held = self._held[origin]
+            head = None if held.light or pull.delta_failed else held.claims.head
+            base = ZERO32 if head is None else head.id
             return Send(peer, encode(TableGet(origin, pull.head.id, base)))
         wanted = b"".join(self._missing(origin, pull.index, pull))
         return Send(peer, encode(CardsGet(origin, pull.head.id, wanted, int(pull.lacks_usage))))
 
     def _missing(self, origin: bytes, index: Index, pull: _Pull) -> list[bytes]:
         claims = self._held[origin].claims
-        retracted = [row.leaf for row in index.rows if claims.is_retracted(row.leaf)]
+        retracted: list[bytes] = []
+        if claims.retracts:
+            retracted = [row.leaf for row in index.rows if claims.is_retracted(row.leaf)]
         return missing(index, pull.cards, retracted)
 
     def _is_whole(self, origin: bytes, pull: _Pull) -> bool:
@@ -199,7 +284,7 @@ class Pulls:
             case Delta():
                 pull.delta_failed = True  # or it was the last answer that was needed
                 head = held.claims.head
-                if head is None or head.value.table_root != piece.base_root:
+                if head is None or held.light or head.value.table_root != piece.base_root:
                     return  # our table moved on meanwhile: the whole will be asked for
                 index = patched(held.table.index, piece.puts, piece.ends)
                 if index is None or not commits_to(pull.head.value, index):
@@ -230,9 +315,3 @@ def _add(
         pull.cards[card] = value
     if usage_hash(usage) == pull.head.value.usage:
         pull.usage = usage
-
-
-def _answers(piece: Piece, head: Signed[Head]) -> bool:
-    if isinstance(piece, Delta | Manifest):
-        return envelope.id_of(piece.head) == head.id
-    return piece.head == head.id

@@ -11,8 +11,8 @@ negentropy's: a sum, so that it could be kept in a tree, then a hash, so that it
 from __future__ import annotations
 
 import hashlib
-from bisect import bisect_left, bisect_right
-from collections.abc import Iterator, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -20,7 +20,6 @@ from .wire import Digest, Range
 
 BRANCH: Final = 16  # parts into which a differing range is split
 LIST_MAX: Final = 32  # a range of so few items is listed when it differs, not split
-TINY: Final = 2  # a part of so few items is listed unasked: that costs as much as to ask
 LOWEST: Final = bytes(16)
 HIGHEST: Final = b"\xff" * 16
 _SLOT_BYTES: Final = 16
@@ -36,62 +35,111 @@ class Answer:
     reply: Digest | None
 
 
-def opening(items: Sequence[bytes]) -> Digest:
+class Items:
+    """The sorted items, with the sum of all and of those that share their first byte.
+
+    To compare all of it costs nothing that grows with it; a range costs the sums of the first bytes
+    that it spans and the items at its two ends, a few dozen of 10,000.
+    """
+
+    def __init__(self, items: Iterable[bytes] = ()) -> None:
+        self._items = sorted(items)
+        self._sums = [0] * 256
+        self._total = 0
+        for item in self._items:
+            self._count(item, 1)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def add(self, item: bytes) -> None:
+        insort(self._items, item)
+        self._count(item, 1)
+
+    def remove(self, item: bytes) -> None:
+        del self._items[bisect_left(self._items, item)]
+        self._count(item, -1)
+
+    def between(self, low: bytes, high: bytes) -> list[bytes]:
+        """The items with `low ≤ slot ≤ high`."""
+        return self._items[bisect_left(self._items, low) : self._end(high)]
+
+    def fingerprint(self, low: bytes, high: bytes) -> bytes:
+        """Return 16 bytes that two lists share only if they are equal there."""
+        if (low, high) == (LOWEST, HIGHEST):
+            return fingerprint_of(self._total, len(self._items))
+        start, end = bisect_left(self._items, low), self._end(high)
+        return fingerprint_of(self._sum(start, end, low[0], high[0]), end - start)
+
+    def _end(self, high: bytes) -> int:
+        return bisect_right(self._items, high + HIGHEST)
+
+    def _sum(self, start: int, end: int, first: int, last: int) -> int:
+        if end - start <= LIST_MAX or last - first < 2:
+            return _sum(self._items[start:end])
+        head_end = bisect_left(self._items, bytes([first + 1]))
+        tail_start = bisect_left(self._items, bytes([last]))
+        ends = _sum(self._items[start:head_end]) + _sum(self._items[tail_start:end])
+        return ends + sum(self._sums[first + 1 : last])
+
+    def _count(self, item: bytes, sign: int) -> None:
+        value = sign * int.from_bytes(item, "big")
+        self._sums[item[0]] += value
+        self._total += value
+
+
+def opening(items: Items) -> Digest:
     """Return the first message of a round."""
     return Digest((_range(items, LOWEST, HIGHEST, listed=len(items) <= LIST_MAX),))
 
 
-def answer(items: Sequence[bytes], theirs: Digest) -> Answer:
-    """Compare a peer's ranges with one's own items.
-
-    items: ascending, no slot twice. Costs one pass over the items that the ranges span.
-    """
+def answer(items: Items, theirs: Digest) -> Answer:
+    """Compare a peer's ranges with one's own items."""
     slots: list[bytes] = []
     ranges: list[Range] = []
     listed = 0
     for span in theirs.ranges:
-        mine = _within(items, span)
-        if span.fingerprint == fingerprint(mine):
+        if span.fingerprint == items.fingerprint(span.low, span.high):
             continue
+        mine = items.between(span.low, span.high)
         if len(span.items) == 32 * span.count:
             slots += _differing(mine, span.items)
             continue
-        for part in _parts(mine, span):
+        for part in _parts(items, mine, span):
             if len(ranges) < _RANGES_MAX and listed + len(part.items) // 32 <= _ITEMS_MAX:
                 ranges.append(part)
                 listed += len(part.items) // 32
     return Answer(slots, Digest(tuple(ranges)) if ranges else None)
 
 
-def fingerprint(items: Sequence[bytes]) -> bytes:
-    """Return 16 bytes that two lists share only if they are equal."""
-    total = sum(int.from_bytes(item, "big") for item in items) % (1 << 256)
-    counted = total.to_bytes(32, "big") + len(items).to_bytes(4, "big")
+def fingerprint_of(total: int, count: int) -> bytes:
+    """Return the fingerprint of items by their sum and their number."""
+    counted = (total % (1 << 256)).to_bytes(32, "big") + count.to_bytes(4, "big")
     return hashlib.sha256(counted).digest()[:16]
 
 
-def _within(items: Sequence[bytes], span: Range) -> Sequence[bytes]:
-    return items[bisect_left(items, span.low) : bisect_right(items, span.high + HIGHEST)]
+def _sum(items: Sequence[bytes]) -> int:
+    return sum(int.from_bytes(item, "big") for item in items)
 
 
-def _parts(mine: Sequence[bytes], span: Range) -> Iterator[Range]:
+def _parts(items: Items, mine: Sequence[bytes], span: Range) -> Iterator[Range]:
     """Cover a span with ranges small enough to list, or of equal size."""
     if len(mine) <= LIST_MAX:
-        yield _range(mine, span.low, span.high, listed=True)
+        yield _range(items, span.low, span.high, listed=True)
         return
     step = -(-len(mine) // BRANCH)
     low = span.low
     for start in range(0, len(mine), step):
-        part = mine[start : start + step]
         last = start + step >= len(mine)
         high = span.high if last else _before(mine[start + step][:_SLOT_BYTES])
-        yield _range(part, low, high, listed=len(part) <= TINY)
+        yield _range(items, low, high, listed=False)
         low = mine[start + step][:_SLOT_BYTES] if not last else low
 
 
-def _range(items: Sequence[bytes], low: bytes, high: bytes, *, listed: bool) -> Range:
-    shown = b"".join(items) if listed else b""
-    return Range(low, high, len(items), fingerprint(items), shown)
+def _range(items: Items, low: bytes, high: bytes, *, listed: bool) -> Range:
+    within = items.between(low, high)
+    shown = b"".join(within) if listed else b""
+    return Range(low, high, len(within), items.fingerprint(low, high), shown)
 
 
 def _differing(mine: Sequence[bytes], listed: bytes) -> list[bytes]:

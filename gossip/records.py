@@ -7,9 +7,10 @@ store is believed no more than a peer: what it gives back is decoded and verifie
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
-from . import canonical, hearing
+from . import canonical, hearing, origin
 from .envelope import Signed, read
 from .events import Save
 from .origin import Claims
@@ -24,7 +25,9 @@ from .wire import (
     Index,
     KeyDoc,
     Retract,
+    Summary,
     Usage,
+    UsageRows,
     Wire,
     WireError,
     decode,
@@ -34,43 +37,75 @@ from .wire import (
 ORIGIN_BYTES = 32
 BURN = b"\0"  # in the place of an epoch, of which 0 is none: the second key of a burnt origin
 LAST = ("own", b"last")  # the newest own head that anyone is known to hold
-Rows = dict[tuple[str, bytes], Wire | tuple[Usage, ...]]
+HIGH = ("own", b"high")  # the highest hour that was vouched for, 4 bytes
+NO_TABLE = Table()
+Rows = dict[bytes, Wire | tuple[Usage, ...]]
 
 
 class RecordError(Exception):
     """A store gave back what this program never wrote. Peers hold what is needed to start anew."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Held:
     """What is held of one origin: its claims, and the table under the head among them.
 
     before: the head that was replaced and its index, from which a delta can be made; not stored.
+    light: the head is held without its table, which is of no interest, or has long expired.
+
+    Without slots, so that what it is in brief is worked out once, and shared by all who share it.
     """
 
     claims: Claims
-    table: Table = field(default_factory=Table)
+    table: Table = NO_TABLE
     before: tuple[Signed[Head], Index] | None = None
+    light: bool = False
+
+    @cached_property
+    def brief(self) -> Summary:
+        return origin.summary(self.claims)
+
+    @cached_property
+    def item(self) -> bytes:
+        return origin.item_of(self.brief)
 
     def with_claims(self, claims: Claims) -> Held:
         """Take in claims. Without a head there is no table; a retracted leaf has no card."""
+        if claims is self.claims:
+            return self
         if claims.head is None:
             return Held(claims)
-        gone = [row.leaf for row in self.table.index.rows if claims.is_retracted(row.leaf)]
-        table = self.table.without(gone) if gone else self.table
-        return replace(self, claims=claims, table=table)
+        if claims.retracts is self.claims.retracts:
+            return replace(self, claims=claims)
+        return replace(self, claims=claims, table=allowed(self.table, claims))
+
+
+def allowed(table: Table, claims: Claims) -> Table:
+    """Return a table without the cards of leaves that are retracted."""
+    if not claims.retracts:
+        return table
+    gone = [row.leaf for row in table.index.rows if claims.is_retracted(row.leaf)]
+    return table.without(gone) if gone else table
 
 
 def changes(old: Held, new: Held, *, durable: bool) -> Save | None:
     """Return the order that turns the rows of `old` into those of `new`; None if they are equal."""
-    before, after = _rows(old), _rows(new)
-    puts = tuple(
-        Record(table, key, encode(value))
-        for (table, key), value in after.items()
-        if before.get((table, key)) != value
-    )
-    deletes = tuple(row for row in before if row not in after)
-    return Save(puts, deletes, durable) if puts or deletes else None
+    puts: list[Record] = []
+    deletes: list[tuple[str, bytes]] = []
+    a, b, name = old.claims, new.claims, new.claims.origin
+    if a.keys is not b.keys or a.burn is not b.burn:
+        _differ("key", name, _keys(a), _keys(b), puts, deletes)
+    if a.retracts is not b.retracts:
+        _differ("retract", name, _retracts(a), _retracts(b), puts, deletes)
+    if a.fork is not b.fork:
+        _differ("fork", name, _fork(a), _fork(b), puts, deletes)
+    if a.head is not b.head:
+        _differ("head", name, _head(a), _head(b), puts, deletes)
+    if old.table is not new.table or _has_table(old) != _has_table(new):
+        _differ("index", name, _index(old), _index(new), puts, deletes)
+        _differ("usage", name, _usage(old), _usage(new), puts, deletes)
+        _differ_in_cards(old, new, puts, deletes)
+    return Save(tuple(puts), tuple(deletes), durable) if puts or deletes else None
 
 
 def load(records: Iterable[Record]) -> dict[bytes, Held]:
@@ -78,15 +113,29 @@ def load(records: Iterable[Record]) -> dict[bytes, Held]:
     by_origin: dict[bytes, dict[str, list[Record]]] = {}
     for record in records:
         if record.table != "own":
-            origin = record.key[:ORIGIN_BYTES]
-            by_origin.setdefault(origin, {}).setdefault(record.table, []).append(record)
+            name = record.key[:ORIGIN_BYTES]
+            by_origin.setdefault(name, {}).setdefault(record.table, []).append(record)
     held = {}
-    for origin, tables in by_origin.items():
+    for name, tables in by_origin.items():
         try:
-            held[origin] = _held(origin, tables)
+            held[name] = _held(name, tables)
         except (WireError, KeyError) as error:
-            raise RecordError(f"records of origin {origin.hex()}: {error}") from error
+            raise RecordError(f"records of origin {name.hex()}: {error}") from error
     return held
+
+
+def load_high(records: Iterable[Record]) -> int:
+    """Return the highest hour that was vouched for. Raises RecordError."""
+    for record in records:
+        if (record.table, record.key) == HIGH:
+            if len(record.value) != 4:
+                raise RecordError("record of the highest hour: not 4 bytes")
+            return int.from_bytes(record.value, "big")
+    return 0
+
+
+def save_high(high_h: int) -> Save:
+    return Save((Record(*HIGH, high_h.to_bytes(4, "big")),))
 
 
 def load_last(records: Iterable[Record], own: Claims) -> Signed[Head] | None:
@@ -100,27 +149,75 @@ def load_last(records: Iterable[Record], own: Claims) -> Signed[Head] | None:
     return None
 
 
-def _rows(held: Held) -> Rows:
-    claims, origin = held.claims, held.claims.origin
-    rows: Rows = {("key", origin + bytes([epoch])): doc for epoch, doc in claims.keys.items()}
+# The rows of each table, by what follows the origin in their keys.
+
+
+def _keys(claims: Claims) -> Rows:
+    rows: Rows = {bytes([epoch]): doc for epoch, doc in claims.keys.items()}
     if claims.burn is not None:
-        rows["key", origin + BURN] = claims.burn[1]
-    if claims.fork is not None:
-        rows["fork", origin] = Fork(claims.fork.a.env, claims.fork.b.env)
-    for leaf, retract in claims.retracts.items():
-        rows["retract", origin + (leaf or b"")] = retract.env
-    if claims.head is not None:
-        rows["head", origin] = claims.head.env
-        rows["index", origin] = held.table.index
-        rows["usage", origin] = held.table.usage
-        rows |= {("card", origin + card.leaf): card for card in held.table.live()}
+        rows[BURN] = claims.burn[1]
     return rows
 
 
-def _held(origin: bytes, tables: Mapping[str, list[Record]]) -> Held:
-    claims = Claims(origin)
+def _retracts(claims: Claims) -> Rows:
+    return {leaf or b"": retract.env for leaf, retract in claims.retracts.items()}
+
+
+def _fork(claims: Claims) -> Rows:
+    return {} if claims.fork is None else {b"": Fork(claims.fork.a.env, claims.fork.b.env)}
+
+
+def _head(claims: Claims) -> Rows:
+    return {} if claims.head is None else {b"": claims.head.env}
+
+
+def _has_table(held: Held) -> bool:
+    return held.claims.head is not None and not held.light
+
+
+def _index(held: Held) -> Rows:
+    return {b"": held.table.index} if _has_table(held) else {}
+
+
+def _usage(held: Held) -> Rows:
+    return {b"": held.table.usage} if _has_table(held) else {}
+
+
+def _differ(
+    table: str,
+    origin: bytes,
+    before: Rows,
+    after: Rows,
+    puts: list[Record],
+    deletes: list[tuple[str, bytes]],
+) -> None:
+    for key, value in after.items():
+        if before.get(key) != value:
+            puts.append(Record(table, origin + key, encode(value)))
+    deletes += [(table, origin + key) for key in before if key not in after]
+
+
+def _differ_in_cards(
+    old: Held, new: Held, puts: list[Record], deletes: list[tuple[str, bytes]]
+) -> None:
+    """Compare cards by their hashes, which the indices have."""
+    name = new.claims.origin
+    before, after = _card_hashes(old), _card_hashes(new)
+    for leaf, card in after.items():
+        if before.get(leaf) != card:
+            puts.append(Record("card", name + leaf, encode(new.table.cards[card])))
+    deletes += [("card", name + leaf) for leaf in before if leaf not in after]
+
+
+def _card_hashes(held: Held) -> dict[bytes, bytes]:
+    cards = held.table.cards
+    return {row.leaf: row.card for row in held.table.index.rows if row.card in cards}
+
+
+def _held(name: bytes, tables: Mapping[str, list[Record]]) -> Held:
+    claims = Claims(name)
     for record in tables.get("key", ()):  # the row of a burnt origin's second key sorts first
-        claims = claims.with_key(hearing.open_key(decode(record.value, KeyDoc), origin))
+        claims = claims.with_key(hearing.open_key(decode(record.value, KeyDoc), name))
     for record in tables.get("retract", ()):
         claims = claims.with_retract(_retract(record.value, claims))
     for record in tables.get("fork", ()):
@@ -128,6 +225,8 @@ def _held(origin: bytes, tables: Mapping[str, list[Record]]) -> Held:
     if "head" not in tables:
         return Held(claims)
     head = hearing.open_head(read(decode(tables["head"][0].value, Env), Head), claims)
+    if not any(tables.get(kind) for kind in ("index", "usage", "card")):
+        return Held(claims.with_head(head), light=True)
     cards = tuple(decode(record.value, Card) for record in tables.get("card", ()))
     index = decode(tables["index"][0].value, Index)
     usage = _decode_usage(tables["usage"][0].value)
@@ -149,4 +248,4 @@ def _retract(data: bytes, claims: Claims) -> Signed[Retract]:
 def _decode_usage(data: bytes) -> tuple[Usage, ...]:
     if len(data) > BYTES_MAX[Index]:
         raise WireError("too large")
-    return canonical.decode(data, tuple[Usage, ...])
+    return canonical.decode(data, UsageRows)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
+from .budget import Budget
 from .exchange_events import ExchangeConfig, ExchangeEffect, PeerRefused, ReadChunk, SendFrame
 from .ports import PeerId
-from .wire import ChunkData, ChunkGet, ListData, ListGet, NotHere, encode
+from .wire import CHUNK_BYTES, ChunkData, ChunkGet, ListData, ListGet, NotHere, encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +21,8 @@ class Serving:
     """Answers for the roots it was given, and says of all others that they are not here.
 
     Peers that ask for chunks take turns, so that one that asks for much does not hold up the rest.
+    What the budget does not allow yet waits; once nothing is left for the night, bundles are not
+    here for the rest of it, and peers ask others.
     """
 
     def __init__(self, config: ExchangeConfig) -> None:
@@ -27,6 +30,18 @@ class Serving:
         self._served: dict[bytes, _Served] = {}
         self._queues: dict[PeerId, deque[tuple[bytes, int]]] = {}  # in the order of their turns
         self._reading = 0
+        self._budget = Budget(config)
+        self._now = 0.0  # of the last event that had a time
+
+    @property
+    def waits(self) -> bool:
+        """True if someone waits for the budget alone."""
+        return bool(self._queues) and self._reading < self._config.upload_slots
+
+    def tick(self, now: float) -> list[ExchangeEffect]:
+        """Go on with what waited for the budget."""
+        self._now = now
+        return self._next_reads()
 
     def serve(self, root: bytes, data: bytes, chunks: int) -> None:
         self._served[root] = _Served(data, chunks)
@@ -47,9 +62,10 @@ class Serving:
             return [SendFrame(peer, encode(NotHere(message.root)))]
         return [SendFrame(peer, encode(ListData(message.root, served.data)))]
 
-    def chunks_wanted(self, peer: PeerId, message: ChunkGet) -> list[ExchangeEffect]:
+    def chunks_wanted(self, peer: PeerId, message: ChunkGet, now: float) -> list[ExchangeEffect]:
+        self._now = now
         served = self._served.get(message.root)
-        if served is None:
+        if served is None or self._budget.is_spent(now):
             return [SendFrame(peer, encode(NotHere(message.root)))]
         if max(message.indices) >= served.chunks:
             return [PeerRefused(peer, "no such chunk")]
@@ -69,12 +85,17 @@ class Serving:
         if data is None or root not in self._served:
             answer.append(SendFrame(peer, encode(NotHere(root))))
         else:
+            self._budget.spend(len(data), self._now)
             answer.append(SendFrame(peer, encode(ChunkData(root, index, data))))
         return answer + self._next_reads()
 
     def _next_reads(self) -> list[ExchangeEffect]:
         reads: list[ExchangeEffect] = []
+        if self._budget.is_spent(self._now):
+            return self._refuse_all()
         while self._reading < self._config.upload_slots and self._queues:
+            if not self._budget.allows(self._reading * CHUNK_BYTES, self._now):
+                break
             peer = next(iter(self._queues))
             queue = self._queues.pop(peer)
             if not queue:
@@ -85,3 +106,8 @@ class Serving:
             self._reading += 1
             reads.append(ReadChunk(peer, root, index))
         return reads
+
+    def _refuse_all(self) -> list[ExchangeEffect]:
+        asked = {(p, root): None for p, queue in self._queues.items() for root, _ in queue}
+        self._queues.clear()
+        return [SendFrame(peer, encode(NotHere(root))) for peer, root in asked]

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property, lru_cache
 
 from . import merkle
 from .wire import (
@@ -31,7 +32,7 @@ class TableTooLargeError(ValueError):
     """More than one head may carry; the owner must end or merge leaves first."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Table:
     """What one head commits to. `cards` is by card hash and lacks the cards of retracted leaves."""
 
@@ -39,9 +40,13 @@ class Table:
     cards: Mapping[bytes, Card] = field(default_factory=dict)
     usage: tuple[Usage, ...] = ()
 
-    def live(self) -> list[Card]:
+    def live(self) -> tuple[Card, ...]:
         """The cards that are here, by leaf."""
-        return [self.cards[row.card] for row in self.index.rows if row.card in self.cards]
+        return self._live
+
+    @cached_property
+    def _live(self) -> tuple[Card, ...]:
+        return tuple(self.cards[row.card] for row in self.index.rows if row.card in self.cards)
 
     def without(self, leaves: Collection[bytes]) -> Table:
         """Drop the cards of some leaves; the index still commits to them."""
@@ -73,6 +78,7 @@ def card_hash(card: Card) -> bytes:
     return hashlib.sha256(encode(card)).digest()
 
 
+@lru_cache(maxsize=32)  # one table is checked piece by piece, and in a simulation by every node
 def root(index: Index) -> bytes:
     """Return the hash that a head signs: over the live rows, then the ended ones.
 

@@ -238,6 +238,9 @@ class Usage(Wire, frozen=True):
     accepted_log2: Log2
 
 
+UsageRows = Annotated[tuple[Usage, ...], Meta(max_length=USAGE_ROWS_MAX)]
+
+
 class Row(Wire, frozen=True):
     """A live leaf in the index."""
 
@@ -291,7 +294,7 @@ class ChunkList(Wire, frozen=True):
 class Have(Wire, frozen=True, tag="have/1"):
     """Records that the sender holds, each with the key that opens it unless the peer must have it.
 
-    A head is announced only by who can serve its whole table.
+    Who tells of a head unasked can serve its whole table.
     """
 
     keys: Annotated[tuple[KeyDoc, ...], Many]
@@ -383,7 +386,7 @@ class Delta(Wire, frozen=True, tag="delta/1"):
     base_root: Bytes32
     puts: Annotated[tuple[Card, ...], Many]
     ends: Annotated[tuple[Ended, ...], Many]
-    usage: Annotated[tuple[Usage, ...], Meta(max_length=USAGE_ROWS_MAX)]
+    usage: UsageRows
 
 
 class Manifest(Wire, frozen=True, tag="manifest/1"):
@@ -392,7 +395,7 @@ class Manifest(Wire, frozen=True, tag="manifest/1"):
     head: Env
     index: Index
     cards: Annotated[tuple[Card, ...], Many]
-    usage: Annotated[tuple[Usage, ...], Meta(max_length=USAGE_ROWS_MAX)]
+    usage: UsageRows
 
 
 class CardsGet(Wire, frozen=True, tag="cards-get/1"):
@@ -410,7 +413,7 @@ class Cards(Wire, frozen=True, tag="cards/1"):
     origin: Bytes32
     head: Bytes32
     cards: Annotated[tuple[Card, ...], Many]
-    usage: Annotated[tuple[Usage, ...], Meta(max_length=USAGE_ROWS_MAX)]
+    usage: UsageRows
 
 
 class Gone(Wire, frozen=True, tag="gone/1"):

@@ -463,7 +463,7 @@ def _dormant(leaf: Leaf, unsure: bool, now: Instant, rules: Rules) -> str | None
     heard = max(leaf.last_routed or 0, leaf.stage_since, leaf.newest or 0)
     quiet_days = (now - heard) // DAY_S
     monthly = leaf.growth_per_day * 30
-    if quiet_days >= rules.dormant_days:
+    if quiet_days >= rules.dormant_days and leaf.used_by == 0:
         return f"not routed to for {quiet_days} days"
     if not unsure and monthly < rules.dormant_sessions_per_month and leaf.used_by == 0:
         return f"{monthly:.0f} new sessions a month, no use by others"

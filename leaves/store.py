@@ -83,6 +83,8 @@ class ForestStore:
         self._db.execute("PRAGMA secure_delete=ON")  # a deleted session leaves no trace in a page
         prepare(self._db)
         self.proposals = Proposals(self._db)
+        # How many origins report use of each leaf, from whoever has heard them; None: as last known
+        self.used_by: Mapping[LeafId, int] | None = None
 
     def close(self) -> None:
         self._db.close()
@@ -99,6 +101,11 @@ class ForestStore:
         for leaf, at in self._db.execute("SELECT leaf, at FROM routed ORDER BY leaf").fetchall():
             if leaf in forest.leaves:
                 forest = forest.with_leaf(replace(forest.leaves[leaf], last_routed=at))
+        if self.used_by is None:
+            return forest
+        for each in forest:
+            if each.used_by != (count := self.used_by.get(each.id, 0)):
+                forest = forest.with_leaf(replace(each, used_by=count))
         return forest
 
     def forest_at(self, at: Instant) -> Forest:

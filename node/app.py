@@ -27,6 +27,7 @@ from leaves.store import ForestStore, RoundRow
 
 from . import config as config_file
 from . import deploying, rights, rounds, routing
+from .adapters import Adapters
 from .bundles import BundleStore
 from .clock import Clock, SystemClock
 from .errors import OwnerError
@@ -51,12 +52,12 @@ if TYPE_CHECKING:
     from gossip.sqlite_store import SqliteStore
     from leaves.embeddings import EmbeddingStore
     from leaves.training.chassis import Chassis
-    from leaves.training.child import ChildEvaluator
     from router.minilm_encoder import EncoderError
     from router.neighbours import Neighbours
     from router.ports import Encoder
     from router.sentence_encoder import SentenceModel
 
+    from .adapters import Examiner
     from .capture import PIIScrubber, TrainingCorpus
     from .capture.known import KnownHere
     from .capture.sessions import Session
@@ -118,9 +119,12 @@ def _unusable(problem: EncoderError) -> ModelError:
 class App:
     """One home. Stores are opened on first use and shared by all commands of a process."""
 
-    def __init__(self, home: Path, clock: Clock | None = None) -> None:
+    def __init__(
+        self, home: Path, clock: Clock | None = None, adapters: Adapters | None = None
+    ) -> None:
         self.home = home
         self.clock = clock or SystemClock()
+        self.adapters = adapters or Adapters()
         self.config = config_file.load(home)
         self.halt = threading.Event()  # once set, the scrubber gives up each text that it is at
         self._known: KnownHere | None = None  # the scrubber's
@@ -150,7 +154,7 @@ class App:
 
     @cached_property
     def identity(self) -> Identity:
-        return load_or_create(self.home, self.clock.now_s())
+        return load_or_create(self.home, self.clock.now_s(), self.adapters.secret)
 
     @property
     def origin(self) -> bytes:
@@ -341,6 +345,8 @@ class App:
     @property
     def enc8(self) -> bytes:
         """The tag of the configured encoder's vectors; loads no model."""
+        if given := self.adapters.encoder():
+            return given.enc8
         from router.minilm_encoder import ENC8
 
         return self._encoder_named.enc8 if self._encoder_named else ENC8
@@ -348,6 +354,8 @@ class App:
     @property
     def dimensions(self) -> int:
         """Of the configured encoder's vectors; loads no model."""
+        if given := self.adapters.encoder():
+            return given.dimensions
         from router.minilm_encoder import DIMENSIONS
 
         return self._encoder_named.dimensions if self._encoder_named else DIMENSIONS
@@ -356,7 +364,7 @@ class App:
         """The configured encoder behind a cache; opened once, then shared by whoever asks."""
         with self._encoder_turn:
             if self._encoder is None:
-                self._encoder = self._open_encoder()
+                self._encoder = self.adapters.encoder() or self._open_encoder()
             return self._encoder
 
     def _open_encoder(self) -> Encoder:
@@ -385,10 +393,8 @@ class App:
             raise ModelError(str(problem), unchanged="Nothing was done.") from None
 
     @cached_property
-    def evaluator(self) -> ChildEvaluator:
-        from leaves.training.child import ChildEvaluator
-
-        return ChildEvaluator(threads=self.threads())
+    def evaluator(self) -> Examiner:
+        return self.adapters.evaluator(self.threads())
 
     def threads(self) -> int:
         return self.config.training.threads or os.cpu_count() or 1

@@ -14,6 +14,7 @@ import msgspec
 from msgspec import Meta, Struct, field
 
 from gossip.config import GossipConfig
+from gossip.exchange_events import ExchangeConfig
 from gossip.transport_config import TransportConfig
 from leaves.lifecycle import Rules
 
@@ -88,6 +89,7 @@ class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     interest_cosine: Cosine = 0.5  # foreign leaves nearer than this to an own cluster are fetched
     evaluate_sessions: Count = 40  # own sessions that judge a foreign leaf; below 20 no verdict
     gossip: GossipConfig = field(default_factory=GossipConfig)
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     transport: TransportConfig = field(default_factory=TransportConfig)
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import signal
 import threading
 from collections.abc import Callable, Mapping
@@ -26,13 +25,12 @@ from gossip.dialer import Dialer, DialLoop
 from gossip.driver import GossipDriver
 from gossip.events import Effect, Event, LeafRetracted, OriginChanged, PublishBlocked
 from gossip.exchange import Exchange
-from gossip.exchange_events import ExchangeConfig
-from gossip.libp2p_transport import Libp2pTransport
 from gossip.ports import Connected, Disconnected
 from gossip.transport_config import ListenError, PortInUseError
-from leaves.model import LeafId
+from gossip.wire import Standing
+from leaves.model import Forest, Instant, LeafId
 
-from . import mesh
+from . import mesh, usage
 from .app import App, BusyError
 from .consent import Scope
 from .errors import OwnerError
@@ -48,12 +46,8 @@ from .watching import Watcher
 
 log = logging.getLogger(__name__)
 
-POLL_S = 0.5
 RETRACTED = "retracted by its owner"
 ROLLED_BACK = "peers hold later words of this node than it has: it was restored from a backup"
-REFRESH_S = 5.0
-RETRY_S = 60.0
-ROUNDS_S = 60.0
 WATCHER_STOPS_S = 2.0
 HALT_S = 0.5
 
@@ -83,7 +77,7 @@ def serve(app: App, listen: str | None, tell: Tell) -> None:
     with app.lock("run", "a node is running here already"):
         daemon = Daemon(app, listen, app.telling(tell))
         try:
-            trio.run(daemon.run)
+            trio.run(daemon.run_until_told)
         except* ListenError as group:
             taken, others = group.split(PortInUseError)
             problem = (taken or others or group).exceptions[0]
@@ -107,19 +101,20 @@ class Daemon:
             transport = msgspec.structs.replace(config.transport, listen=listen)
         else:
             transport = config.transport
-        rng = random.Random(os.urandom(16))
+        rng = app.adapters.random()
         self._app = app
         self._tell = tell
-        self._transport = Libp2pTransport(app.identity.transport, transport)
+        self._transport = app.adapters.transport(app.identity.transport, transport)
         self._replica = Replica(app.identity.keys, config.gossip, rng, app.mesh_store.load())
         self._core = _Watched(self._replica, self._look_for_rollback)
         self._driver = GossipDriver(
             self._core,
-            Exchange(ExchangeConfig(), rng),
+            Exchange(config.exchange, rng),
             self._transport,
             app.mesh_store,
             app.bundles.files,
             clock=app.clock.now_s,
+            in_thread=app.adapters.in_thread,
             on_link=self._linked,
         )
         self._book = app.address_book()
@@ -129,22 +124,39 @@ class Daemon:
             clock=app.clock.now_s,
         )
         self._fetcher = Fetcher(app, self._driver, self._serve_bundles, tell, rng)
-        self._scheduler = Scheduler(app, tell)
+        self._scheduler = Scheduler(app, tell, app.adapters.start)
         self._changes = self._driver.changes()
         self._at_work: set[int] = set()
         self._allowed: frozenset[Scope] = frozenset()
         self._withheld = False
         self._shown_revision = -1
+        self._shown_usage = 0
         self._rollbacks = 0  # of the replica, as far as they were acted on
         self._kept_back: dict[LeafId, str] = {}  # leaves kept back, wholly or their bundle, and why
         self._served: set[str] = set()
         self._run_file = b""
         self._saved_book = b""
 
+    @property
+    def replica(self) -> Replica:
+        """What this node holds of all origins, to be looked at."""
+        return self._replica
+
+    @property
+    def served(self) -> frozenset[str]:
+        """The bundles that it answers for."""
+        return frozenset(self._served)
+
+    async def run_until_told(self) -> None:
+        """Run until SIGTERM or Ctrl-C."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._stop_on_signal, nursery.cancel_scope)
+            await self.run()
+
     async def run(self) -> None:
+        """Run until cancelled."""
         async with trio.open_nursery() as nursery:
             self._fetches = nursery
-            nursery.start_soon(self._stop_on_signal, nursery.cancel_scope)
             await nursery.start(self._transport.run)
             if not self._app.allows("publish"):
                 await self._driver.withhold()  # first: a head that is old is renewed at the start
@@ -154,16 +166,17 @@ class Daemon:
             addresses = self._transport.addresses()
             self._say("listening", f"listening on {addresses[0]}", addresses=addresses)
             await self._serve_bundles()
+            pace = self._app.adapters.pace
             tasks = (
                 self._dialing.run,
                 self._follow_changes,
                 self._fetcher.run,
                 self._watch_sources,
-                partial(self._every, POLL_S, self._publish),
-                partial(self._every, POLL_S, self._carry_out_orders),
-                partial(self._every, REFRESH_S, self._refresh),
-                partial(self._every, RETRY_S, self._retry),
-                partial(self._every, ROUNDS_S, self._scheduler.look),
+                partial(self._every, pace.poll_s, self._publish),
+                partial(self._every, pace.poll_s, self._carry_out_orders),
+                partial(self._every, pace.refresh_s, self._refresh),
+                partial(self._every, pace.retry_s, self._retry),
+                partial(self._every, pace.rounds_s, self._scheduler.look),
             )
             for task in tasks:
                 nursery.start_soon(self._fenced, task)
@@ -197,6 +210,8 @@ class Daemon:
         At the end it gives up the text that it is at: see `node.threads`. One that does not stop
         in time ends as a kill would end it: see `node.capture.sources.following`.
         """
+        if not self._app.adapters.watches:
+            return
         watcher, ended = Watcher(self._app, self._tell), trio.Event()
         token = trio.lowlevel.current_trio_token()
 
@@ -233,7 +248,9 @@ class Daemon:
             return
         revision = self._app.forests.revision()
         kept_back = self._app.withheld().reasons
-        current = revision == self._shown_revision and kept_back == self._kept_back
+        used = usage.stamp(self._app.home)
+        shown = (self._shown_revision, self._shown_usage, self._kept_back)
+        current = (revision, used, kept_back) == shown
         if current or not revision:
             return
         if self._app.forests.open_round() is not None:
@@ -241,7 +258,7 @@ class Daemon:
         try:
             with self._app.lock("publish"):  # whoever withdraws consent waits for it
                 if self._app.allows("publish"):
-                    await self._publish_forest(revision)
+                    await self._publish_forest(revision, used)
         except BusyError:
             return  # the next poll sees what became of it
 
@@ -260,20 +277,25 @@ class Daemon:
         except OwnerError as problem:  # the next poll tries again
             log.warning("consent not suspended reason=%s", type(problem).__name__)
 
-    async def _publish_forest(self, revision: int) -> None:
-        forest = self._app.forests.forest()
+    async def _publish_forest(self, revision: int, used: int) -> None:
+        forests = self._app.forests
+        forest, revived = forests.forest(), forests.changed_since(Instant(0), "revived")
+        if forests.open_round() is not None or forests.revision() != revision:
+            return  # a round has begun since it was looked for: what was read may be half of it
         view = self._replica.view(self._app.origin)
         retracted = frozenset(leaf.hex() for leaf in view.retracted if leaf is not None)
         shown = self._app.shown()
         withheld = self._app.withheld()
-        offered = self._offered(withheld.reasons)
-        table = mesh.cards(forest, shown, self._app.enc8, offered, retracted, withheld.hidden)
+        offered = self._offered(forest, withheld.reasons)
+        past = mesh.Past(revived, self._app.config.rules.regressions, self._app.now())
+        enc8 = self._app.enc8
+        table = mesh.cards(forest, shown, enc8, offered, retracted, withheld.hidden, past)
         await self._serve_bundles()
         before = {card.leaf: card.bundle for card in view.cards}
         urgent = any(card.bundle and before.get(card.leaf) != card.bundle for card in table.cards)
         self._app.remember_shown(table.shown)  # first: what may have been shown can be retracted
-        await self._driver.publish(table.cards, table.ended, (), urgent)
-        self._shown_revision, self._withheld = revision, False
+        await self._driver.publish(table.cards, table.ended, usage.published(self._app), urgent)
+        self._shown_revision, self._shown_usage, self._withheld = revision, used, False
         for leaf_id, reason in sorted(withheld.reasons.items()):
             if self._kept_back.get(leaf_id) != reason:
                 hidden = leaf_id in withheld.hidden
@@ -281,12 +303,14 @@ class Daemon:
                 name = forest.leaves[leaf_id].name
                 self._say("kept back", f"{name}: {what}: {reason}", leaf=leaf_id)
         self._kept_back = withheld.reasons
+        if table.left_out:
+            text = f"{table.left_out:,} leaves are not shown: one head has room for no more"
+            self._say("table full", f"{text}; merge or retract some", leaves=table.left_out)
         self._say("published", f"published a table of {len(table.cards)}", leaves=len(table.cards))
 
-    def _offered(self, withheld: Mapping[LeafId, str]) -> Callable[[str], int]:
+    def _offered(self, forest: Forest, withheld: Mapping[LeafId, str]) -> Callable[[str], int]:
         """The size of a bundle that peers may have; 0 of one that is not here, or kept back."""
-        leaves = self._app.forests.forest().leaves
-        kept = {adapter.bundle for id_ in withheld if (adapter := leaves[id_].adapter)}
+        kept = {adapter.bundle for id_ in withheld if (adapter := forest.leaves[id_].adapter)}
         return lambda root: 0 if root in kept else self._app.bundles.size_bytes(root)
 
     async def _serve_bundles(self) -> None:
@@ -319,7 +343,7 @@ class Daemon:
         for origin in self._replica.origins():
             await self._take_in(origin, quiet=True)
             await trio.lowlevel.checkpoint()
-        await trio.to_thread.run_sync(self._app.deploy_if_routed)
+        await self._app.adapters.in_thread(self._app.deploy_if_routed)
         await self._fetcher.tidy()
 
     async def _take_in(self, origin: bytes, *, quiet: bool = False) -> None:
@@ -329,8 +353,12 @@ class Daemon:
         leaves = mesh.foreign(origin, view.usable, self._app.enc8)
         accepted = self._app.foreign.roots_of(origin.hex(), State.ACCEPTED)
         gone = self._app.foreign.replace_origin(origin.hex(), leaves)
+        silent = view.stale or view.standing is not Standing.SOUND or None in view.retracted
+        self._app.foreign.replace_usage(origin.hex(), () if silent else view.usage)
         if accepted - self._app.foreign.roots_of(origin.hex(), State.ACCEPTED):
-            await trio.to_thread.run_sync(self._app.deploy)  # what changed is not what was judged
+            await self._app.adapters.in_thread(
+                self._app.deploy
+            )  # what changed is not what was judged
         withdrawn = {leaf.hex() if leaf else "" for leaf in view.retracted}
         mature = sum(leaf.root is not None for leaf in leaves)
         if leaves and not quiet:
@@ -353,7 +381,7 @@ class Daemon:
             return
         had = [known for known in gone if known.state is not State.HEARD]
         if had:
-            await trio.to_thread.run_sync(self._app.deploy)
+            await self._app.adapters.in_thread(self._app.deploy)
             await self._serve_bundles()
         await self._fetcher.let_go(gone)  # also one of which only a part is here
         for known in had:
@@ -406,7 +434,7 @@ class Daemon:
                     return {"error": "the leaf is gone"}
                 if known.leaf.root is None:
                     return {"error": "it is not mature yet, so no bundle is offered"}
-                settled = await self._fetcher.bring(known)
+                settled = await self._fetcher.bring(known, by_hand=True)
                 return {"state": settled.state.value, **settled.detail}
             case None:
                 return {"error": "the order cannot be read"}

@@ -52,7 +52,7 @@ _MADE_OF_ALL = (*_JOURNALS, "router", "embeddings")
 _TOLD = ("events.jsonl", "events.jsonl.1")  # names of leaves, made of words that were asked
 _FILES = (
     *("shown.json", "publish.json", "second_scan.json", "capture_counts.json"),
-    *("watch.json", "rescan.pending"),
+    *("watch.json", "rescan.pending", "usage.json"),
     *("known_values.json", "keys/known_values.key"),
     *_TOLD,
 )
@@ -397,6 +397,7 @@ def withdraw(
         _remove_folder(app.home / name)
     for path in app.home.glob("adapters-*"):  # of a command that was killed
         _remove_folder(path)
+    _remove([app.home / "usage.json"])  # counted with what is deleted; the next round counts anew
 
 
 def _change_leaves(app: App, gone: Collection[LeafId], reset: Collection[LeafId]) -> None:

@@ -7,7 +7,7 @@ one that is deleted takes its vote away.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from leaves.model import LeafId
 from router.table import Route
 
 from .capture import quality
-from .capture.record import decode_line, read_lines
+from .capture.record import TrainingRecord, decode_line, read_lines
 from .capture.sessions import quality_of
 
 _ID = re.compile(r"[0-9a-f]{32}")
@@ -30,6 +30,15 @@ class Vote:
     leaf: LeafId
     well: bool
     at: float  # when it closed, Unix seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """How a session ended. leaf: the one that answered it; None if something less specific did."""
+
+    leaf: LeafId | None
+    accepted: bool
+    at: float  # Unix seconds
 
 
 def routing_record(route: Route) -> dict[str, Any]:
@@ -51,18 +60,30 @@ def votes(files: Iterable[Path]) -> dict[str, Vote]:
     leaf answered: the leaf did not earn that. Of two closing records the later stands.
     """
     found: dict[str, Vote] = {}
+    for record in _closing_records(files):
+        found.pop(record.session_id, None)
+        vote = _vote(record.metadata, record.timestamp)
+        if vote is not None:
+            found[record.session_id] = vote
+    return found
+
+
+def closings(files: Iterable[Path]) -> Iterator[tuple[str, Closing]]:
+    """Each routed session's id, and how it ended; once for each closing record, in their order."""
+    for record in _closing_records(files):
+        leaf = _answered_by(record.metadata)
+        taken = quality.tier(quality_of(record.metadata)) == quality.GOOD
+        yield record.session_id, Closing(leaf, taken, record.timestamp)
+
+
+def _closing_records(files: Iterable[Path]) -> Iterator[TrainingRecord]:
     for path in files:
         for _, line in read_lines(path, 0):
             if _ROUTED not in line:
                 continue
             record = decode_line(line)
-            if record is None or not record.closes:
-                continue
-            found.pop(record.session_id, None)
-            vote = _vote(record.metadata, record.timestamp)
-            if vote is not None:
-                found[record.session_id] = vote
-    return found
+            if record is not None and record.closes:
+                yield record
 
 
 def in_order(given: Iterable[Vote]) -> list[tuple[LeafId, bool]]:
@@ -80,11 +101,15 @@ def tallied(given: Iterable[Vote]) -> dict[LeafId, tuple[int, int]]:
 
 
 def _vote(about: Mapping[str, Any], at: float) -> Vote | None:
+    leaf, tier = _answered_by(about), quality.tier(quality_of(about))
+    if leaf is None or tier in ("", quality.FAIR):
+        return None
+    return Vote(leaf, tier == quality.GOOD, at)
+
+
+def _answered_by(about: Mapping[str, Any]) -> LeafId | None:
     routing = about.get("routing")
     if not isinstance(routing, dict) or routing.get("fallback_used") is not False:
         return None
     leaf = routing.get("leaf_id")
-    tier = quality.tier(quality_of(about))
-    if not isinstance(leaf, str) or not _ID.fullmatch(leaf) or tier in ("", quality.FAIR):
-        return None
-    return Vote(LeafId(leaf), tier == quality.GOOD, at)
+    return LeafId(leaf) if isinstance(leaf, str) and _ID.fullmatch(leaf) else None

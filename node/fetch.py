@@ -12,6 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -34,6 +35,7 @@ from leaves.training.evaluate import HELD_OUT_MIN
 from .foreign import SERVED, WANTED, Known, State
 from .told import Tell, Told
 from .trial import tried
+from .usage import ATTESTATIONS, attestations
 
 if TYPE_CHECKING:
     from leaves.training.chassis import Chassis
@@ -76,8 +78,10 @@ class Fetcher:
         self._serve = serve
         self._tell = tell
         self._rng = rng
+        self._aside = app.adapters.in_thread
         self._woken = trio.Event()
         self._turn = trio.Lock()
+        self._by_hand = False  # the leaf whose turn it is
         self._coming: set[str] = set()  # roots of the leaf whose turn it is
         self._failures: Counter[str] = Counter()  # by origin, since it last gave what it promised
         self._tries: dict[str, tuple[int, float]] = {}  # root → failures, not before
@@ -91,7 +95,7 @@ class Fetcher:
         while True:
             await self._woken.wait()
             self._woken = trio.Event()
-            wanted = await trio.to_thread.run_sync(self._wanted)
+            wanted = await self._aside(partial(self._wanted, trio.current_time()))
             if wanted:
                 delay_s = self._app.config.mesh.fetch_delay_s
                 await trio.sleep(self._rng.uniform(delay_s / 2, delay_s))
@@ -103,9 +107,13 @@ class Fetcher:
                 if self._woken.is_set():
                     break  # something better may have come
 
-    async def bring(self, known: Known) -> Known:
-        """Fetch, check and judge one leaf; returns how far it came."""
+    async def bring(self, known: Known, *, by_hand: bool = False) -> Known:
+        """Fetch, check and judge one leaf; returns how far it came.
+
+        by_hand: the owner asked for it, so it is held to no budget of bytes.
+        """
         async with self._turn:
+            self._by_hand = by_hand
             now = self._app.foreign.get(known.leaf.origin, known.leaf.leaf)
             if now is None or now.leaf.root is None:
                 return known  # it went while it waited for its turn
@@ -145,16 +153,15 @@ class Fetcher:
             label = fetched.leaf.label
             known = self._settled(known, State.FETCHED, _origins(fetched), shown(label.name))
             await self._serve()  # how good it is, each node finds out for itself
-            state, detail = await trio.to_thread.run_sync(
-                tried, self._app, known, fetched.leaf.label.control_root
-            )
+            control = fetched.leaf.label.control_root
+            state, detail = await self._aside(partial(tried, self._app, known, control))
         except BundleError as problem:
             state, detail = State.REFUSED, {"reason": str(problem)}
         if not self._is_current(known):
             return known
         known = self._settled(known, state, detail)
         if state in (State.ACCEPTED, State.REFUSED):  # it may have been routed to until now
-            await trio.to_thread.run_sync(self._app.deploy)
+            await self._aside(self._app.deploy)
             await self._serve()
         return known
 
@@ -171,27 +178,34 @@ class Fetcher:
         if len(self._failures) > 10_000:
             del self._failures[next(iter(self._failures))]
 
-    def _wanted(self) -> list[Known]:
+    def _wanted(self, now: float) -> list[Known]:
         """Mature leaves on our chassis, in a region where we have sessions to judge them by."""
         if not self._app.allows("fetch"):
             return []
-        now = trio.from_thread.run_sync(trio.current_time)
+        chassis, foreign = self._app.chassis.tag8.hex(), self._app.foreign
         heard = [
             known
-            for known in self._app.foreign.unsettled(self._app.chassis.tag8.hex())
+            for known in (*foreign.unsettled(chassis), *foreign.on_trust(chassis))
             if self._tries.get(known.leaf.root or "", (0, 0.0))[1] <= now
         ]
         if len(heard) > CANDIDATES_MAX:
             heard = self._rng.sample(heard, CANDIDATES_MAX)
         regions = self._app.regions([known.leaf for known in heard])
         return [
-            known for known, rows in zip(heard, regions, strict=True) if len(rows) >= HELD_OUT_MIN
+            known
+            for known, rows in zip(heard, regions, strict=True)
+            if len(rows) >= HELD_OUT_MIN or (rows and self._vouched(known))
         ]
+
+    def _vouched(self, known: Known) -> bool:
+        """True of a leaf that is not routed to yet and may be, on the word of others."""
+        count = attestations(self._app, known.leaf.origin, known.leaf.leaf)
+        return known.state is not State.ACCEPTED and count >= ATTESTATIONS
 
     async def _fetch(self, known: Known) -> Fetched:
         assert known.leaf.root is not None
         result = await self._get(known.leaf.root, known.leaf.size_bytes)
-        leaf = await trio.to_thread.run_sync(self._check, known.leaf.root)
+        leaf = await self._aside(partial(self._check, known.leaf.root))
         if hashlib.sha256(encode_label(leaf.label)).hexdigest() != known.leaf.label:
             raise BundleError("label is not the one that the card names")
         label = leaf.label
@@ -203,7 +217,7 @@ class Fetcher:
             raise FetchError("the leaf is gone")
         self._coming.add(label.control_root)
         other = await self._get(label.control_root, label.control_bytes)
-        control = await trio.to_thread.run_sync(self._check, label.control_root)
+        control = await self._aside(partial(self._check, label.control_root))
         for peer, size in other.sources.items():
             sources[peer] = sources.get(peer, 0) + size
         if not self._is_current(known):
@@ -222,7 +236,8 @@ class Fetcher:
                 raise BundleError("larger than any adapter of this chassis")
             await self._make_room(root, size_bytes)
             self._app.foreign.expect(root, size_bytes)  # first: a crash must not leave an orphan
-        return await self._driver.fetch(bytes.fromhex(root), size_bytes)
+        root_bytes = bytes.fromhex(root)
+        return await self._driver.fetch(root_bytes, size_bytes, by_hand=self._by_hand)
 
     async def _make_room(self, root: str, size_bytes: int) -> None:
         """Keep peers' bundles within their bound, at the cost of what was begun and not had."""

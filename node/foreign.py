@@ -2,7 +2,7 @@
 
     HEARD ──► FETCHED ──► ACCEPTED (routed)
                  │  └───► REFUSED (it did not win here, or its bundle is bad)
-                 └──────► WAITING (too few own sessions to judge it)
+                 └──────► WAITING (too few own sessions to judge it, and too few others who use it)
 
 A leaf whose card names another bundle, or points elsewhere, starts again at HEARD: it was judged as
 what it was. One that is retracted, or absent under a newer head, is dropped, and so is its bundle;
@@ -22,6 +22,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
+from gossip.wire import Usage
 from leaves.model import LeafId, Stage
 
 from .mesh import ForeignLeaf
@@ -35,6 +36,11 @@ CREATE TABLE IF NOT EXISTS leaf (
     PRIMARY KEY (origin, leaf));
 CREATE TABLE IF NOT EXISTS meta (revision INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS bundle (root TEXT PRIMARY KEY, size_bytes INTEGER NOT NULL);
+CREATE TABLE IF NOT EXISTS usage (
+    by TEXT NOT NULL, origin TEXT NOT NULL, leaf TEXT NOT NULL, week INTEGER NOT NULL,
+    routed_log2 INTEGER NOT NULL, accepted_log2 INTEGER NOT NULL,
+    PRIMARY KEY (by, origin, leaf, week));
+CREATE INDEX IF NOT EXISTS usage_of ON usage (origin, leaf);
 CREATE TABLE IF NOT EXISTS gone (
     origin TEXT NOT NULL, leaf TEXT NOT NULL, looks INTEGER NOT NULL, PRIMARY KEY (origin, leaf));
 """
@@ -55,6 +61,7 @@ class State(StrEnum):
 SERVED = (State.FETCHED, State.WAITING, State.ACCEPTED)  # whole, checked, and not refused
 WANTED = (State.HEARD, *SERVED)  # here, or may come
 LOOKS = "looks"  # in `detail`: how many versions of a leaf were judged here; outlives the leaf
+TRUSTED = "attested"  # in `detail`: how many origins' word it is routed to by; 0 once judged
 GONE_MAX = 20_000  # leaves whose looks are kept after they went, the latest: each cost a judgement
 
 
@@ -175,6 +182,50 @@ class Foreign:
         gone = [known for known in self.of(origin) if leaf in (None, known.leaf.leaf)]
         self._write([], gone)
         return gone
+
+    # What other origins say of how they use leaves, ours and each other's; each may say it of any.
+
+    def replace_usage(self, by: str, rows: Iterable[Usage]) -> None:
+        """Take an origin's usage records as the whole of what it says; written if it is news."""
+        values = sorted(
+            (by, r.origin.hex(), r.leaf.hex(), r.week, r.routed_log2, r.accepted_log2) for r in rows
+        )
+        with self._turn:
+            held = self._db.execute(
+                "SELECT * FROM usage WHERE by = ? ORDER BY origin, leaf, week", (by,)
+            ).fetchall()
+            if held == values:
+                return
+            self._db.execute("BEGIN IMMEDIATE")
+            self._db.execute("DELETE FROM usage WHERE by = ?", (by,))
+            self._db.executemany("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?, ?)", values)
+            self._db.execute("COMMIT")
+
+    def users(self, origin: str, since: int) -> dict[LeafId, int]:
+        """How many others say that they use each leaf of an origin, in that week or a later one."""
+        found = self._db.execute(
+            "SELECT leaf, COUNT(DISTINCT by) FROM usage WHERE origin = ? AND by != origin "
+            "AND week >= ? AND routed_log2 > 0 GROUP BY leaf ORDER BY leaf",
+            (origin, since),
+        )
+        return {LeafId(leaf): count for leaf, count in found.fetchall()}
+
+    def attesting(self, origin: str, leaf: str, since: int, *, without: str) -> int:
+        """How many others, `without` left out too, say that they accepted answers of a leaf."""
+        found = self._db.execute(
+            "SELECT COUNT(DISTINCT by) FROM usage WHERE origin = ? AND leaf = ? AND by != origin "
+            "AND by != ? AND week >= ? AND accepted_log2 > 0",
+            (origin, leaf, without, since),
+        )
+        return int(found.fetchone()[0])
+
+    def on_trust(self, chassis: str) -> list[Known]:
+        """Leaves for this chassis that are routed to on others' word alone."""
+        rows = self._db.execute(
+            f"SELECT {_COLUMNS} FROM leaf WHERE state = ? AND chassis = ? ORDER BY origin, leaf",
+            (State.ACCEPTED, chassis),
+        ).fetchall()
+        return [known for known in map(_known, rows) if known.detail.get(TRUSTED)]
 
     def settle(
         self, known: Known, state: State, detail: dict[str, Any], name: str | None = None

@@ -7,6 +7,7 @@ retractions; the transport key names the libp2p host and never appears in a reco
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,8 +40,13 @@ class Identity:
         return self.keys.origin
 
 
-def load_or_create(home: Path, now_s: float) -> Identity:
-    """Read GROOVE_HOME/keys, or make it on the first start.
+def drawn() -> bytes:
+    """The seed of a key that nobody can guess."""
+    return secrets.token_bytes(32)
+
+
+def load_or_create(home: Path, now_s: float, secret: Callable[[], bytes] = drawn) -> Identity:
+    """Read GROOVE_HOME/keys, or make it on the first start, each key from a 32-byte `secret`.
 
     Raises IdentityError if a file is damaged or some are missing, WideOpenError if others can
     read one.
@@ -56,7 +62,7 @@ def load_or_create(home: Path, now_s: float) -> Identity:
             "as a new origin.",
         )
     if missing:
-        _create(folder, now_s)
+        _create(folder, now_s, secret)
     op, transport = _read(folder / "op.key"), _read(folder / "transport.key")
     try:
         doc = decode((folder / _DOC).read_bytes(), KeyDoc)
@@ -69,8 +75,8 @@ def load_or_create(home: Path, now_s: float) -> Identity:
         ) from None
 
 
-def _create(folder: Path, now_s: float) -> None:
-    seeds = {name: secrets.token_bytes(32) for name in _NAMES}
+def _create(folder: Path, now_s: float, secret: Callable[[], bytes]) -> None:
+    seeds = {name: secret() for name in _NAMES}
     for name, seed in seeds.items():
         write_atomic(folder / f"{name}.key", seed.hex().encode() + b"\n")
     hour = int(now_s) // HOUR_S

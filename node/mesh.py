@@ -3,18 +3,30 @@
 Pure: what may leave the machine is decided in `cards`, and the wire types are the whole of it.
 A centroid goes out as int8, and a changed one only after enough new sessions: two successive
 centroids with few sessions between them would give those sessions' embeddings away.
+One head commits to all of a forest, so a split or a merge is told with the state of its parents.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
 import numpy as np
 
 from gossip import wire
-from leaves.model import Evaluation, Forest, GrownFrom, Leaf, LeafId, Stage, Vector, unit
+from leaves.model import (
+    DAY_S,
+    Evaluation,
+    Forest,
+    GrownFrom,
+    Instant,
+    Leaf,
+    LeafId,
+    Stage,
+    Vector,
+    unit,
+)
 
 REPUBLISH_SESSIONS = 50  # new sessions before a changed centroid is shown again
 _STAGES = {
@@ -22,11 +34,10 @@ _STAGES = {
     Stage.SPROUT: wire.Stage.SPROUT,
     Stage.MATURE: wire.Stage.MATURE,
 }
-_REASONS = {
-    Stage.ARCHIVED: wire.Reason.DORMANT,
-    Stage.DISSOLVED: wire.Reason.DISSOLVED,
-    Stage.MERGED: wire.Reason.MERGED,
-}
+ENDED_DAYS = 90  # then an ended leaf need not be told any more: all older heads have expired
+HEIRS_MAX = 8  # that the wire can name of one leaf
+# Encoded bytes of a live row, of an ended one and of each of its heirs: together never too few.
+_ROW_BYTES, _ENDED_BYTES, _HEIR_BYTES, _INDEX_BYTES = 58, 30, 18, 16
 
 
 class Shown(msgspec.Struct, frozen=True):
@@ -38,11 +49,28 @@ class Shown(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The whole table to be signed, and what is then on record as shown."""
+    """The whole table to be signed, and what is then on record as shown.
+
+    left_out: live leaves for which one head has no room, the smallest ones.
+    """
 
     cards: tuple[wire.Card, ...]
     ended: tuple[wire.Ended, ...]
     shown: dict[LeafId, Shown]
+    left_out: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Past:
+    """What of the leaves' lives a forest does not say by itself.
+
+    revived: leaves that came back from the archive. regressions: how many running archive a leaf.
+    now: so that what ended long ago is told no more; None tells it for ever.
+    """
+
+    revived: Container[LeafId] = ()
+    regressions: int = 3
+    now: Instant | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +96,7 @@ def cards(
     size_bytes: Callable[[str], int],
     retracted: frozenset[str],
     hidden: Container[LeafId] = (),
+    past: Past = Past(),
 ) -> Table:
     """Return the table that stands for a forest.
 
@@ -75,25 +104,78 @@ def cards(
     retracted: own leaves that were retracted; they are never shown again.
     hidden: own leaves that nothing is shown of for now.
     """
-    live: list[wire.Card] = []
-    ended: list[wire.Ended] = []
-    now_shown: dict[LeafId, Shown] = {}
-    for leaf in forest:
-        private = leaf.level == 1 or leaf.grown_from is not GrownFrom.DATA
-        if private or leaf.id in retracted:  # a branch is for its owner's browsing
-            continue
-        if leaf.id in hidden:
-            if leaf.id in shown:  # what was shown stays on record: the next centroid depends on it
-                now_shown[leaf.id] = shown[leaf.id]
-            continue
-        if leaf.stage in _STAGES:
-            now_shown[leaf.id] = _show(leaf, shown.get(leaf.id))
-            live.append(_card(leaf, now_shown[leaf.id], enc8, size_bytes))
-        else:
-            reason = _REASONS[leaf.stage]
-            into = _heirs(forest, leaf) if leaf.stage is Stage.MERGED else ()
-            ended.append(wire.Ended(bytes.fromhex(leaf.id), leaf.version, reason, into))
-    return Table(tuple(live), tuple(ended), now_shown)
+    public = [leaf for leaf in forest if _public(leaf) and leaf.id not in retracted]
+    live = [leaf for leaf in public if leaf.stage in _STAGES]
+    # What was shown stays on record, though it is not shown now: the next centroid depends on it.
+    now_shown = {leaf.id: shown[leaf.id] for leaf in live if leaf.id in shown}
+    told = _fitting([leaf for leaf in live if leaf.id not in hidden])
+    now_shown |= {leaf.id: _show(leaf, shown.get(leaf.id)) for leaf in told}
+    ended = _endings(forest, public, told, past)
+    there = {leaf.id for leaf in told} | {LeafId(end.leaf.hex()) for end in ended}
+    made = tuple(
+        _card(leaf, now_shown[leaf.id], enc8, size_bytes, past, there)
+        for leaf in sorted(told, key=lambda leaf: leaf.id)
+    )
+    left_out = sum(leaf.id not in hidden for leaf in live) - len(told)
+    return Table(made, ended, now_shown, left_out)
+
+
+def _public(leaf: Leaf) -> bool:
+    """A branch is for its owner's browsing, and a starter is everybody's."""
+    return leaf.level != 1 and leaf.grown_from is GrownFrom.DATA
+
+
+def _fitting(live: Sequence[Leaf]) -> list[Leaf]:
+    """As many leaves as one head can commit to: mature ones first, then those of most sessions."""
+    ranked = sorted(
+        live, key=lambda leaf: (leaf.stage is not Stage.MATURE, -leaf.sessions, leaf.id)
+    )
+    return ranked[: min(wire.TABLE_ROWS_MAX, (wire.INDEX_BYTES_MAX - _INDEX_BYTES) // _ROW_BYTES)]
+
+
+def _endings(
+    forest: Forest, public: Sequence[Leaf], told: Sequence[Leaf], past: Past
+) -> tuple[wire.Ended, ...]:
+    """What is told of leaves that ended: the parents of those that live, then the latest.
+
+    One that lasted longer is told no more, nor one for which there is no room.
+    """
+    parents = {parent for leaf in told for parent in leaf.lineage}
+    over = [leaf for leaf in public if leaf.stage not in _STAGES]
+    if past.now is not None:
+        since = past.now - ENDED_DAYS * DAY_S
+        over = [leaf for leaf in over if leaf.id in parents or leaf.stage_since >= since]
+    over.sort(key=lambda leaf: (leaf.id not in parents, -leaf.stage_since, leaf.id))
+    rows = wire.TABLE_ROWS_MAX - len(told)
+    room = wire.INDEX_BYTES_MAX - _INDEX_BYTES - _ROW_BYTES * len(told)
+    chosen: list[Leaf] = []
+    for leaf in over[:rows]:
+        room -= _ENDED_BYTES + _HEIR_BYTES * min(HEIRS_MAX, len(_heirs(forest, leaf)))
+        if room < 0:
+            break
+        chosen.append(leaf)
+    there = {leaf.id for leaf in (*told, *chosen)}
+    return tuple(
+        _ended(forest, leaf, there, past) for leaf in sorted(chosen, key=lambda leaf: leaf.id)
+    )
+
+
+def _ended(forest: Forest, leaf: Leaf, there: Container[LeafId], past: Past) -> wire.Ended:
+    """Why a leaf ended, and what it went into, as far as the table shows that."""
+    heirs = [heir for heir in _heirs(forest, leaf) if heir in there]
+    match leaf.stage:
+        case Stage.MERGED:
+            reason = wire.Reason.MERGED
+        case Stage.DISSOLVED:
+            reason, heirs = wire.Reason.DISSOLVED, []
+        case _ if heirs:  # it was split, and its children took what came to it
+            reason = wire.Reason.SUPERSEDED
+        case _ if leaf.regressions >= past.regressions:
+            reason = wire.Reason.REGRESSED
+        case _:
+            reason = wire.Reason.DORMANT
+    into = tuple(bytes.fromhex(heir) for heir in heirs[:HEIRS_MAX])
+    return wire.Ended(bytes.fromhex(leaf.id), leaf.version, reason, into)
 
 
 def foreign(origin: bytes, live: Iterable[wire.Card], enc8: bytes) -> list[ForeignLeaf]:
@@ -134,17 +216,26 @@ def _show(leaf: Leaf, before: Shown | None) -> Shown:
     return Shown(quantised(leaf.centroid), leaf.sessions)
 
 
-def _card(leaf: Leaf, shown: Shown, enc8: bytes, size_bytes: Callable[[str], int]) -> wire.Card:
+def _card(
+    leaf: Leaf,
+    shown: Shown,
+    enc8: bytes,
+    size_bytes: Callable[[str], int],
+    past: Past,
+    there: Container[LeafId],
+) -> wire.Card:
+    """there: what the table shows; a parent that it does not show is not named."""
+    parents = [parent for parent in leaf.lineage if parent in there][:HEIRS_MAX]
     return wire.Card(
         leaf=bytes.fromhex(leaf.id),
         version=leaf.version,
         stage=_STAGES[leaf.stage],
-        op=wire.Op.BIRTH,
+        op=_op(leaf, past),
         centroid=shown.centroid,
         sessions_log2=wire.to_log2(shown.sessions),
         chassis=bytes.fromhex(leaf.adapter.chassis) if leaf.adapter else wire.ZERO8,
         enc=enc8,
-        parents=tuple(bytes.fromhex(parent) for parent in leaf.lineage),
+        parents=tuple(bytes.fromhex(parent) for parent in parents),
         growth_q=0,  # a pace tells more of the owner's days than a peer needs
         scores=_scores(leaf.evaluation),
         bundle=_bundle(leaf, size_bytes),
@@ -181,5 +272,16 @@ def _scores(evaluation: Evaluation | None) -> tuple[wire.Score, ...]:
     return tuple(wire.Score(kind, wire.to_q(value)) for kind, value in figures)
 
 
-def _heirs(forest: Forest, leaf: Leaf) -> tuple[bytes, ...]:
-    return tuple(bytes.fromhex(heir.id) for heir in forest if leaf.id in heir.lineage)
+def _op(leaf: Leaf, past: Past) -> wire.Op:
+    """How a leaf came to live as it does now. None of this node's grows from a peer's leaf, so
+    ADOPT is never said."""
+    if leaf.id in past.revived:
+        return wire.Op.REVIVE
+    if not leaf.lineage:
+        return wire.Op.BIRTH
+    return wire.Op.SPLIT if len(leaf.lineage) == 1 else wire.Op.MERGE
+
+
+def _heirs(forest: Forest, leaf: Leaf) -> list[LeafId]:
+    """The leaves that it was split or merged into."""
+    return [heir.id for heir in forest if leaf.id in heir.lineage]

@@ -12,10 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from leaves.model import Instant
-from leaves.ports import Report, Schedule, silent
+from leaves.ports import Report, Schedule, Trainer, silent
 from leaves.store import RoundRow
 
-from . import registry, screening, set_aside, show
+from . import registry, screening, set_aside, show, usage
 from .errors import OwnerError
 from .home import groove_cache, private_dir
 from .told import Tell, Told
@@ -59,6 +59,7 @@ def run(app: App, tell: Tell, report: Report = silent) -> RoundRow:
         spreading.spread(app.config.executor) as spread,
     ):
         try:
+            app.forests.used_by = usage.by_others(app)
             return _round(app, app.telling(tell), report, spread=spread).run(app.now())
         except TrainingError as problem:
             raise TrainingEndedError(
@@ -119,7 +120,6 @@ def _round(
     from leaves.discover import default_clusterer
 
     from .engine import Round, Tools
-    from .executors import ChildClusterer
 
     untrained = "" if app.allows("train") else "the scope `train` is not granted"
     sessions = list(app.sessions().values())
@@ -132,7 +132,7 @@ def _round(
         embeddings=app.embeddings,
         store=app.forests,
         encoder=partial(spread.encoder, app) if spread else app.encoder,
-        clusterer=ChildClusterer(spread.clusterer if spread else default_clusterer),
+        clusterer=app.adapters.clusterer(spread.clusterer if spread else default_clusterer),
         classroom=None if untrained else lambda rules: classroom(app, spread, rules),
         deploy=lambda: _deploy(app, tell, report),
         now=app.now,
@@ -147,6 +147,7 @@ def _round(
 def _deploy(app: App, tell: Tell, report: Report) -> Deployed:
     """A routing table for here, and for others what may be published."""
     deployed = app.deploy_anew(tell, report)
+    usage.count(app)
     registry.push_after_round(app, tell)
     return deployed
 
@@ -167,10 +168,10 @@ def _screened(
     app: App, sessions: list[Session], tell: Tell, report: Report
 ) -> tuple[list[Session], str]:
     """The sessions that passed the second scan; and why nothing may be trained, if so."""
-    from .capture.second_scan import SecondScan, SecondScanError
+    from .capture.second_scan import SecondScanError
 
     try:
-        with SecondScan(private_dir(groove_cache() / "kingfisher")) as scan:
+        with app.adapters.second_scan(private_dir(groove_cache() / "kingfisher")) as scan:
             screened = screening.screened(app.home, sessions, scan, report)
     except SecondScanError as problem:
         tell(Told("unscanned", f"second scan: {problem}; nothing is trained"))
@@ -185,21 +186,24 @@ def classroom(app: App, spread: Spread | None = None, rules: Rules | None = None
 
     rules: those that the round began with; without a round, those of now.
     """
-    from leaves.training.child import ChildTrainer
-
-    from . import examining
     from .classroom import Classroom
 
     set_aside.remember(app)
     training = app.config.training
+
+    def trainer() -> Trainer:
+        if spread is not None:
+            return spread.trainer()
+        return app.adapters.trainer(max(1, app.threads() // 2))
+
     schedule = Schedule(steps=training.steps, learning_rate=training.learning_rate)
     return Classroom(
         private_dir(app.home / "training"),
         app.forests,
         app.bundles,
         app.chassis,
-        spread.trainer() if spread else ChildTrainer(threads=max(1, app.threads() // 2)),
-        spread.trainer() if spread else ChildTrainer(threads=max(1, app.threads() // 2)),
+        trainer(),
+        trainer(),
         app.evaluator,
         schedule,
         training.style_margin,
@@ -207,7 +211,7 @@ def classroom(app: App, spread: Spread | None = None, rules: Rules | None = None
         training.restricted_outputs,
         rules=rules or app.config.rules,
         control_pairs=training.control_pairs,
-        gate=partial(examining.gate, app, schedule),
+        gate=partial(app.adapters.gate, app, schedule),
         vectors=app.embeddings.vectors,
         answerer=app.evaluator,
     )

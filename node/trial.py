@@ -34,9 +34,10 @@ from leaves.training.margin import MARGINS, Calibration, recipe
 from leaves.training.preprocess import stable
 from router.calibrate import FALSE_REJECTS
 
-from .foreign import LOOKS, Known, State
+from .foreign import LOOKS, TRUSTED, Known, State
 from .measuring import measured
 from .show import evaluation_line
+from .usage import ATTESTATIONS, attestations
 
 if TYPE_CHECKING:
     from .app import App
@@ -66,7 +67,7 @@ def tried(app: App, known: Known, control_root: str) -> tuple[State, dict[str, A
         ours = None
     examples = _examples(app, rows, ours)
     if len(examples) < HELD_OUT_MIN:
-        return State.WAITING, {"reason": f"{len(examples)} own sessions to judge it by"}
+        return _on_trust(app, known, rows, len(examples))
     losses, general = _measured(app, known, control_root, ours, examples)
     rival = strongest(losses)
     if rival == PARENT and OURS not in losses:
@@ -89,6 +90,7 @@ def tried(app: App, known: Known, control_root: str) -> tuple[State, dict[str, A
     scores = [float(vectors[id_] @ known.leaf.centroid) for id_ in rows]
     return State.ACCEPTED if evaluation.won else State.REFUSED, {
         "gate": float(np.quantile(scores, FALSE_REJECTS)),
+        TRUSTED: 0,
         "sessions": len(examples),
         LOOKS: looks if evaluation.verdict is not Verdict.TOO_FEW else looks - 1,
         "verdict": evaluation.verdict.value,
@@ -98,6 +100,25 @@ def tried(app: App, known: Known, control_root: str) -> tuple[State, dict[str, A
         "general_rise": evaluation.general_rise,
         "margin": evaluation.margin,
         "reason": evaluation_line(evaluation),
+    }
+
+
+def _on_trust(
+    app: App, known: Known, rows: Sequence[str], sessions: int
+) -> tuple[State, dict[str, Any]]:
+    """A leaf that cannot be judged here: routed to if enough others accepted what it answered."""
+    few = f"{sessions} own sessions to judge it by"
+    count = attestations(app, known.leaf.origin, known.leaf.leaf)
+    if count < ATTESTATIONS:
+        return State.WAITING, {"reason": f"{few}; {count} of {ATTESTATIONS} origins vouch for it"}
+    vectors = app.embeddings.vectors()
+    scores = [float(vectors[id_] @ known.leaf.centroid) for id_ in rows]
+    floor = app.config.mesh.interest_cosine
+    return State.ACCEPTED, {
+        "gate": max(floor, float(np.quantile(scores, FALSE_REJECTS))) if scores else floor,
+        TRUSTED: count,
+        "sessions": sessions,
+        "reason": f"{few}; {count} origins accepted its answers",
     }
 
 

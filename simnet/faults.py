@@ -44,22 +44,22 @@ class Links:
         What is urgent arrives as it was sent or not at all, for gossipsub signs its messages.
         """
         if rng.random() < self.loss:
-            count["loss"] += 1
+            count["F1 loss"] += 1
             return
         copies = 1
         if rng.random() < self.duplicate:
-            count["duplicate"] += 1
+            count["F2 duplicate"] += 1
             copies = 2
         for _ in range(copies):
             after = rng.uniform(*self.latency_s)
             if rng.random() < self.delay:
-                count["delay"] += 1
+                count["F4 delay"] += 1
                 after += rng.uniform(0, self.delay_s_max)
             if not urgent and rng.random() < self.flip:
-                count["flip"] += 1
+                count["F5 flip"] += 1
                 frame = flipped(frame, rng)
             if not urgent and rng.random() < self.forge:
-                count["forge"] += 1
+                count["F22 forge"] += 1
                 frame = tampered(frame, rng) or frame
             yield after, frame
 
@@ -73,7 +73,9 @@ RELIABLE = Links()
 
 
 def flipped(frame: bytes, rng: Random) -> bytes:
-    """Turn one bit."""
+    """Turn one bit, if there is one."""
+    if not frame:
+        return frame
     at = rng.randrange(len(frame) * 8)
     turned = bytearray(frame)
     turned[at // 8] ^= 1 << at % 8

@@ -13,7 +13,17 @@ from gossip import table
 from gossip.config import GossipConfig
 from gossip.core import Replica
 from gossip.envelope import seal
-from gossip.events import Effect, Event, PeerUp, Publish, Received, Save, Send
+from gossip.events import (
+    Effect,
+    Event,
+    PeerUp,
+    Publish,
+    Received,
+    Save,
+    Send,
+    TellDue,
+    WakeAfter,
+)
 from gossip.keys import Keys, issue, private_key, public_bytes
 from gossip.ports import PeerId, Record
 from gossip.wire import (
@@ -157,6 +167,7 @@ class Line:
         self.disks: dict[PeerId, dict[tuple[str, bytes], bytes]] = {name: {} for name in self.nodes}
         self.log: list[tuple[PeerId, Effect]] = []
         self.now_s = NOW_S
+        self.ticks: dict[PeerId, None] = {}  # nodes that have asked for a TellDue
 
     def connect(self, *pairs: tuple[str, str]) -> None:
         names = list(self.nodes)
@@ -168,7 +179,15 @@ class Line:
         """Hand in an event, and all that comes of it; return what the node ordered first."""
         first = self.nodes[node].handle(event)
         due = deque((node, effect) for effect in first)
-        while due:
+        ticked: dict[PeerId, None] = {}
+        while due or self.ticks.keys() - ticked.keys():
+            if not due:  # all frames have arrived: what waits for time is due, once for each node
+                name = next(name for name in self.ticks if name not in ticked)
+                del self.ticks[name]
+                ticked[name] = None
+                more = self.nodes[name].handle(TellDue(self.now_s))
+                due.extend((name, effect) for effect in more)
+                continue
             name, effect = due.popleft()
             self.log.append((name, effect))
             match effect:
@@ -179,6 +198,8 @@ class Line:
                 case Send(peer, frame) if peer in self.nodes:
                     more = self.nodes[peer].handle(Received(name, frame, self.now_s))
                     due.extend((peer, effect) for effect in more)
+                case WakeAfter(_, tell=True):
+                    self.ticks[name] = None
         return first
 
     def records(self, name: str) -> list[Record]:

@@ -79,7 +79,7 @@ class Peers:
         self.asked: list[str] = []
         self.before_it_is_here: Callable[[], Awaitable[None]] | None = None
 
-    async def fetch(self, root: bytes, size_bytes: int) -> FetchResult:
+    async def fetch(self, root: bytes, size_bytes: int, *, by_hand: bool = False) -> FetchResult:
         self.asked.append(root.hex())
         path = self._app.bundles.files.path(root)
         if not path.exists():
@@ -177,7 +177,9 @@ async def test_an_origin_that_keeps_nothing_does_not_hold_up_the_others(app: App
     peers = Peers(app)
     bringing = fetcher(app, peers)
     any_fetcher: Any = bringing
-    any_fetcher._wanted = lambda: [k for k in app.foreign.all() if k.leaf.root not in peers.asked]
+    any_fetcher._wanted = lambda *_: [
+        k for k in app.foreign.all() if k.leaf.root not in peers.asked
+    ]
     await bringing.bring(app.foreign.all()[0])
     app.foreign.replace_origin("03" * 32, [good])
     bringing.wake()

@@ -9,10 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gossip import merkle
-from gossip.reconcile import answer, fingerprint, opening
+from gossip.reconcile import HIGHEST, LOWEST, Items, answer, fingerprint_of, opening
 from gossip.wire import SYNC_FRAME_BYTES_MAX, Digest, Range, encode
 
 ITEM = st.binary(min_size=32, max_size=32)
+ITEM16 = st.binary(min_size=16, max_size=16)
 
 
 def items(count: int, seed: object) -> list[bytes]:
@@ -29,10 +30,10 @@ def changed(base: list[bytes], count: int, seed: object) -> list[bytes]:
 
 def reconcile(a: list[bytes], b: list[bytes]) -> tuple[set[bytes], int, int]:
     """Play one round; return the slots found, the frames and the bytes."""
-    message: Digest | None = opening(a)
+    message: Digest | None = opening(Items(a))
     found: set[bytes] = set()
     frames = size = 0
-    sides = [b, a]
+    sides = [Items(b), Items(a)]
     while message is not None:
         frames, size = frames + 1, size + len(encode(message))
         assert len(encode(message)) <= SYNC_FRAME_BYTES_MAX
@@ -100,14 +101,34 @@ def test_rounds_go_on_until_all_is_found_although_each_is_bounded() -> None:
 
 def test_a_fingerprint_depends_on_every_item_and_on_their_number() -> None:
     one, two = items(2, "a")
-    assert len({fingerprint(x) for x in ([], [one], [two], [one, two], [bytes(32), one])}) == 5
+    lists = ([], [one], [two], [one, two], [bytes(32), one])
+    assert len({Items(some).fingerprint(LOWEST, HIGHEST) for some in lists}) == 5
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(ITEM, max_size=300, unique=True), st.data())
+def test_a_fingerprint_of_a_range_is_that_of_the_items_in_it(
+    some: list[bytes], data: st.DataObject
+) -> None:
+    kept = Items()
+    for item in some:
+        kept.add(item)
+    for item in some[::3]:
+        kept.remove(item)
+    left = sorted(item for i, item in enumerate(some) if i % 3)
+    low, high = sorted(data.draw(st.tuples(st.binary(min_size=16, max_size=16), ITEM16)))
+    within = [item for item in left if low <= item[:16] <= high]
+    assert kept.between(low, high) == within
+    total = sum(int.from_bytes(item, "big") for item in within)
+    assert kept.fingerprint(low, high) == fingerprint_of(total, len(within))
+    assert len(kept) == len(left)
 
 
 def test_what_a_peer_lists_out_of_order_or_outside_of_its_range_does_no_harm() -> None:
     mine = items(10, "a")
     lies = b"".join(reversed(items(5, "b"))) + bytes(32)
     span = Range(b"\x40" + bytes(15), b"\x60" + bytes(15), 6, bytes(16), lies)
-    result = answer(mine, Digest((span,)))
+    result = answer(Items(mine), Digest((span,)))
     assert result.reply is None
     assert result.slots == sorted(result.slots)
 

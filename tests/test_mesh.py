@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from support_capture import HandClock
 
 from gossip import wire
+from gossip.table import build
 from leaves.model import (
+    DAY_S,
     Adapter,
     Forest,
     GrownFrom,
@@ -24,10 +27,27 @@ from leaves.model import (
     leaf_id,
     unit,
 )
+from leaves.rules import Rules
+from node.app import App
+from node.consent import Scope
+from node.daemon import Daemon
 from node.foreign import LOOKS, Foreign, Known, State
 from node.mailbox import Dial, Mailbox, Retract
-from node.mesh import REPUBLISH_SESSIONS, ForeignLeaf, Shown, cards, foreign, quantised
+from node.mesh import (
+    ENDED_DAYS,
+    HEIRS_MAX,
+    REPUBLISH_SESSIONS,
+    ForeignLeaf,
+    Past,
+    Shown,
+    Table,
+    cards,
+    foreign,
+    quantised,
+)
 from node.routing import entries, region
+from node.told import Told
+from simnet.fakes import LabelClusterer, Medium, Simulated, TopicEncoder, peer_named
 
 ORIGIN = b"\1" * 32
 ENC8 = b"encoder8"
@@ -105,9 +125,97 @@ def test_branches_starters_and_retracted_leaves_are_never_shown() -> None:
     assert made.cards == () and made.ended == ()
 
 
-def test_what_ended_is_told_with_its_reason() -> None:
-    [ended] = table(leaf(0, stage=Stage.ARCHIVED)).ended
-    assert ended.reason is wire.Reason.DORMANT
+def lived(*leaves: Leaf, past: Past) -> Table:
+    return cards(forest(*leaves), {}, ENC8, lambda root: 1000, frozenset(), past=past)
+
+
+def raw(number: int) -> bytes:
+    return bytes.fromhex(leaf_id(ORIGIN, number))
+
+
+@pytest.mark.parametrize(
+    ("stage", "changes", "reason"),
+    [
+        (Stage.ARCHIVED, {}, wire.Reason.DORMANT),
+        (Stage.ARCHIVED, {"regressions": 3}, wire.Reason.REGRESSED),
+        (Stage.DISSOLVED, {}, wire.Reason.DISSOLVED),
+        (Stage.MERGED, {}, wire.Reason.MERGED),
+    ],
+)
+def test_what_ended_is_told_with_its_reason(
+    stage: Stage, changes: dict[str, int], reason: wire.Reason
+) -> None:
+    [ended] = table(leaf(0, stage=stage, **changes)).ended
+    assert ended.reason is reason and ended.into == ()
+
+
+def test_a_split_shows_its_children_beside_their_parent_in_one_table() -> None:
+    parent = leaf(0, stage=Stage.MATURE)
+    born = [leaf(n, stage=Stage.SPROUT, lineage=(parent.id,)) for n in (1, 2)]
+    by_leaf = {card.leaf: card for card in table(parent, *born).cards}
+    assert by_leaf.keys() == {raw(0), raw(1), raw(2)}
+    assert by_leaf[raw(0)].op is wire.Op.BIRTH
+    assert {(by_leaf[raw(n)].op, by_leaf[raw(n)].parents) for n in (1, 2)} == {
+        (wire.Op.SPLIT, (raw(0),))
+    }
+
+
+def test_a_parent_that_rests_after_its_split_was_superseded_by_its_children() -> None:
+    parent = leaf(0, stage=Stage.ARCHIVED)
+    [ended] = table(parent, leaf(1, lineage=(parent.id,)), leaf(2, lineage=(parent.id,))).ended
+    assert ended.reason is wire.Reason.SUPERSEDED and set(ended.into) == {raw(1), raw(2)}
+
+
+def test_a_merge_ends_both_leaves_in_the_table_that_shows_the_one() -> None:
+    parts = [leaf(n, stage=Stage.MERGED) for n in (0, 1)]
+    made = table(*parts, leaf(2, lineage=(parts[0].id, parts[1].id)))
+    [card] = made.cards
+    assert card.op is wire.Op.MERGE and set(card.parents) == {raw(0), raw(1)}
+    assert [end.into for end in made.ended] == [(raw(2),), (raw(2),)]
+
+
+def test_a_leaf_that_came_back_from_the_archive_says_so() -> None:
+    [card] = lived(leaf(0, stage=Stage.SPROUT), past=Past({leaf(0).id})).cards
+    assert card.op is wire.Op.REVIVE
+
+
+def test_what_a_table_does_not_show_is_not_named_in_it() -> None:
+    parent, child = leaf(0), leaf(1, lineage=(leaf(0).id,))
+    made = cards(forest(parent, child), {}, ENC8, lambda root: 0, frozenset({parent.id}))
+    assert [card.parents for card in made.cards] == [()]
+    merged = leaf(0, stage=Stage.MERGED)
+    hidden = cards(forest(merged, child), {}, ENC8, lambda root: 0, frozenset(), {child.id})
+    assert [end.into for end in hidden.ended] == [()]
+
+
+def test_what_ended_long_ago_is_told_no_more_but_of_parents_that_live_on_in_others() -> None:
+    later = Instant(NOW + (ENDED_DAYS + 1) * DAY_S)
+    parts = [leaf(n, stage=Stage.MERGED) for n in (0, 1)]
+    child = leaf(2, lineage=(parts[0].id, parts[1].id))
+    made = lived(*parts, child, leaf(3, stage=Stage.DISSOLVED), past=Past(now=later))
+    assert {end.leaf for end in made.ended} == {raw(0), raw(1)}
+
+
+def test_a_table_never_outgrows_its_head_and_keeps_what_counts_most() -> None:
+    seeds = [leaf(n, sessions=200 + n) for n in range(wire.TABLE_ROWS_MAX + 5)]
+    mature = leaf(5000, stage=Stage.MATURE, sessions=1)
+    ended = [leaf(n, stage=Stage.ARCHIVED) for n in range(6000, 6050)]
+    made = table(mature, *seeds, *ended)
+    built = build(made.cards, made.ended, ())
+    assert len(built.index.rows) + len(built.index.ended) <= wire.TABLE_ROWS_MAX
+    assert raw(5000) in {card.leaf for card in made.cards}
+    assert made.left_out == len(seeds) + 1 - len(made.cards) > 0
+
+
+def test_of_too_many_that_ended_the_latest_are_told_with_as_many_heirs_as_the_wire_names() -> None:
+    over = [leaf(n, stage=Stage.ARCHIVED, stage_since=Instant(n)) for n in range(1500)]
+    heirs = [leaf(n, lineage=(over[1499].id,)) for n in range(2000, 2012)]
+    made = table(*over, *heirs)
+    index = build(made.cards, made.ended, ()).index
+    assert wire.decode(wire.encode(index), wire.Index) == index and made.left_out == 0
+    by_leaf = {end.leaf: end for end in made.ended}
+    assert raw(1499) in by_leaf and raw(0) not in by_leaf
+    assert len(by_leaf[raw(1499)].into) == HEIRS_MAX
 
 
 @given(st.lists(st.sampled_from(list(Stage)), max_size=8))
@@ -233,3 +341,59 @@ def test_an_order_survives_a_restart_and_is_carried_out_once(tmp_path: Path) -> 
     assert [letter.order for letter in again.waiting()][1] == Retract(None)
     again.answer(first, {"dialing": "x"}, 3.0)
     assert len(again.waiting()) == 1 and again.answer_to(first) == {"dialing": "x"}
+
+
+async def test_a_round_that_begins_while_the_forest_is_read_is_not_told_half(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    app = App(_home(tmp_path, 'novel = "auto"'), HandClock(), _alone())
+    app.consent.record_consent(app.user_id, True, "1.0", scopes=set(Scope))
+    app.forests.change(leaf(0), "born", "by a test", NOW)
+    told: list[str] = []
+    daemon = Daemon(app, None, lambda each: told.append(each.event))
+    read = app.forests.changed_since
+
+    def begun_meanwhile(at: Instant, kind: str) -> set[LeafId]:
+        """Between the look for an open round and the end of the reading, one begins."""
+        app.forests.begin_round(NOW, "embed", {}, Rules())
+        return read(at, kind)
+
+    monkeypatch.setattr(app.forests, "changed_since", begun_meanwhile)
+    await daemon._publish()
+    assert "published" not in told
+    monkeypatch.setattr(app.forests, "changed_since", read)
+    await daemon._publish()
+    assert "published" not in told, "the round is open"
+    row = app.forests.open_round()
+    assert row is not None
+    app.forests.finish_round(row.id, NOW)
+    await daemon._publish()
+    assert told.count("published") == 1
+
+
+async def test_leaves_that_one_head_has_no_room_for_are_told_to_the_owner(
+    tmp_path: Path,
+) -> None:
+    app = App(_home(tmp_path, 'novel = "auto"'), HandClock(), _alone())
+    app.consent.record_consent(app.user_id, True, "1.0", scopes=set(Scope))
+    many = {leaf(n).id: (leaf(n), "by a test") for n in range(wire.TABLE_ROWS_MAX + 3)}
+    app.forests.restore(many, {}, NOW)
+    told: list[Told] = []
+    daemon = Daemon(app, None, told.append)
+    await daemon._publish()
+    events = {each.event: each for each in told}
+    assert events["table full"].data["leaves"] == 3 and "published" in events
+
+
+def _home(folder: Path, publish: str) -> Path:
+    home = folder / "home"
+    home.mkdir(mode=0o700)
+    (home / "groove.toml").write_text(f"[publish]\n{publish}\n")
+    return home
+
+
+def _alone() -> Simulated:
+    """The adapters of a node that nobody is linked to."""
+    encoder = TopicEncoder(lambda text: vector(0))
+    labels = LabelClusterer(lambda session: (session, ""))
+    return Simulated("0", peer_named(0), Medium(0), encoder, labels, lambda command: 0)
