@@ -1,4 +1,4 @@
-# make setup | demo | test | bench | lint. Nothing here installs a system package.
+# make setup | demo | test | sweep | bench | lint. Nothing here installs a system package.
 
 PYTHON ?= python3
 TORCH_INDEX ?=
@@ -7,11 +7,12 @@ FROM ?=
 BIN := .venv/bin
 STAMP := .venv/.ready
 MODELS := .venv/.models
-BENCHES := bundle capture daemon domains encode gate lifecycle routing scrub train
+BENCHES := bundle capture daemon domains encode gate lifecycle mesh mesh_speed mesh_wire routing scrub train
+SEEDS ?= 2000
 
 export HF_HUB_OFFLINE := 1
 
-.PHONY: setup demo test bench lint clean
+.PHONY: setup demo test sweep bench lint clean
 .DEFAULT_GOAL := setup
 
 setup: $(STAMP)
@@ -37,6 +38,9 @@ demo: setup
 
 test: setup
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
+
+sweep: setup
+	@$(BIN)/groove-sim run swarm --nodes 20 --seeds 0..$$(($(SEEDS) - 1)) --json sweep.json
 
 bench: setup
 	@for b in $(BENCHES); do echo "== $$b"; $(BIN)/python tests/bench/$$b.py --json - || exit 1; done

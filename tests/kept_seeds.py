@@ -13,5 +13,4 @@ KEPT: list[tuple[Plan, str]] = [
     (Plan("swarm", nodes=12, seed=24), "convergence: the same"),
     (Plan("swarm", nodes=12, seed=15), "durability: a crash lost that an origin is dead"),
     (Plan("swarm", nodes=8, seed=2), "convergence: tries for one head used up a day's quota"),
-    (Plan("swarm", nodes=12, seed=68), "convergence: a quota was to fill in ten years"),
 ]

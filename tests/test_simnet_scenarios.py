@@ -226,7 +226,7 @@ def test_one_head_is_counted_once_however_often_its_table_is_asked_for() -> None
 
 
 def test_a_quota_refills_after_the_clock_was_set_back() -> None:
-    """Found by swarm, 12 nodes, seed 68: an origin's quota was to refill in ten years."""
+    """An origin's quota was to refill in ten years."""
     admission = Admission(GossipConfig())
     number = 0
     while admission.has_room_for_head(A.origin, head := bytes([number]) * 32, NOW_S + YEARS_S):

@@ -77,10 +77,10 @@ MEASUREMENTS: dict[str, Measurement] = {
         },
     ),
     "retraction-loss20": Measurement(
-        partial(urgent.retraction, loss=0.2), {"took_s": Figure("g1.loss20", "s", 2.0, 0.6)}
+        partial(urgent.retraction, loss=0.2), {"took_s": Figure("g1.loss20", "s", 2.0)}
     ),
     "retraction-dead30": Measurement(
-        partial(urgent.retraction, dead=0.3), {"took_s": Figure("g1.dead30", "s", 5.0, 0.6)}
+        partial(urgent.retraction, dead=0.3), {"took_s": Figure("g1.dead30", "s", 5.0)}
     ),
     "mature-leaf": Measurement(urgent.mature_leaf, {"usable_s": Figure("g1.leaf_usable", "s")}),
     "one-record": Measurement(

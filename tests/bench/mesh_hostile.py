@@ -5,6 +5,7 @@ Each function plays one seed, and returns its figures.
 
 from __future__ import annotations
 
+import sys
 from random import Random
 
 from mesh_kit import (
@@ -61,6 +62,7 @@ def byzantine(nodes: int, seed: int, *, share: float) -> Sample:
     except InvariantError as error:
         if error.invariant == "liveness":
             raise
+        print(error, *error.tail, sep="\n", file=sys.stderr)
         return {"invalid": 1.0, "converged": None, "rounds": None}
     honest = net.honest()
     converged = sum(map(agrees, honest)) / len(honest)

@@ -43,7 +43,7 @@ RETURNING = 20  # nodes that come back after a retraction
 
 
 def retraction(nodes: int, seed: int, *, loss: float = 0.01, dead: float = 0.0) -> Sample:
-    """Seconds until 99.9 % have heard a retraction; duplicates per delivery meanwhile.
+    """Seconds until 99.9 % have heard a retraction; duplicate broadcasts per delivery meanwhile.
 
     dead: this share of the nodes ends silently at the very moment of the retraction.
     """
