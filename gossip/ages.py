@@ -49,7 +49,7 @@ class Ages:
     def _told_h(self) -> int | None:
         """The middle hour of the fresh heads, less what a head may be ahead of us."""
         count = self._signed.total()
-        if count < WITNESSES_MIN:
+        if count < max(WITNESSES_MIN, len(self._stale) // 2):
             return None
         below = 0
         for hour in sorted(self._signed):

@@ -13,12 +13,14 @@ from .config import GossipConfig
 from .envelope import Signed, seal
 from .events import Effect, Publish, Send
 from .keys import Keys
-from .origin import Claims, next_seq
+from .origin import Claims, next_seq, too_early
 from .ports import PeerId
 from .records import Held
 from .table import Table, build, root, usage_hash
 from .wire import HOUR_S, ZERO8, ZERO32, EchoGet, Flag, Head, Retract, Scope, Standing, encode
 
+SEQ_MAX = 2**63 - 1
+KEY_IN_FUTURE = "a head was signed with this key that is more than a day ahead of our clock"
 SILENCES_MAX = 3  # questions that a peer leaves unanswered before it is not counted on
 
 
@@ -31,6 +33,7 @@ class Author:
         self.waiting: Publish | None = None  # to be signed as soon as that is safe
         self.withholds = False  # the owner does not want heads to be signed
         self.last: Signed[Head] | None = None
+        self._ahead: Signed[Head] | None = None  # shown to us, too far ahead to go on from
         self._config = config
         self._asked: dict[PeerId, int] = {}  # awaited echoes, and since when
         self._answered: dict[PeerId, None] = {}
@@ -42,7 +45,7 @@ class Author:
         if keys.origin != self.origin:
             raise ValueError(f"keys of origin {keys.origin.hex()}, not {self.origin.hex()}")
         if keys.doc.epoch != self.keys.doc.epoch:
-            self.last = None
+            self.last = self._ahead = None
         self.keys = keys
 
     def ask(self, peers: Iterable[PeerId], now_s: int) -> list[Effect]:
@@ -97,6 +100,17 @@ class Author:
         self.last = head
         return True
 
+    def foreign(self, head: Signed[Head], now_s: int) -> str | None:
+        """Note a head of one's own that this node cannot have signed by its clock; say why.
+
+        A thief of the key would sign the highest number there is, after which none is left, and
+        peers would blame the owner for what follows on it.
+        """
+        if head.value.epoch != self.keys.doc.epoch or too_early(head.value, now_s) is None:
+            return None
+        self._ahead = head
+        return KEY_IN_FUTURE
+
     def blocked(self, claims: Claims, now_s: int) -> str | None:
         """Return why nothing can be signed, or None."""
         doc, now_h = self.keys.doc, now_s // HOUR_S
@@ -108,6 +122,13 @@ class Author:
             return "this key is revoked"
         if claims.standing is Standing.FROZEN:
             return "this key is frozen: two histories were signed with it"
+        if self._ahead is not None:
+            if too_early(self._ahead.value, now_s):
+                return KEY_IN_FUTURE
+            self.heard(self._ahead)  # it was our clock
+            self._ahead = None
+        if self.last is not None and self.last.value.seq >= SEQ_MAX:
+            return "this key has no sequence number left"
         if None in claims.retracts:
             return "everything of this origin is retracted"
         if not doc.not_before_h <= now_h <= doc.not_after_h:

@@ -16,8 +16,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 
-from . import origin
-from .admission import Admission
+from .admission import Admission, Buckets
 from .config import GossipConfig
 from .events import Effect, Send
 from .frames import NOTHING_NEW
@@ -26,7 +25,7 @@ from .news import Asked
 from .ports import PeerId
 from .pull import Pulls
 from .records import Held
-from .wire import Compare, Digest, Standing, Summary
+from .wire import Compare, Digest, Standing, Summary, WireError
 
 TRIES_MAX = 10  # of one question, before it is left to the next round
 TRIES_LARGE_MAX = 3  # of one that a slow line may still be busy with
@@ -63,13 +62,14 @@ class Comparing:
         self._pulls = pulls
         self._admission = admission
         self._asked = Asked()
+        self._answers = Buckets(config.answer_bytes_s_max, config.answer_burst_bytes)
         self._open: dict[PeerId, Question] = {}
         self._joining: tuple[PeerId, int] | None = None  # with whom one who held nothing compares
 
     @property
     def waits(self) -> bool:
-        """True if a question is not answered yet."""
-        return bool(self._open)
+        """True if a question is not answered yet, or is to be asked of another."""
+        return bool(self._open) or self._asked.waits
 
     def greet(self, peer: PeerId, now_s: int) -> Iterator[Effect]:
         """Compare with a new peer; but who holds nothing yet gets it from one, not from all."""
@@ -98,13 +98,19 @@ class Comparing:
                 del self._open[peer]
                 continue
             self._open[peer] = Question(question.frames, now_s, question.tries + 1)
-            yield from (Send(peer, frame) for frame in question.frames)
+            yield from self._sends(peer, question.frames, now_s)
+        for peer, theirs in self._asked.due(now_s, self._held.is_behind):
+            if peer in self._peers:
+                questions, _, sourced = self._compare(peer, Compare((theirs,), 1), now_s)
+                yield from self._ask(peer, questions, now_s)
+                yield from sourced
 
     def _ask(self, peer: PeerId, frames: Iterable[bytes], now_s: int) -> Iterator[Effect]:
-        asked = tuple(islice(frames, self._config.answer_frames_max))
+        sends = tuple(self._sends(peer, frames, now_s))
+        asked = tuple(send.frame for send in sends)
         if asked and asked != (NOTHING_NEW,):
             self._open[peer] = Question(asked[:QUESTIONS_MAX], now_s)
-        yield from (Send(peer, frame) for frame in asked)
+        yield from sends
 
     def lose(self, peer: PeerId) -> None:
         """A peer is gone."""
@@ -125,11 +131,26 @@ class Comparing:
             yield from self._ask(peer, self._held.compared(theirs), now_s)
 
     def compared(self, peer: PeerId, theirs: Compare, now_s: int) -> Iterator[Effect]:
-        """Give a peer what it lacks, and ask for what is lacking here."""
+        """Give a peer what it lacks, and ask for what is lacking here. Raises WireError."""
+        if len({summary.slot for summary in theirs.summaries}) != len(theirs.summaries):
+            raise WireError("slot twice")  # or it would be given the same twice, for 65 bytes each
         awaited = (
             peer in self._open and theirs.answer == 1
         )  # else it tells news, and awaits nothing
         self.answered(peer)
+        questions, gifts, sourced = self._compare(peer, theirs, now_s)
+        given = list(self.answer(peer, gifts, now_s))
+        if peer in self._peers:
+            if awaited and not questions and not given:
+                questions = [NOTHING_NEW]
+            yield from self._ask(peer, questions, now_s)
+        yield from given
+        yield from sourced
+
+    def _compare(
+        self, peer: PeerId, theirs: Compare, now_s: int
+    ) -> tuple[list[bytes], Iterator[bytes], list[Effect]]:
+        """What to ask a peer for, what it lacks, and what to ask for of a table on its way."""
         sourced: list[Effect] = []
 
         def asks(summary: Summary, held: Held) -> bool:
@@ -141,20 +162,24 @@ class Comparing:
                     return False
             return self._may_ask(peer, summary, held, now_s)
 
-        questions, gifts = self._held.given(theirs, asks)
-        given = list(self.answer(peer, gifts))
-        if peer in self._peers:
-            if awaited and not questions and not given:
-                questions = [NOTHING_NEW]
-            yield from self._ask(peer, questions, now_s)
-        yield from given
-        yield from sourced
+        return *self._held.given(theirs, asks), sourced
 
-    def answer(self, peer: PeerId, told: Iterable[bytes]) -> Iterator[Effect]:
+    def answer(self, peer: PeerId, told: Iterable[bytes], now_s: int) -> Iterator[Send]:
         """Send the first frames of an answer; the rest is asked for in the next round."""
         if peer in self._peers:
-            for frame in islice(told, self._config.answer_frames_max):
-                yield Send(peer, frame)
+            yield from self._sends(peer, told, now_s)
+
+    def _sends(self, peer: PeerId, told: Iterable[bytes], now_s: int) -> Iterator[Send]:
+        """Send as many frames as one question may cost, and as the peer has not used up.
+
+        Nothing is made that is not sent; what is not answered is asked again.
+        """
+        if not self._answers.has(peer, now_s):
+            return
+        for frame in islice(told, self._config.answer_frames_max):
+            if not self._answers.take(peer, now_s, len(frame)):
+                return
+            yield Send(peer, frame)
 
     def _joins_with_another(self, peer: PeerId, now_s: int) -> bool:
         return self._is_joining(now_s) and self._joining is not None and self._joining[0] != peer
@@ -175,4 +200,4 @@ class Comparing:
             only_head = theirs.ids == mine.brief.ids and theirs.standing is Standing.SOUND
             room = self._admission.has_room_for_head(name, theirs.head, now_s)
             allowed = room or not only_head
-        return allowed and self._asked.may_ask(origin.item_of(theirs), peer, now_s)
+        return allowed and self._asked.may_ask(theirs, peer, now_s)

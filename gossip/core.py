@@ -60,9 +60,19 @@ from .news import News
 from .origin import Claims
 from .ports import PeerId, Record
 from .pull import Piece, Pulls, table_bytes
-from .reading import Frame, Memory, is_newer
+from .reading import Frame, Memory, has_newer, is_newer
 from .recent import Recent
-from .records import LAST, Held, allowed, changes, load, load_high, load_last, save_high
+from .records import (
+    LAST,
+    Held,
+    allowed,
+    beyond,
+    changes,
+    load,
+    load_high,
+    load_last,
+    save_high,
+)
 from .table import Table, build
 from .view import OriginView as OriginView
 from .view import view_of
@@ -98,7 +108,8 @@ class Replica:
         interest: Wanted | None = None,
         memory: Memory | None = None,
     ) -> None:
-        """Start from what a store gave back. Raises records.RecordError if that makes no sense.
+        """Start from what a store gave back. Raises records.RecordError if this node's own part of
+        that makes no sense.
 
         interest: whether a table is worth its room where there are many origins (see `interest`).
         memory: of frames, to be shared by the replicas of one process.
@@ -110,11 +121,19 @@ class Replica:
         self._peers: dict[PeerId, None] = {}  # a dict, for its order: a set of str differs by run
         self._saved_h = load_high(records)
         self._ages = Ages(config, self._saved_h)
-        self._held = Holdings(load(records).values(), self._ages)
+        loaded = load(records, keys.origin)
+        self.unread = loaded.unread  # origins of which something made no sense, and what of it
+        self._mend: tuple[Effect, ...] = (loaded.mend,) if loaded.mend else ()
+        self._held = Holdings(loaded.held.values(), self._ages)
         self._pulls = Pulls(config, self._held)
         self._author = Author(keys, config)
         self._admission = Admission(config)
         self._admission.loaded(name for name in self._held.names() if name != keys.origin)
+        for one in loaded.held.values():
+            if (name := one.claims.origin) != keys.origin:
+                self._admission.recorded(name, beyond(one))
+                has_table, may_go = bool(one.leaves), self._may_go(name)
+                self._admission.note(name, has_table=has_table, may_go=may_go)
         self._interest = Interest(interest, keys.origin, config)
         self._memory = memory or Memory(config.memory_bytes_max)
         self._recent = Recent()
@@ -141,6 +160,11 @@ class Replica:
         """Return what an origin stands for; of an unknown one, nothing."""
         return view_of(self._held[name], self._ages.now_h)
 
+    @property
+    def protected(self) -> frozenset[bytes]:
+        """The origins that are never given up for want of room."""
+        return self._admission.protected
+
     def own_head(self) -> Head | None:
         """The head that stands for this node, if it has published."""
         head = self._held[self._author.origin].claims.head
@@ -156,7 +180,8 @@ class Replica:
         """
         self._now_s = event.now_s
         self._ages.tick(event.now_s)
-        effects = [*self._handled(event), *self._news.heads(event.now_s)]
+        effects = [*self._mend, *self._handled(event), *self._news.heads(event.now_s)]
+        self._mend = ()
         waits = self._news.waits or self._comparing.waits or self._pulls.waits
         if waits and not self._ticks:
             self._ticks = True
@@ -178,7 +203,11 @@ class Replica:
                 self._peers.pop(peer, None)
                 self._author.lose(peer)
                 self._comparing.lose(peer)
-                return [*self._pulls.lose(peer, self._now_s), *self._publish()]
+                return [
+                    *self._pulls.lose(peer, self._now_s),
+                    *self._author.ask(self._peers, self._now_s),
+                    *self._publish(),
+                ]
             case Publish(cards, ended, usage):
                 build(cards, ended, usage)  # what cannot be signed is said to the owner at once
                 self._author.waiting, self._author.withholds = event, False
@@ -211,7 +240,10 @@ class Replica:
             effects.extend(self._perform(peer, self._memory.read(data)))
         except WireError as error:
             # A broadcast was passed on before anyone had judged it, a later release may say more.
-            blame = not self._by_broadcast and not is_newer(data)
+            newer = is_newer(data) or (error.reason == "wrong type" and has_newer(data))
+            # The key may have been put off, or given up since we showed that we hold it.
+            keyless = error.reason == "record without its key"
+            blame = not (self._by_broadcast or newer or keyless)
             effects += [Refused(peer, error.reason, blame), *self._pulls.ask(self._now_s)]
         except PutOff as quota:
             effects.append(Refused(peer, str(quota), blame=False))
@@ -227,15 +259,17 @@ class Replica:
                 self._comparing.answered(peer)
                 yield from self._comparing.digested(peer, theirs, self._now_s)
             case Compare() as theirs:
+                self._news.heard(peer, theirs)
                 yield from self._comparing.compared(peer, theirs, self._now_s)
             case TableGet() | CardsGet() as asked:
-                yield from self._comparing.answer(peer, self._held.served(asked))
+                yield from self._comparing.answer(peer, self._held.served(asked), self._now_s)
             case Delta() | Manifest() as piece:
+                yield from self._brought(peer, frame.head)
                 yield from self._piece(peer, frame.head.value.origin, frame.head.id, piece)
             case Cards(name, head) | Gone(name, head) as piece:
                 yield from self._piece(peer, name, head, piece)
             case EchoGet(name):
-                yield from self._comparing.answer(peer, [self._held.echo(name)])
+                yield from self._comparing.answer(peer, [self._held.echo(name)], self._now_s)
             case Echo(name):
                 yield from self._echoed(peer, name, frame)
             case other:
@@ -246,6 +280,13 @@ class Replica:
     def _hear(self, name: bytes, said: Said, via: PeerId) -> Iterator[Effect]:
         """Take in what a peer says of one origin."""
         held = self._held[name]
+        by = via if via in self._peers else STRANGERS
+        others = name != self._author.origin
+        asked = held.leaves | self._pulls.leaves(name)
+        part = self._admission.part(held.claims, said, asked, by, self._now_s) if others else None
+        if part is not None:
+            yield Refused(via, "too many records of no table", blame=False)
+            said = part
         claims = heard(held.claims, said, self._verifying(via))
         if claims is not held.claims:
             if name not in self._held:
@@ -257,6 +298,8 @@ class Replica:
             if name == self._author.origin:
                 newer = held.claims.epoch <= self._author.keys.doc.epoch < claims.epoch
                 self.rollbacks += newer or claims.retracts.keys() != held.claims.retracts.keys()
+            if others:
+                self._admission.take_records(held, claims, by, self._now_s)
             yield from self._settle(held.with_claims(claims), via=via)
         for head in said.heads:
             yield from self._hear_head(head, via)
@@ -268,12 +311,15 @@ class Replica:
     def _make_room(self, name: bytes, via: PeerId) -> Iterator[Effect]:
         """Let an origin in that was unknown, or raise PutOff."""
         by = via if via in self._peers else STRANGERS
+        others = name != self._author.origin
+        if others:
+            self._admission.introduce(by, len(self._held), self._now_s)
         full = len(self._held) >= self._config.origins_max
         loser = self._admission.to_evict(by, self._may_go) if full else None
         if full and loser is None:
             raise PutOff("too many origins")
-        if name != self._author.origin:
-            self._admission.introduce(name, by, len(self._held), self._now_s)
+        if others:
+            self._admission.loaded([name], by)
         if loser is not None:
             self._admission.forget(loser)
             self._interest.forget(loser)
@@ -289,7 +335,9 @@ class Replica:
         claims = self._held[name].claims
         return claims.standing is Standing.SOUND and not claims.retracts
 
-    def _hear_head(self, sealed: Sealed[Head], via: PeerId) -> Iterator[Effect]:
+    def _hear_head(
+        self, sealed: Sealed[Head], via: PeerId, *, brought: bool = False
+    ) -> Iterator[Effect]:
         head = sealed.value
         claims, wanted = self._held[head.origin].claims, self._pulls.head(head.origin)
         if head.epoch < claims.epoch or claims.standing is not Standing.SOUND:
@@ -304,14 +352,14 @@ class Replica:
         rival = next((one for one in (*known, *before) if origin.conflict(one, sealed)), None)
         if rival is None and any(head.seq <= one.value.seq for one in known):
             return  # heard before, or overtaken: nobody's fault, and not worth a signature check
-        own = head.origin == self._author.origin
+        own, room = head.origin == self._author.origin, True
         if rival is None and not own:
             if reason := origin.too_early(head, self._ages.now_h * HOUR_S):
                 yield Refused(via, reason, blame=False)
                 return
-            if not self._admission.has_room_for_head(head.origin, sealed.id, self._now_s):
-                yield Refused(via, "too many heads of one origin", blame=False)
-                return
+            room = self._admission.has_room_for_head(head.origin, sealed.id, self._now_s)
+            if room and self._admission.is_overtaken(head):
+                return  # a newer one waits for this room, which old ones would use up
         self._verifying(via)()
         signed = open_head(sealed, claims)
         if reason := origin.out_of_bounds(head, claims.keys[head.epoch]):
@@ -321,15 +369,35 @@ class Replica:
             held = self._held[head.origin]
             yield from self._settle(held.with_claims(frozen), via=via, urgent=True)
             return
+        if not room:
+            self._admission.put_off(head)
+            yield Refused(via, "too many heads of one origin", blame=False)
+            return
+        if own and (reason := self._author.foreign(signed, self._now_s)):
+            yield PublishBlocked(reason)
+            return
         if own and self._author.heard(signed):
             self.rollbacks += 1
             yield Save((Record(*LAST, encode(signed.env)),), durable=True)
         elif not own:
             self._admission.take_head(head.origin, sealed.id, self._now_s)
-        yield from self._want(signed, via)
+        yield from self._want(signed, via, brought=brought)
 
-    def _want(self, head: Signed[Head], via: PeerId) -> Iterator[Effect]:
-        """Let a verified head stand, as soon as its table is here; or at once, if none is kept."""
+    def _brought(self, peer: PeerId, sealed: Sealed[Head]) -> Iterator[Effect]:
+        """Hear a head that comes with its table, in answer to a comparison."""
+        name, held = sealed.value.origin, self._held[sealed.value.origin]
+        wanted, stands = self._pulls.head(name), held.claims.head
+        if stands is None or held.light or stands.value.epoch != sealed.value.epoch:
+            return
+        if wanted is None or wanted.id != sealed.id:
+            self._comparing.answered(peer)
+            yield from self._hear_head(sealed, peer, brought=True)
+
+    def _want(self, head: Signed[Head], via: PeerId, *, brought: bool = False) -> Iterator[Effect]:
+        """Let a verified head stand, as soon as its table is here; or at once, if none is kept.
+
+        brought: the table, or a part of it, comes in the same frame.
+        """
         name = head.value.origin
         held = self._held[name]
         source = via if via in self._peers else None  # a broadcast may come from a stranger
@@ -346,15 +414,23 @@ class Replica:
             yield from self._apply(head, None, via)
         elif others and (held.light or not held.claims.head):
             yield from self._want_first(head, via)
+        elif others and not self._has_room(head, held, source or STRANGERS):
+            yield Refused(via, "too many bytes of tables", blame=False)
         else:
-            yield from self._pulls.want(head, source, self._now_s)
+            yield from self._pulls.want(head, source, self._now_s, brought=brought)
+
+    def _has_room(self, head: Signed[Head], held: Held, by: PeerId) -> bool:
+        """Count what a table grows by, or who begins with a small one has room for nothing."""
+        had = table_bytes(held.claims.head.value) if held.claims.head else 0
+        size = table_bytes(head.value)
+        return self._admission.take_table(head.value.origin, by, size, self._now_s, had)
 
     def _want_first(self, head: Signed[Head], via: PeerId) -> Iterator[Effect]:
         """Want the table of an origin of which none is here, if it is of interest and has room."""
         name, source = head.value.origin, via if via in self._peers else None
         if self._is_choosy():
             yield from self._apply(head, None, via)
-            if not self._interest.looks(name, self._ages.now_h):
+            if not self._interest.looks(name, source or STRANGERS, self._ages.now_h):
                 return
         size = table_bytes(head.value)
         if self._admission.take_table(name, source or STRANGERS, size, self._now_s):
@@ -465,6 +541,9 @@ class Replica:
         if (save := changes(old, new, durable=durable)) is None:
             return
         self._held.put(new)
+        if name != self._author.origin:
+            self._admission.recorded(name, beyond(new))
+            self._admission.note(name, has_table=bool(new.leaves), may_go=self._may_go(name))
         yield save
         yield OriginChanged(name)
         yield from (LeafRetracted(name, leaf) for leaf in fresh)

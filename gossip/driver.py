@@ -29,6 +29,7 @@ from .events import (
     OriginChanged,
     PeerDown,
     PeerUp,
+    Protect,
     Publish,
     PublishBlocked,
     Received,
@@ -184,6 +185,11 @@ class GossipDriver:
         """Retract one own leaf, or all; returns when it is durable and on its way."""
         async with self._turn:
             await self._replicate(RetractOwn(leaf, self._now_s(), scope))
+
+    async def protect(self, origins: frozenset[bytes]) -> None:
+        """Name the origins that are in use here, and are never given up for want of room."""
+        async with self._turn:
+            await self._replicate(Protect(origins, self._now_s()))
 
     async def sync(self) -> None:
         """Reconcile with a peer now, besides the regular times."""

@@ -116,6 +116,7 @@ class Exchange:
         self._peers: dict[PeerId, None] = {}
         self._jobs: dict[bytes, _Job] = {}
         self._liars: dict[PeerId, None] = {}
+        self._late: Counter[PeerId] = Counter()  # chunks that may come of fetches that are over
         self._waking = False
 
     def handle(self, event: ExchangeEvent) -> list[ExchangeEffect]:
@@ -141,6 +142,7 @@ class Exchange:
                 self._serving.forget(peer)
                 for job in list(self._jobs.values()):
                     yield from self._lose(job, peer, now)
+                self._late.pop(peer, None)
             case Fetch(root, size_bytes, holders, now, by_hand):
                 yield from self._start(root, size_bytes, holders, now, by_hand=by_hand)
             case FetchBlob(root, holders, now):
@@ -148,7 +150,8 @@ class Exchange:
             case PartChecked(root, good, now):
                 yield from self._part_checked(root, good, now)
             case Abandon(root, reason, _):
-                if self._jobs.pop(root, None) is not None:
+                if root in self._jobs:
+                    self._end(root)
                     yield Failed(root, reason)
             case Serve(root, data, chunks):
                 self._serving.serve(root, data, chunks)
@@ -172,7 +175,7 @@ class Exchange:
             return
         match message:
             case ListGet():
-                yield from self._serving.list_wanted(peer, message)
+                yield from self._serving.list_wanted(peer, message, now)
             case ChunkGet():
                 yield from self._serving.chunks_wanted(peer, message, now)
             case ListData(root, data):
@@ -180,7 +183,8 @@ class Exchange:
             case ChunkData(root, index, data):
                 yield from self._chunk_arrived(peer, root, index, data, now)
             case NotHere(root):
-                if job := self._jobs.get(root):
+                job = self._jobs.get(root)
+                if job and (peer in job.holders or peer in job.condemned):
                     job.out.add(peer)
                     yield from self._lose(job, peer, now)
             case _:
@@ -238,7 +242,7 @@ class Exchange:
             yield from self._condemn(peer, "list does not match its hash", now)
             return
         if job.size_bytes is None:
-            del self._jobs[root]
+            self._end(root)
             yield BlobArrived(root, data, peer)
             return
         try:
@@ -247,7 +251,7 @@ class Exchange:
             chunks = None
         # The hash is right, so this is what the card's signer meant: no other peer can mend it.
         if chunks is None or chunks.size_bytes != job.size_bytes:
-            del self._jobs[root]
+            self._end(root)
             yield Failed(root, "chunk list contradicts the card")
             return
         job.blob, job.hashes = data, chunks.hashes
@@ -315,18 +319,17 @@ class Exchange:
         self, peer: PeerId, root: bytes, index: int, data: bytes, now: float
     ) -> Iterator[ExchangeEffect]:
         job = self._jobs.get(root)
-        if job is None or not job.by_hand:
-            self._budget.spend(len(data), now)
         holder = (job.holders.get(peer) or job.condemned.get(peer)) if job else None
-        if job is None or holder is None or job.missing is None:
-            return  # late: the fetch is over, or has given this peer up
-        if index not in holder.asked:
-            yield PeerRefused(peer, "chunk not asked for")
+        if job is None or holder is None or index not in holder.asked or job.missing is None:
+            yield from self._unexpected(peer, len(data), now)
             return
+        if not job.by_hand:
+            self._budget.spend(len(data), now)
         holder.asked.discard(index)
         asked = holder.owed.pop(index, None) is not None
-        if not holder.owed:
-            job.condemned.pop(peer, None)
+        if not holder.owed and peer in job.condemned:
+            del job.condemned[peer]
+            self._late[peer] += len(holder.asked)
         expected = job.hashes[32 * index : 32 * index + 32]
         if hashlib.sha256(data).digest() != expected:
             if asked and index in job.missing and not any(index in h.owed for h in job.owing()):
@@ -345,9 +348,25 @@ class Exchange:
             yield StoreChunk(root, index, data)
         yield from self._ask(job, now) if job.missing else self._finish(job)
 
+    def _unexpected(self, peer: PeerId, size_bytes: int, now: float) -> Iterator[ExchangeEffect]:
+        """A chunk that no fetch waits for: late, or pushed to use up what may be fetched."""
+        if self._late[peer]:
+            self._late[peer] -= 1
+            self._budget.spend(size_bytes, now)
+        else:
+            yield PeerRefused(peer, "chunk not asked for")
+        if not self._late[peer]:
+            del self._late[peer]
+
+    def _end(self, root: bytes) -> None:
+        """Forget a fetch, but not what peers were asked for in it."""
+        job = self._jobs.pop(root)
+        for peer, holder in [*job.holders.items(), *job.condemned.items()]:
+            self._late[peer] += len(holder.asked)
+
     def _finish(self, job: _Job) -> Iterator[ExchangeEffect]:
         assert job.blob is not None
-        del self._jobs[job.root]
+        self._end(job.root)
         yield Finished(job.root, job.blob, dict(job.sources), job.resumed_bytes)
 
     # ---- peers that fail -----------------------------------------------------------------------
@@ -374,6 +393,7 @@ class Exchange:
         """Go on without a peer."""
         gone = [job.holders.pop(peer, None), job.condemned.pop(peer, None)]
         for holder in filter(None, gone):
+            self._late[peer] += len(holder.asked)
             self._take_back(job, holder)
             if not job.holders:
                 job.lonely_since = now
@@ -407,7 +427,7 @@ class Exchange:
         yield from self._ask(job, now)
         yield from self._fail_if_hopeless(job, now)
         if self._has_no_more(job, now):
-            del self._jobs[job.root]
+            self._end(job.root)
             yield Failed(job.root, NIGHT_SPENT)
 
     def _has_no_more(self, job: _Job, now: float) -> bool:
@@ -429,5 +449,5 @@ class Exchange:
         absent = job.named is None or any(p not in job.out for p in job.named)
         everyone_out = not absent or (job.named is None and bool(job.out))
         if everyone_out or now - job.lonely_since >= self._config.patience_s:
-            del self._jobs[job.root]
+            self._end(job.root)
             yield Failed(job.root, "no holder left")

@@ -14,6 +14,7 @@ from .ports import PeerId
 from .wire import CHUNK_BYTES
 
 Bytes = Annotated[int, Meta(ge=CHUNK_BYTES, le=1 << 50)]  # less would let no chunk pass
+Share = Annotated[int, Meta(ge=1, le=1000)]
 
 
 class ExchangeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -31,6 +32,9 @@ class ExchangeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     bytes_s_max: Bytes = 1_000_000  # in each direction, of what goes on for long
     burst_bytes: Bytes = 64_000_000  # that may come at once: a leaf and its control, and to spare
     bytes_night_max: Bytes = 200_000_000  # in each direction and 24 hours
+    # One peer is sent no more than one part in so many of what is left of a night, or a stranger
+    # would have it all; of a whole night's that is still a leaf and its control.
+    night_share: Share = 3
     upload_slots: int = 4  # chunks read from disk at a time, for all peers
     upload_queue_max: int = 8  # chunks one peer may have asked for and not got
     tick_s: float = 0.5

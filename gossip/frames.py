@@ -75,13 +75,9 @@ def table(held: Held, asked: TableGet) -> bytes:
     head = held.claims.head
     if head is None or head.id != asked.head or held.light:
         return encode(Gone(asked.origin, asked.head))
-    if held.before is not None and held.before[0].id == asked.base:
-        old, index = held.before
-        if (changed := difference(index, held.table)) is not None:
-            base = old.value
-            delta = Delta(head.env, base.seq, base.table_root, *changed, held.table.usage)
-            if len(frame := encode(delta)) <= SYNC_FRAME_BYTES_MAX:
-                return frame
+    is_next = held.before is not None and held.before[0].id == asked.base
+    if is_next and (frame := _delta(held)) is not None:
+        return frame
     usage, index = held.table.usage, held.table.index
     if len(encode(Manifest(head.env, index, (), usage))) > SYNC_FRAME_BYTES_MAX:
         usage = ()
@@ -89,6 +85,28 @@ def table(held: Held, asked: TableGet) -> bytes:
     # Who holds an older table lacks few of the cards, and will say which.
     cards = _fitting(held.table.live(), room) if asked.base == ZERO32 else ()
     return encode(Manifest(head.env, index, cards, usage))
+
+
+def news(held: Held, theirs: Summary) -> bytes | None:
+    """Return what has changed since the head that a peer holds, if it lacks nothing else."""
+    mine = held.brief
+    if held.before is None or held.before[0].id[:16] != theirs.head:
+        return None
+    if (theirs.epoch, theirs.standing, theirs.ids) != (mine.epoch, mine.standing, mine.ids):
+        return None
+    return _delta(held)
+
+
+def _delta(held: Held) -> bytes | None:
+    """What has changed since the head before, if that can be said in one frame."""
+    if held.claims.head is None or held.before is None or held.light:
+        return None
+    old, index = held.before
+    if (changed := difference(index, held.table)) is None:
+        return None
+    base = old.value
+    delta = Delta(held.claims.head.env, base.seq, base.table_root, *changed, held.table.usage)
+    return frame if len(frame := encode(delta)) <= SYNC_FRAME_BYTES_MAX else None
 
 
 def cards(held: Held, asked: CardsGet) -> bytes:

@@ -6,6 +6,8 @@ Answering changes nothing: a question is answered from what is held at that mome
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from typing import Final
 
 from . import frames, origin, reconcile
 from .ages import Ages
@@ -13,6 +15,8 @@ from .frames import Gift
 from .origin import Claims
 from .records import Held
 from .wire import CardsGet, Compare, Digest, Echo, Summary, TableGet, encode
+
+DELTAS_MAX: Final = 4  # in answer to one question; many are asked for table by table
 
 
 class Holdings:
@@ -97,27 +101,37 @@ class Holdings:
         summaries = [self._held[name].brief for name in names if name in self._held]
         return frames.compares(summaries, answer=True)
 
+    def is_behind(self, theirs: Summary) -> bool:
+        """True if a peer with this summary holds what is lacking here."""
+        return origin.is_behind(self._summary(theirs.slot), theirs)
+
     def given(
         self, theirs: Compare, asks: Callable[[Summary, Held], bool]
     ) -> tuple[list[bytes], Iterator[bytes]]:
         """What is lacking here, if the peer wants to know; and what the peer lacks.
 
-        asks: whether to ask for what is lacking here, for it may be on its way.
+        asks: whether to ask for what is lacking here, for it may be on its way. Who asks for a
+        single head or two, as for news, is given the change of the table with it.
         """
         lacking: list[Summary] = []
-        gifts: list[Gift] = []
+        gifts: list[tuple[Held, Summary]] = []
+        deltas: list[bytes] = []
+        few = not theirs.answer and len(theirs.summaries) <= DELTAS_MAX
         for summary in theirs.summaries:
             name = self._by_slot.get(summary.slot)
             held = NOTHING if name is None else self._held[name]
             mine = origin.nothing_of(summary.slot) if name is None else held.brief
             if mine == summary:
                 continue
-            if name is not None:
-                part = origin.lacking(held.claims, summary)
-                gifts.append(Gift(part, held.claims, origin.ids(summary)))
+            if few and (delta := frames.news(held, summary)) is not None:
+                deltas.append(delta)
+            elif name is not None:
+                gifts.append((held, summary))
             if theirs.answer and origin.is_behind(mine, summary) and asks(summary, held):
                 lacking.append(mine)
-        return list(frames.compares(lacking, answer=False)), frames.haves(gifts)
+        # Made one by one: of a long list only the first frames are sent.
+        made = (Gift(origin.lacking(h.claims, s), h.claims, origin.ids(s)) for h, s in gifts)
+        return list(frames.compares(lacking, answer=False)), chain(deltas, frames.haves(made))
 
     def served(self, asked: TableGet | CardsGet) -> Iterator[bytes]:
         """A table or cards, after the retractions for which cards are missing from it."""

@@ -12,9 +12,11 @@ import hashlib
 from collections.abc import Callable
 
 from .config import GossipConfig
+from .ports import PeerId
 from .view import OriginView
 
 SAMPLE = 13  # of 256
+SHARE = 2  # one peer's heads are given no more than one part in so many of the looks left
 Wanted = Callable[[OriginView], bool]  # pure: the same table, the same answer
 
 
@@ -27,22 +29,32 @@ class Interest:
         self._config = config
         self._looked_h: dict[bytes, int] = {}  # origins without interest, and since when
         self._day = 0
-        self._looks = 0  # on that day
+        self._looked: dict[bytes, None] = {}  # at these, on that day
+        self._looks_of: dict[PeerId, int] = {}  # by who told of them
 
     def is_choosy(self, origins: int) -> bool:
         """True if there are so many origins that their tables are chosen."""
         return self._wanted is not None and origins > self._config.origins_full_max
 
-    def looks(self, origin: bytes, now_h: int) -> bool:
-        """True if the table of an origin of which none is held is to be fetched; counts it."""
+    def looks(self, origin: bytes, by: PeerId, now_h: int) -> bool:
+        """True if the table of an origin of which none is held is to be fetched; counts it.
+
+        Once a day for each origin, or one whose table never comes would take all looks.
+        """
         looked_h = self._looked_h.get(origin)
         if looked_h is not None and now_h - looked_h < self._config.look_again_h:
             return False
         if now_h // 24 != self._day:
-            self._day, self._looks = now_h // 24, 0
-        if self._looks >= self._config.looks_day_max:
+            self._day = now_h // 24
+            self._looked.clear()
+            self._looks_of.clear()
+        if origin in self._looked:
+            return True
+        had, left = self._looks_of.get(by, 0), self._config.looks_day_max - len(self._looked)
+        if left <= 0 or had * SHARE >= had + left:
             return False
-        self._looks += 1
+        self._looked[origin] = None
+        self._looks_of[by] = had + 1
         return True
 
     def keeps(self, view: OriginView, now_h: int) -> bool:

@@ -18,7 +18,7 @@ from typing import Any
 
 import trio
 
-from .transport_config import TransportConfig
+from .transport_config import MESH_DEGREE, MESH_HIGH, MESH_LOW, TransportConfig
 
 with warnings.catch_warnings():
     # libp2p's own use of deprecated parts of its dependencies, at import; not ours to mend.
@@ -323,9 +323,9 @@ def open_pubsub(
     router = _SafeGossipSub(
         # Version 1.2 sends a control message for each message to each peer, whatever its size.
         [PROTOCOL_ID_V11],
-        degree=6,
-        degree_low=4,
-        degree_high=12,
+        degree=MESH_DEGREE,
+        degree_low=MESH_LOW,
+        degree_high=MESH_HIGH,
         heartbeat_interval=1,  # the default of 120 s outlives the message cache
         spam_protection_enabled=False,  # counts the own messages too, and drops in silence
         adaptive_gossip_enabled=False,  # would stretch the heartbeat to 30 s

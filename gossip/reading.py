@@ -7,15 +7,17 @@ on a signature is in `keys.verify`, and nothing else is. Replicas may share one 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from functools import cached_property
 from typing import Final, get_args
 
+from .envelope import TYPES as RECORD_TYPES
 from .envelope import Sealed, read
 from .hearing import Said, by_origin
-from .wire import Delta, Echo, Have, Head, Manifest, SyncMessage, WireError, decode_sync
+from .wire import Delta, Echo, Env, Have, Head, Manifest, SyncMessage, WireError, decode_sync
 
 TYPES: Final = frozenset(kind.__struct_config__.tag for kind in get_args(SyncMessage))
+RECORDS: Final = frozenset(RECORD_TYPES.values())
 
 
 class Frame:
@@ -55,9 +57,28 @@ def is_newer(data: bytes) -> bool:
         tag = data[2 : 2 + (size & 0x1F)].decode("ascii")
     except UnicodeDecodeError:
         return False
+    return first & 0xF0 == 0x90 and size & 0xE0 == 0xA0 and _is_newer(tag, TYPES)
+
+
+def has_newer(data: bytes) -> bool:
+    """True if a known message has a record in it of a type, or a version, that is not known."""
+    try:
+        message = decode_sync(data)
+    except WireError:
+        return False
+    match message:
+        case Have(_, heads, retracts, forks):
+            envs = [*heads, *retracts, *(env for fork in forks for env in (fork.a, fork.b))]
+        case Delta(head) | Manifest(head) | Echo(_, _, Env() as head):
+            envs = [head]
+        case _:
+            return False
+    return any(_is_newer(env.type, RECORDS) for env in envs)
+
+
+def _is_newer(tag: str, known: Collection[str]) -> bool:
     name, _, version = tag.partition("/")
-    is_type = first & 0xF0 == 0x90 and size & 0xE0 == 0xA0 and bool(name) and version.isdigit()
-    return is_type and tag not in TYPES
+    return bool(name) and version.isdecimal() and tag not in known
 
 
 class Memory:

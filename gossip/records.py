@@ -7,6 +7,7 @@ store is believed no more than a peer: what it gives back is decoded and verifie
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -15,7 +16,7 @@ from .envelope import Signed, read
 from .events import Save
 from .origin import Claims
 from .ports import Record
-from .table import Table, commits_to, missing, usage_hash
+from .table import Table, card_hash, commits_to, missing, usage_hash
 from .wire import (
     BYTES_MAX,
     Card,
@@ -38,12 +39,23 @@ ORIGIN_BYTES = 32
 BURN = b"\0"  # in the place of an epoch, of which 0 is none: the second key of a burnt origin
 LAST = ("own", b"last")  # the newest own head that anyone is known to hold
 HIGH = ("own", b"high")  # the highest hour that was vouched for, 4 bytes
+RETRACT_BYTES = 800  # about what one costs in memory
 NO_TABLE = Table()
 Rows = dict[bytes, Wire | tuple[Usage, ...]]
 
 
 class RecordError(Exception):
-    """A store gave back what this program never wrote. Peers hold what is needed to start anew."""
+    """A store gave back of this node's own what it never wrote. Peers hold what is needed to start
+    anew."""
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a store gave back."""
+
+    held: Mapping[bytes, Held]
+    unread: Mapping[bytes, str]  # origins of which something made no sense, and what of it
+    mend: Save | None  # takes that out of the store
 
 
 @dataclass(frozen=True)
@@ -69,6 +81,12 @@ class Held:
     def item(self) -> bytes:
         return origin.item_of(self.brief)
 
+    @cached_property
+    def leaves(self) -> frozenset[bytes]:
+        """Those that the table names, live or ended."""
+        index = self.table.index
+        return frozenset(row.leaf for row in index.rows) | {end.leaf for end in index.ended}
+
     def with_claims(self, claims: Claims) -> Held:
         """Take in claims. Without a head there is no table; a retracted leaf has no card."""
         if claims is self.claims:
@@ -78,6 +96,22 @@ class Held:
         if claims.retracts is self.claims.retracts:
             return replace(self, claims=claims)
         return replace(self, claims=claims, table=allowed(self.table, claims))
+
+
+def key_bytes(doc: KeyDoc) -> int:
+    """About what a key document costs in memory."""
+    return 512 + 8 * len(doc.revoked)
+
+
+def beyond(held: Held) -> int:
+    """About what the keys and retractions cost that no table here asks for."""
+    claims, leaves = held.claims, held.leaves
+    if not claims.retracts and len(claims.keys) < 2:
+        return 0
+    size = RETRACT_BYTES * sum(leaf is not None and leaf not in leaves for leaf in claims.retracts)
+    if not leaves and len(claims.keys) > 1:
+        size += sum(map(key_bytes, claims.keys.values()))
+    return size
 
 
 def allowed(table: Table, claims: Claims) -> Table:
@@ -108,20 +142,46 @@ def changes(old: Held, new: Held, *, durable: bool) -> Save | None:
     return Save(tuple(puts), tuple(deletes), durable) if puts or deletes else None
 
 
-def load(records: Iterable[Record]) -> dict[bytes, Held]:
-    """Return what is held of each origin. Raises RecordError."""
+def load(records: Iterable[Record], own: bytes) -> Loaded:
+    """Return what is held of each origin. Raises RecordError if the node's own makes no sense.
+
+    Of another origin what cannot be read is left out, and its keys, retractions and fork are kept
+    as far as they can be read: nothing that a peer once said may keep a node from starting.
+    """
     by_origin: dict[bytes, dict[str, list[Record]]] = {}
     for record in records:
         if record.table != "own":
             name = record.key[:ORIGIN_BYTES]
             by_origin.setdefault(name, {}).setdefault(record.table, []).append(record)
-    held = {}
+    held, unread = {}, {}
+    puts: list[Record] = []
+    deletes: list[tuple[str, bytes]] = []
     for name, tables in by_origin.items():
         try:
             held[name] = _held(name, tables)
         except (WireError, KeyError) as error:
-            raise RecordError(f"records of origin {name.hex()}: {error}") from error
-    return held
+            if name == own:
+                raise RecordError(f"records of origin {name.hex()}: {error}") from error
+            unread[name] = str(error)
+            held[name] = Held(_readable(name, tables))
+            kept = changes(Held(Claims(name)), held[name], durable=False)
+            puts += kept.puts if kept else ()
+            deletes += [(r.table, r.key) for rows in tables.values() for r in rows]
+            if not kept:
+                del held[name]
+    kept_rows = {(record.table, record.key) for record in puts}
+    gone = tuple(row for row in deletes if row not in kept_rows)
+    return Loaded(held, unread, Save(tuple(puts), gone) if unread else None)
+
+
+def _readable(name: bytes, tables: Mapping[str, list[Record]]) -> Claims:
+    """Return what counts for ever, of an origin whose rows do not all make sense."""
+    claims = Claims(name)
+    for kind, take in (("key", _with_key), ("retract", _with_retract), ("fork", _with_fork)):
+        for record in tables.get(kind, ()):
+            with suppress(WireError):
+                claims = take(claims, record.value)
+    return claims
 
 
 def load_high(records: Iterable[Record]) -> int:
@@ -217,11 +277,11 @@ def _card_hashes(held: Held) -> dict[bytes, bytes]:
 def _held(name: bytes, tables: Mapping[str, list[Record]]) -> Held:
     claims = Claims(name)
     for record in tables.get("key", ()):  # the row of a burnt origin's second key sorts first
-        claims = claims.with_key(hearing.open_key(decode(record.value, KeyDoc), name))
+        claims = _with_key(claims, record.value)
     for record in tables.get("retract", ()):
-        claims = claims.with_retract(_retract(record.value, claims))
+        claims = _with_retract(claims, record.value)
     for record in tables.get("fork", ()):
-        claims = claims.with_fork(hearing.open_fork(decode(record.value, Fork), claims))
+        claims = _with_fork(claims, record.value)
     if "head" not in tables:
         return Held(claims)
     head = hearing.open_head(read(decode(tables["head"][0].value, Env), Head), claims)
@@ -230,9 +290,9 @@ def _held(name: bytes, tables: Mapping[str, list[Record]]) -> Held:
     cards = tuple(decode(record.value, Card) for record in tables.get("card", ()))
     index = decode(tables["index"][0].value, Index)
     usage = _decode_usage(tables["usage"][0].value)
-    by_leaf = {card.leaf: card for card in cards}
+    by_hash = {card_hash(card): card for card in cards}
     table = Table(
-        index, {row.card: by_leaf[row.leaf] for row in index.rows if row.leaf in by_leaf}, usage
+        index, {row.card: by_hash[row.card] for row in index.rows if row.card in by_hash}, usage
     )
     gone = [row.leaf for row in index.rows if claims.is_retracted(row.leaf)]
     whole = commits_to(head.value, index) and usage_hash(usage) == head.value.usage
@@ -241,8 +301,16 @@ def _held(name: bytes, tables: Mapping[str, list[Record]]) -> Held:
     return Held(claims.with_head(head), table)
 
 
-def _retract(data: bytes, claims: Claims) -> Signed[Retract]:
-    return hearing.open_retract(read(decode(data, Env), Retract), claims)
+def _with_key(claims: Claims, data: bytes) -> Claims:
+    return claims.with_key(hearing.open_key(decode(data, KeyDoc), claims.origin))
+
+
+def _with_retract(claims: Claims, data: bytes) -> Claims:
+    return claims.with_retract(hearing.open_retract(read(decode(data, Env), Retract), claims))
+
+
+def _with_fork(claims: Claims, data: bytes) -> Claims:
+    return claims.with_fork(hearing.open_fork(decode(data, Fork), claims))
 
 
 def _decode_usage(data: bytes) -> tuple[Usage, ...]:

@@ -21,8 +21,8 @@ class Serving:
     """Answers for the roots it was given, and says of all others that they are not here.
 
     Peers that ask for chunks take turns, so that one that asks for much does not hold up the rest.
-    What the budget does not allow yet waits; once nothing is left for the night, bundles are not
-    here for the rest of it, and peers ask others.
+    What the budget does not allow yet waits; once nothing is left for the night, or a peer has had
+    its share of it, bundles are not here for the rest of it, and peers ask others.
     """
 
     def __init__(self, config: ExchangeConfig) -> None:
@@ -56,16 +56,18 @@ class Serving:
     def forget(self, peer: PeerId) -> None:
         self._queues.pop(peer, None)
 
-    def list_wanted(self, peer: PeerId, message: ListGet) -> list[ExchangeEffect]:
+    def list_wanted(self, peer: PeerId, message: ListGet, now: float) -> list[ExchangeEffect]:
+        self._now = now
         served = self._served.get(message.root)
-        if served is None:
+        if served is None or self._is_spent(peer):
             return [SendFrame(peer, encode(NotHere(message.root)))]
+        self._budget.spend(len(served.data), now, peer)
         return [SendFrame(peer, encode(ListData(message.root, served.data)))]
 
     def chunks_wanted(self, peer: PeerId, message: ChunkGet, now: float) -> list[ExchangeEffect]:
         self._now = now
         served = self._served.get(message.root)
-        if served is None or self._budget.is_spent(now):
+        if served is None or self._is_spent(peer):
             return [SendFrame(peer, encode(NotHere(message.root)))]
         if max(message.indices) >= served.chunks:
             return [PeerRefused(peer, "no such chunk")]
@@ -85,14 +87,14 @@ class Serving:
         if data is None or root not in self._served:
             answer.append(SendFrame(peer, encode(NotHere(root))))
         else:
-            self._budget.spend(len(data), self._now)
+            self._budget.spend(len(data), self._now, peer)
             answer.append(SendFrame(peer, encode(ChunkData(root, index, data))))
         return answer + self._next_reads()
 
     def _next_reads(self) -> list[ExchangeEffect]:
         reads: list[ExchangeEffect] = []
-        if self._budget.is_spent(self._now):
-            return self._refuse_all()
+        for peer in [peer for peer in self._queues if self._is_spent(peer)]:
+            reads += self._refuse(peer)
         while self._reading < self._config.upload_slots and self._queues:
             if not self._budget.allows(self._reading * CHUNK_BYTES, self._now):
                 break
@@ -107,7 +109,10 @@ class Serving:
             reads.append(ReadChunk(peer, root, index))
         return reads
 
-    def _refuse_all(self) -> list[ExchangeEffect]:
-        asked = {(p, root): None for p, queue in self._queues.items() for root, _ in queue}
-        self._queues.clear()
-        return [SendFrame(peer, encode(NotHere(root))) for peer, root in asked]
+    def _is_spent(self, peer: PeerId) -> bool:
+        now = self._now
+        return self._budget.is_spent(now) or self._budget.has_had_its_share(peer, now)
+
+    def _refuse(self, peer: PeerId) -> list[ExchangeEffect]:
+        roots = dict.fromkeys(root for root, _ in self._queues.pop(peer))
+        return [SendFrame(peer, encode(NotHere(root))) for root in roots]

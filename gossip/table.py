@@ -13,6 +13,7 @@ from functools import cached_property, lru_cache
 
 from . import merkle
 from .wire import (
+    BYTES_MAX,
     INDEX_BYTES_MAX,
     TABLE_ROWS_MAX,
     ZERO32,
@@ -29,7 +30,7 @@ NO_ROWS = Index((), ())
 
 
 class TableTooLargeError(ValueError):
-    """More than one head may carry; the owner must end or merge leaves first."""
+    """More than one head, or one card, may carry; the owner must end or merge leaves first."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,12 @@ def build(cards: Iterable[Card], ended: Iterable[Ended], usage: Iterable[Usage])
     Raises ValueError if a leaf is there twice.
     """
     by_leaf = sorted(cards, key=lambda card: card.leaf)
+    for card in by_leaf:
+        if (size := len(encode(card))) > BYTES_MAX[Card]:
+            leaf = card.leaf.hex()
+            raise TableTooLargeError(
+                f"card of leaf {leaf}: {size} bytes, at most {BYTES_MAX[Card]}"
+            )
     rows = tuple(Row(card.leaf, card.version, card_hash(card)) for card in by_leaf)
     over = sorted(ended, key=lambda end: end.leaf)
     if len(rows) + len(over) > TABLE_ROWS_MAX:

@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 from msgspec import Struct
 
 from .config import Count, Rate, Seconds
+
+# Of the gossipsub mesh, here and in simulation: peers that a broadcast is pushed to, below how many
+# others are taken in, and above how many nobody more is.
+MESH_DEGREE: Final = 8
+MESH_LOW: Final = 6
+MESH_HIGH: Final = 12
 
 
 class TransportConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -18,7 +26,7 @@ class TransportConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     frame_s: Seconds = 60.0  # for one frame to arrive, once begun
     reader_idle_s: Seconds = 900.0  # a peer's silent stream; longer than its writer_idle_s
     writer_idle_s: Seconds = 300.0  # our silent stream is closed and reopened on demand
-    queue_bytes_max: Count = 2 * 1024 * 1024  # waiting for one peer on one channel
+    queue_bytes_max: Count = 4 * 1024 * 1024  # for one peer on one channel; above pull_bytes_max
     queued_bytes_max: Count = 64 * 1024 * 1024  # waiting for all peers
     inbox_frames_max: Count = 32  # arrived, not yet taken; then peers are made to wait
     urgent_inbox_max: Count = 512  # broadcasts arrived, not yet taken; then they are dropped

@@ -48,7 +48,11 @@ from .tables import Deployed, Tables
 from .told import EventFile, Tell, Told
 
 if TYPE_CHECKING:
+    from random import Random
+
     from gossip.addresses import AddressBook
+    from gossip.core import Replica
+    from gossip.interest import Wanted
     from gossip.sqlite_store import SqliteStore
     from leaves.embeddings import EmbeddingStore
     from leaves.training.chassis import Chassis
@@ -252,6 +256,17 @@ class App:
                 return SqliteStore(path)
         except StoreDamagedError as problem:
             raise _damaged(path, problem) from None
+
+    def mesh_replica(self, rng: Random, interest: Wanted | None = None) -> Replica:
+        """What the store holds of all origins. Raises HomeError if this node's own is damaged."""
+        from gossip.core import Replica
+        from gossip.records import RecordError
+
+        records = self.mesh_store.load()
+        try:
+            return Replica(self.identity.keys, self.config.mesh.gossip, rng, records, interest)
+        except RecordError as problem:
+            raise _damaged(self.home / "mesh.db", problem) from None
 
     def address_book(self) -> AddressBook:
         """The peers of the book on disk and of groove.toml."""

@@ -27,8 +27,9 @@ from gossip.events import Effect, Event, LeafRetracted, OriginChanged, PublishBl
 from gossip.exchange import Exchange
 from gossip.ports import Connected, Disconnected
 from gossip.transport_config import ListenError, PortInUseError
+from gossip.view import OriginView
 from gossip.wire import Standing
-from leaves.model import Forest, Instant, LeafId
+from leaves.model import Forest, Instant, LeafId, Vector
 
 from . import mesh, usage
 from .app import App, BusyError
@@ -105,7 +106,11 @@ class Daemon:
         self._app = app
         self._tell = tell
         self._transport = app.adapters.transport(app.identity.transport, transport)
-        self._replica = Replica(app.identity.keys, config.gossip, rng, app.mesh_store.load())
+        self._centres: list[Vector] = []  # of what this node has, as of the last look
+        self._looked: tuple[int, int] | None = None  # at which revisions
+        self._replica = app.mesh_replica(rng, self._interest)
+        for origin, problem in self._replica.unread.items():
+            log.warning("record left out origin=%s problem=%s", origin.hex(), problem)
         self._core = _Watched(self._replica, self._look_for_rollback)
         self._driver = GossipDriver(
             self._core,
@@ -162,6 +167,7 @@ class Daemon:
                 await self._driver.withhold()  # first: a head that is old is renewed at the start
                 self._withheld = True
             await nursery.start(self._driver.run)
+            await self._name_what_counts()
             self._write_run_file()
             addresses = self._transport.addresses()
             self._say("listening", f"listening on {addresses[0]}", addresses=addresses)
@@ -175,6 +181,7 @@ class Daemon:
                 partial(self._every, pace.poll_s, self._publish),
                 partial(self._every, pace.poll_s, self._carry_out_orders),
                 partial(self._every, pace.refresh_s, self._refresh),
+                partial(self._every, pace.refresh_s, self._name_what_counts),
                 partial(self._every, pace.retry_s, self._retry),
                 partial(self._every, pace.rounds_s, self._scheduler.look),
             )
@@ -345,6 +352,17 @@ class Daemon:
             await trio.lowlevel.checkpoint()
         await self._app.adapters.in_thread(self._app.deploy_if_routed)
         await self._fetcher.tidy()
+
+    async def _name_what_counts(self) -> None:
+        """Tell the replica which origins are in use here, and keep what it is to look for."""
+        revisions = self._app.forests.revision(), self._app.foreign.revision()
+        if revisions != self._looked:
+            self._centres = mesh.centres(self._app.forests.forest())
+            await self._driver.protect(self._app.foreign.used_origins())
+            self._looked = revisions
+
+    def _interest(self, view: OriginView) -> bool:
+        return mesh.interest(view, self._centres, self._app.enc8)
 
     async def _take_in(self, origin: bytes, *, quiet: bool = False) -> None:
         if origin == self._app.origin:

@@ -126,6 +126,14 @@ class Foreign:
         ).fetchall()
         return [_known(row) for row in rows]
 
+    def used_origins(self) -> frozenset[bytes]:
+        """Origins of whose leaves some were fetched, judged or routed to, now or before."""
+        rows = self._db.execute(
+            "SELECT origin FROM leaf WHERE state != ? UNION SELECT origin FROM gone",
+            (State.HEARD,),
+        )
+        return frozenset(bytes.fromhex(origin) for (origin,) in rows)
+
     def roots_of(self, origin: str, state: State) -> set[tuple[LeafId, str | None]]:
         """The leaves of an origin in one state, each with its bundle."""
         return {(x.leaf.leaf, x.leaf.root) for x in self.of(origin) if x.state is state}
@@ -201,21 +209,21 @@ class Foreign:
             self._db.executemany("INSERT OR REPLACE INTO usage VALUES (?, ?, ?, ?, ?, ?)", values)
             self._db.execute("COMMIT")
 
-    def users(self, origin: str, since: int) -> dict[LeafId, int]:
-        """How many others say that they use each leaf of an origin, in that week or a later one."""
+    def users(self, origin: str, weeks: range) -> dict[LeafId, int]:
+        """How many others say that they used each leaf of an origin in these weeks."""
         found = self._db.execute(
             "SELECT leaf, COUNT(DISTINCT by) FROM usage WHERE origin = ? AND by != origin "
-            "AND week >= ? AND routed_log2 > 0 GROUP BY leaf ORDER BY leaf",
-            (origin, since),
+            "AND week BETWEEN ? AND ? AND routed_log2 > 0 GROUP BY leaf ORDER BY leaf",
+            (origin, weeks[0], weeks[-1]),
         )
         return {LeafId(leaf): count for leaf, count in found.fetchall()}
 
-    def attesting(self, origin: str, leaf: str, since: int, *, without: str) -> int:
-        """How many others, `without` left out too, say that they accepted answers of a leaf."""
+    def attesting(self, origin: str, leaf: str, weeks: range, *, without: str) -> int:
+        """How many others, `without` left out too, say that they accepted a leaf's answers then."""
         found = self._db.execute(
             "SELECT COUNT(DISTINCT by) FROM usage WHERE origin = ? AND leaf = ? AND by != origin "
-            "AND by != ? AND week >= ? AND accepted_log2 > 0",
-            (origin, leaf, without, since),
+            "AND by != ? AND week BETWEEN ? AND ? AND accepted_log2 > 0",
+            (origin, leaf, without, weeks[0], weeks[-1]),
         )
         return int(found.fetchone()[0])
 

@@ -15,6 +15,7 @@ import msgspec
 import numpy as np
 
 from gossip import wire
+from gossip.view import OriginView
 from leaves.model import (
     DAY_S,
     Evaluation,
@@ -35,6 +36,7 @@ _STAGES = {
     Stage.MATURE: wire.Stage.MATURE,
 }
 ENDED_DAYS = 90  # then an ended leaf need not be told any more: all older heads have expired
+INTEREST_COSINE = 0.5  # from there on a peer's leaf may be near enough to be of use one day
 HEIRS_MAX = 8  # that the wire can name of one leaf
 # Encoded bytes of a live row, of an ended one and of each of its heirs: together never too few.
 _ROW_BYTES, _ENDED_BYTES, _HEIR_BYTES, _INDEX_BYTES = 58, 30, 18, 16
@@ -202,6 +204,26 @@ def foreign(origin: bytes, live: Iterable[wire.Card], enc8: bytes) -> list[Forei
             )
         )
     return leaves
+
+
+def centres(forest: Forest) -> list[Vector]:
+    """Return the directions of what this node has, branches among them."""
+    return [leaf.centroid for leaf in forest.leaves.values() if leaf.stage is not Stage.ARCHIVED]
+
+
+def interest(view: OriginView, own: Sequence[Vector], enc8: bytes) -> bool:
+    """True if a live mature leaf of an origin is near one of the node's own leaves or branches.
+
+    own: unit length. Whoever has none yet cannot tell, and is interested in all.
+    """
+    if not own:
+        return True
+    shown = [
+        leaf.centroid
+        for leaf in foreign(view.origin, view.cards, enc8)
+        if leaf.stage is Stage.MATURE and leaf.centroid.shape == own[0].shape
+    ]
+    return bool(shown) and float((np.stack(shown) @ np.stack(own).T).max()) >= INTEREST_COSINE
 
 
 def quantised(centroid: Vector) -> bytes:

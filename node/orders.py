@@ -73,9 +73,7 @@ def retracted(app: App) -> set[str]:
     """Own leaves that were retracted or are about to be; "" stands for all that there ever were."""
     from random import Random
 
-    from gossip.core import Replica
-
-    mesh = Replica(app.identity.keys, app.config.mesh.gossip, Random(0), app.mesh_store.load())
+    mesh = app.mesh_replica(Random(0))
     gone = {leaf.hex() if leaf else "" for leaf in mesh.view(app.origin).retracted}
     waiting = [letter.order for letter in app.mailbox.waiting()]
     return gone | {order.leaf or "" for order in waiting if isinstance(order, Retract)}

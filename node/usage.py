@@ -50,6 +50,12 @@ def week_of(at: float) -> int:
     return int(at // WEEK_S)
 
 
+def told_of(now: Instant) -> range:
+    """The weeks of which a peer's word counts: with the next, for its clock may be ahead, but none
+    that is yet to come, or a row would count for ever."""
+    return range(week_of(now) - WEEKS + 1, week_of(now) + 2)
+
+
 def counted(files: Iterable[Path], origin_of: Mapping[LeafId, str], now: Instant) -> list[Used]:
     """Count the sessions of the last weeks that foreign leaves answered. Reads the corpus once.
 
@@ -142,10 +148,9 @@ def stamp(home: Path) -> int:
 
 def by_others(app: App) -> dict[LeafId, int]:
     """Of each own leaf, how many origins report that they use it; for the lifecycle."""
-    return app.foreign.users(app.origin.hex(), week_of(app.now()) - WEEKS + 1)
+    return app.foreign.users(app.origin.hex(), told_of(app.now()))
 
 
 def attestations(app: App, origin: str, leaf: LeafId) -> int:
     """How many other origins report accepted sessions of a foreign leaf."""
-    since = week_of(app.now()) - WEEKS + 1
-    return app.foreign.attesting(origin, leaf, since, without=app.origin.hex())
+    return app.foreign.attesting(origin, leaf, told_of(app.now()), without=app.origin.hex())

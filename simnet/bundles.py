@@ -45,11 +45,6 @@ class Fetched:
         """What arrived and was no lie, by the size of the bundle."""
         return (self.fetched_bytes - self.false_bytes) / self.size_bytes
 
-    @property
-    def ratio_kept(self) -> float:
-        """The same without what had just arrived when a kill came before it was written."""
-        return (self.fetched_bytes - self.false_bytes - self.lost_bytes) / self.size_bytes
-
 
 FOUR: Mapping[str, Conduct] = {
     "honest": HONEST,
@@ -157,9 +152,9 @@ def _came_to(
     return {
         "bundle_t50_s": round(took[len(took) // 2], 3),
         "bundle_t100_s": round(took[-1], 3),
-        "fetched_by_size": round(sum(useful) / len(useful), 4),
-        "fetched_by_size_worst": round(max(useful), 4),
-        "from_author_by_size": round(first.chunk_bytes_out / content.size_bytes, 3),
+        "fetched_bundle_sizes": round(sum(useful) / len(useful), 4),
+        "fetched_bundle_sizes_worst": round(max(useful), 4),
+        "from_author_bundle_sizes": round(first.chunk_bytes_out / content.size_bytes, 3),
         "false_chunks": float(lies),
     }
 

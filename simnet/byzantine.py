@@ -7,7 +7,6 @@ perhaps two histories; whatever else an honest node comes to believe of it was a
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from random import Random
 from typing import Final
@@ -18,7 +17,7 @@ from msgspec.structs import replace
 from gossip import table
 from gossip.envelope import Signed, read, seal
 from gossip.events import Effect, Event, Received, Send, SyncDue
-from gossip.keys import Keys, issue, origin_of, private_key, public_bytes
+from gossip.keys import Keys, origin_of
 from gossip.origin import LIFETIME_H_MAX, next_seq
 from gossip.ports import PeerId
 from gossip.wire import (
@@ -52,13 +51,12 @@ from gossip.wire import (
 
 from .faults import flipped, tampered
 from .machine import Node
-from .network import START_S, Network
+from .network import Network, simulated_keys
 
 SYBILS_AT_ONCE: Final = 200  # keys in one frame
 SYBIL_FRAMES: Final = 4  # to each peer in a round
 FLOOD: Final = 100  # frames to each peer in a round, where an honest node sends one or two
 STALL: Final = 2000  # of the tables that it signed, those it still serves
-QUARTER_H: Final = 24 * 90
 
 
 class Liar:
@@ -80,17 +78,23 @@ class Liar:
     def handle(self, node: Node, event: Event) -> list[Effect]:
         """Answer as the replica does, bent; and where it wakes, say things of one's own."""
         assert node.replica is not None
-        effects = list(self.bent(self.honestly(event)))
+        honest = self.honestly(event)
+        effects = list(self.bent(honest))
+        self._count(_lies(honest, effects))
+        told: list[Effect] = []
         if isinstance(event, Received) and self._is_honest(event.peer):
             asked = understood(event.frame)
             said = [] if asked is None else list(self.answers(event.peer, asked))
-            effects += [Send(event.peer, encode(message)) for message in said]
+            told += [Send(event.peer, encode(message)) for message in said]
         if isinstance(event, SyncDue) and self.rounds_left > 0:
             self.rounds_left -= 1
-            told = [Send(peer, frame) for peer in node.connected for frame in self.says(peer)]
-            self.net.faults[f"F22 {type(self).__name__.lower()}"] += len(told)
-            effects += told
-        return effects
+            told += [Send(peer, frame) for peer in node.connected for frame in self.says(peer)]
+        self._count(len(told))
+        return [*effects, *told]
+
+    def _count(self, lies: int) -> None:
+        if lies:
+            self.net.faults[f"F22 {type(self).__name__.lower()}"] += lies
 
     def _is_honest(self, peer: PeerId) -> bool:
         return self.net.nodes[peer].hostile is None  # two liars would answer each other for ever
@@ -200,7 +204,7 @@ class Burner(Liar):
 
     def __init__(self, net: Network, node: Node) -> None:
         super().__init__(net, node)
-        self._docs = [invented(f"{net.seed}/burner/{node.name}", op).doc for op in "ab"]
+        self._docs = [simulated_keys(f"{net.seed}/burner/{node.name}", op=op).doc for op in "ab"]
         net.checker.forkers[origin_of(self._docs[0])] = None
 
     def says(self, peer: PeerId) -> Iterator[bytes]:
@@ -249,29 +253,47 @@ class Claimant(Liar):
 
 
 class MixAndMatcher(Liar):
-    """Serves an older table's cards under a newer head."""
+    """Serves an older table, whole in itself, or an older change, under a newer head."""
 
     def __init__(self, net: Network, node: Node) -> None:
         super().__init__(net, node)
-        self._cards: dict[bytes, tuple[Card, ...]] = {}
+        self._tables: dict[bytes, Manifest] = {}  # the first that was heard of each origin
+        self._deltas: dict[bytes, Delta] = {}
+
+    def handle(self, node: Node, event: Event) -> list[Effect]:
+        if isinstance(event, Received):
+            self._mixed(event.frame)
+        return super().handle(node, event)
 
     def bent(self, effects: list[Effect]) -> Iterator[Effect]:
         for effect in effects:
             if not isinstance(effect, Send):
                 yield effect
                 continue
-            match understood(effect.frame):
-                case Manifest(head, _, cards) as whole if cards:
-                    older = self._older(read(head, Head).value.origin, cards)
-                    yield Send(effect.peer, encode(replace(whole, cards=older)))
-                case Cards(origin, _, cards) as part if cards:
-                    older = self._older(origin, cards)
-                    yield Send(effect.peer, encode(replace(part, cards=older)))
-                case _:
-                    yield effect
+            frame = self._mixed(effect.frame)
+            yield effect if frame is effect.frame else Send(effect.peer, frame)
+            said = understood(effect.frame)
+            for env in said.heads if isinstance(said, Have) else ():
+                old = self._tables.get(read(env, Head).value.origin)
+                if old is not None and old.head != env:  # given before anyone asks
+                    yield Send(effect.peer, encode(replace(old, head=env)))
 
-    def _older(self, origin: bytes, cards: tuple[Card, ...]) -> tuple[Card, ...]:
-        return self._cards.setdefault(origin, cards)
+    def _mixed(self, frame: bytes) -> bytes:
+        """A frame with what was first heard in place of what belongs to its head."""
+        match understood(frame):
+            case Manifest(env) as new:
+                first = self._tables.setdefault(read(env, Head).value.origin, new)
+                return frame if first.head == env else encode(replace(first, head=env))
+            case Delta(env) as change:
+                other = self._deltas.setdefault(read(env, Head).value.origin, change)
+                if other.head == env:
+                    return frame
+                return encode(replace(change, puts=other.puts, ends=other.ends))
+            case Cards(origin) as part if origin in self._tables:
+                cards = self._tables[origin].cards
+                return frame if cards == part.cards else encode(replace(part, cards=cards))
+            case _:
+                return frame
 
 
 class Oversizer(Liar):
@@ -318,7 +340,7 @@ class Flooder(Liar):
                 case 2:
                     yield encode(TableGet(self.rng.choice(known), bytes(32), ZERO32))
                 case _:
-                    yield encode(Have((invented(f"{self.rng.random()}").doc,), (), (), ()))
+                    yield encode(Have((simulated_keys(f"{self.rng.random()}").doc,), (), (), ()))
 
 
 class Mislabeller(Liar):
@@ -342,6 +364,7 @@ class Freezer(Liar):
     def honestly(self, event: Event) -> list[Effect]:
         said = understood(event.frame) if isinstance(event, Received) else None
         if isinstance(said, Have | Manifest | Delta | Cards):
+            self._count(1)
             return []
         return super().honestly(event)
 
@@ -384,7 +407,7 @@ class Sybils(Liar):
 
     def __init__(self, net: Network, node: Node, count: int) -> None:
         super().__init__(net, node)
-        crowd = [invented(f"{net.seed}/sybil/{node.name}/{n}") for n in range(count)]
+        crowd = [simulated_keys(f"{net.seed}/sybil/{node.name}/{n}") for n in range(count)]
         self._have = []
         for at in range(0, count, SYBILS_AT_ONCE):
             some = crowd[at : at + SYBILS_AT_ONCE]
@@ -467,28 +490,17 @@ def silence(net: Network) -> None:
             node.hostile = Silent()
 
 
+def lies_told(net: Network) -> int:
+    """What hostile nodes have said that was not so, or have not said or heard that was."""
+    return sum(count for fault, count in net.faults.items() if fault.startswith("F22 "))
+
+
 def understood(frame: bytes) -> SyncMessage | None:
     """A frame's message, or None."""
     try:
         return decode_sync(frame)
     except WireError:
         return None
-
-
-def invented(name: str, op: str = "op") -> Keys:
-    """Keys of an origin that has no node; another `op` gives another key for its first epoch."""
-    root, signing = (
-        private_key(hashlib.sha256(f"{name}/{part}".encode()).digest()) for part in ("root", op)
-    )
-    hour = START_S // HOUR_S
-    doc = issue(
-        root,
-        public_bytes(signing),
-        epoch=1,
-        not_before_h=hour - 1,
-        not_after_h=hour + QUARTER_H,
-    )
-    return Keys(signing, doc)
 
 
 def some_cards(rng: Random) -> list[Card]:
@@ -505,16 +517,27 @@ def some_cards(rng: Random) -> list[Card]:
 
 def _linked(net: Network, without: Sequence[Node]) -> bool:
     """True if the nodes but these reach each other."""
-    left = [node for node in net.honest() if node not in without]
-    reached, due = {left[0].name: None}, [left[0]]
+    left = {node.name: node for node in net.honest()}
+    for node in without:
+        if node.name in left:
+            del left[node.name]
+    count = len(left)
+    due = [left.popitem()[1]] if left else []
+    reached = len(due)
     while due:
         for name in due.pop().links:
-            node = net.nodes[name]
-            if name not in reached and node in left:
-                reached[name] = None
-                due.append(node)
-    return len(reached) == len(left)
+            if name in left:
+                reached += 1
+                due.append(left.pop(name))
+    return reached == count
 
 
 def _side(peer: PeerId) -> int:
     return sum(peer.encode()) % 2
+
+
+def _lies(honest: Sequence[Effect], bent: Sequence[Effect]) -> int:
+    """How many orders were put in, or left out."""
+    kept = {id(effect): None for effect in honest}
+    same = sum(id(effect) in kept for effect in bent)
+    return max(len(honest), len(bent)) - same

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from random import Random
+from typing import Any, Final
 
 from msgspec.structs import replace
 
+from gossip.table import card_hash
 from gossip.wire import (
     Card,
     Cards,
@@ -63,6 +66,11 @@ class Links:
                 frame = tampered(frame, rng) or frame
             yield after, frame
 
+    def but(self, without: Sequence[str]) -> Links:
+        """The same, but for some of the shares, which are nought."""
+        off: dict[str, Any] = {name: 0.0 for name in without if name in SHARES}
+        return dataclasses.replace(self, **off) if off else self
+
     @property
     def honest(self) -> bool:
         """True if what arrives is what was sent."""
@@ -70,6 +78,7 @@ class Links:
 
 
 RELIABLE = Links()
+SHARES: Final = ("loss", "duplicate", "delay", "flip", "forge")
 
 
 def flipped(frame: bytes, rng: Random) -> bytes:
@@ -89,6 +98,8 @@ def tampered(frame: bytes, rng: Random) -> bytes | None:
         match message:
             case Have() if message.heads:
                 return encode(replace(message, heads=(_raised(message.heads[0], rng),)))
+            case Manifest() if message.cards and rng.random() < 0.5:
+                return encode(_rewritten(message))
             case Manifest() | Cards() if message.cards:
                 return encode(replace(message, cards=(_praised(message.cards[0]),)))
             case Delta() if message.puts:
@@ -103,6 +114,17 @@ def _raised(env: Env, rng: Random) -> Env:
     head = decode(env.payload, Head)
     newer = replace(head, seq=head.seq + rng.randint(1, 1000), prev_seq=head.seq)
     return replace(env, payload=encode(newer))
+
+
+def _rewritten(table: Manifest) -> Manifest:
+    """A table that is whole in itself: its index says what the praised card is."""
+    card = _praised(table.cards[0])
+    rows = tuple(
+        replace(row, card=card_hash(card)) if row.leaf == card.leaf else row
+        for row in table.index.rows
+    )
+    index = replace(table.index, rows=rows)
+    return replace(table, index=index, cards=(card, *table.cards[1:]))
 
 
 def _praised(card: Card) -> Card:

@@ -11,6 +11,7 @@ simulated; that a seed has one trace (I18) is seen by playing it twice.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -42,6 +43,7 @@ from gossip.wire import (
     Standing,
     Usage,
     decode_sync,
+    encode,
 )
 
 from .agreement import partition
@@ -124,6 +126,7 @@ class Checker:
         self.forkers: dict[bytes, None] = {}  # origins that the scenario makes sign two histories
         self.checks: Counter[str] = Counter()
         self.refused: Counter[tuple[str, bool]] = Counter()  # by reason, and whether it was blamed
+        self._names: dict[bytes, PeerId] = {}  # of the nodes, by origin
         self._looks = False  # a network that checks nothing does not tell what was signed either
         self._truth: dict[bytes, _Truth] = {}
         self._told: dict[tuple[bytes, Version], Head] = {}
@@ -136,15 +139,18 @@ class Checker:
     def started(self, node: Node) -> None:
         """A node came up: what it shows now may be older than what it showed, but not its own."""
         assert node.replica is not None
+        self._names[node.origin] = node.name
         if not node.disk.keeps:
             self.restored(node)
         self._note(node.origin, node.replica.view(node.origin), honest=True)
         for origin, was in self._known.setdefault(node.name, {}).items():
             view = node.replica.view(origin)
             self.checks["durability"] += 1
-            lost = was.retracted.keys() - set(view.retracted)
+            lost = [leaf for leaf in was.retracted if leaf not in view.retracted]
             if lost and view.standing is not Standing.DEAD:
-                self._fail("durability", node, f"a crash lost {len(lost)} retractions")
+                what = _leaf_of(self.name(origin), lost[0])
+                text = f"a crash lost {len(lost)} retractions, as of {what}"
+                self._fail("durability", node, text)
             if origin != node.origin:
                 was.version, was.absent, was.live, was.frozen = _version(view), {}, (), 0
             elif was.stands and view.standing is Standing.SOUND and _version(view) < was.version:
@@ -246,9 +252,9 @@ class Checker:
             truth.born.setdefault(card.leaf, {p: states[p] for p in card.parents if p in states})
             known = (*states, *truth.gone, *(leaf for leaf in view.retracted if leaf))
             if any(parent not in known for parent in card.parents):
-                self._say("lineage", f"{origin.hex()[:8]} signed a leaf without its parent")
+                self._say("lineage", f"{self.name(origin)} signed a leaf without its parent")
             if card.leaf in _ancestors(truth, card.leaf):
-                self._say("lineage", f"{origin.hex()[:8]} signed a leaf that is its own ancestor")
+                self._say("lineage", f"{self.name(origin)} signed a leaf that is its own ancestor")
 
     # ---- safety --------------------------------------------------------------------------------
 
@@ -258,7 +264,7 @@ class Checker:
             self.checks["no self-fork"] += 1
             told = self._told.setdefault((node.origin, (head.epoch, head.seq)), head)
             if told != head and node.origin not in self.forkers:
-                self._fail("no self-fork", node, f"two heads under {(head.epoch, head.seq)}")
+                self._fail("no self-fork", node, f"two heads, {_named(told)} and {_named(head)}")
 
     def _leaves_node(self, node: Node, frame: bytes) -> None:
         """No frame is too large, or has a card that the node knows to be withdrawn."""
@@ -272,31 +278,35 @@ class Checker:
             return  # a search for bytes costs a tenth of decoding
         self.checks["retraction"] += 1
         origin, cards = _carried(frame)
-        if any((origin, leaf) in withdrawn for card in cards for leaf in (card.leaf, None)):
-            self._fail("retraction", node, "serves a leaf that it knows to be withdrawn")
+        for card in cards:
+            if (origin, card.leaf) in withdrawn or (origin, None) in withdrawn:
+                what = _leaf_of(self.name(origin), card.leaf)
+                self._fail("retraction", node, f"serves {what}, which it knows to be withdrawn")
 
     def _view(self, net: Network, node: Node, view: OriginView) -> None:
         known = self._of(node, view.origin)
         version = _version(view)
+        owner = self.name(view.origin)
         self.checks["fork"] += 1
         if view.standing is not Standing.SOUND:
             known.frozen = max(known.frozen, known.version[0])
             if view.origin not in self.forkers:
-                self._fail("fork", node, f"{view.origin.hex()[:8]} is {view.standing.name}")
+                self._fail("fork", node, f"{self.name(view.origin)} is {view.standing.name}")
         known.stands = view.head is not None
         if view.head is not None:
             self._authentic(node, view, view.head)
             self.checks["monotonic"] += 1
             if version < known.version:
-                self._fail("monotonic", node, f"{known.version} fell to {version}")
+                fell = f"{self.name(view.origin)}'s {known.version} fell to {_named(view.head)}"
+                self._fail("monotonic", node, fell)
             if version[0] <= known.frozen:
-                self._fail("fork", node, f"a head of epoch {version[0]} stands, which was frozen")
+                self._fail("fork", node, f"{_named(view.head)} of {owner} stands, its epoch frozen")
             known.version = version
         self.checks["freshness"] += 1
         if view.usable and view.head and view.head.exp_h < net.clock_s(node) // HOUR_S:
-            self._fail("freshness", node, "leaves of an expired head are usable")
+            self._fail("freshness", node, f"leaves of an expired head of {owner} are usable")
         if view.head and view.head.exp_h - view.head.ts_h > WEEK_H:
-            self._fail("freshness", node, "a head stands that lives for more than a week")
+            self._fail("freshness", node, f"a head of {owner} lives for more than a week")
         self._lives(node, known, view, version)
         self._whole(node, view)
 
@@ -304,14 +314,15 @@ class Checker:
         self.checks["authenticity"] += 1
         truth = self._truth.get(view.origin)
         signed = truth and truth.tables.get(head)
+        what = f"{_named(head)} of {self.name(view.origin)}"
         if not signed:
-            self._fail("authenticity", node, f"head {head.seq} was never signed")
+            self._fail("authenticity", node, f"{what} was never signed")
         cards, ended, usage = signed
         gone = view.retracted
         if gone:
             cards = () if None in gone else tuple(c for c in cards if c.leaf not in gone)
         if view.cards != cards or view.ended != ended or view.usage != usage:
-            self._fail("authenticity", node, f"table of head {head.seq} is not the one signed")
+            self._fail("authenticity", node, f"the table of {what} is not the one signed")
 
     def _lives(self, node: Node, known: _Known, view: OriginView, version: Version) -> None:
         live = tuple(card.leaf for card in view.cards)
@@ -319,9 +330,10 @@ class Checker:
         self.checks["retraction"] += 1
         for leaf in live:
             if version <= known.absent.get(leaf, (0, -1)):
-                self._fail("no resurrection", node, f"{leaf.hex()[:8]} lives under {version}")
+                again = f"{self._leaf(view, leaf)} lives under {version}"
+                self._fail("no resurrection", node, again)
             if leaf in known.retracted or None in known.retracted:
-                self._fail("retraction", node, f"{leaf.hex()[:8]} is live again")
+                self._fail("retraction", node, f"{self._leaf(view, leaf)} is live again")
         if view.head is not None:
             known.absent |= {leaf: version for leaf in known.live if leaf not in live}
         known.live = live
@@ -341,7 +353,8 @@ class Checker:
                 if seen is None and (parent in truth.gone or parent in view.retracted):
                     continue  # its row was dropped since, or the leaf was withdrawn
                 if seen is None or seen < version:
-                    self._fail("atomic", node, f"{child.leaf.hex()[:8]} without its parent's state")
+                    child_of = self._leaf(view, child.leaf)
+                    self._fail("atomic", node, f"{child_of} without its parent's state")
 
     # ---- in the end ----------------------------------------------------------------------------
 
@@ -355,7 +368,7 @@ class Checker:
         nodes = net.honest()
         for node in nodes[1:]:
             if (origin := _differing(nodes[0], node, of)) is not None:
-                return f"{nodes[0].name} and {node.name} of {origin.hex()[:8]}"
+                return f"{nodes[0].name} and {node.name} of {self.name(origin)}"
         return None
 
     def quiet(self, net: Network) -> None:
@@ -385,6 +398,13 @@ class Checker:
         self.checks[invariant] += 1
         if not holds:
             self._say(invariant, text)
+
+    def name(self, origin: bytes) -> str:
+        """An origin as a report calls it: by its node, if it has one."""
+        return self._names.get(origin) or origin.hex()[:8]
+
+    def _leaf(self, view: OriginView, leaf: bytes) -> str:
+        return _leaf_of(self.name(view.origin), leaf)
 
     def _of(self, node: Node, origin: bytes) -> _Known:
         return self._known.setdefault(node.name, {}).setdefault(origin, _Known())
@@ -421,6 +441,16 @@ def _same(a: OriginView, b: OriginView) -> bool:
         and a.retracted == b.retracted
         and (a.cards, a.ended, a.usage) == (b.cards, b.ended, b.usage)
     )
+
+
+def _leaf_of(owner: str, leaf: bytes | None) -> str:
+    return f"{owner}'s leaf {leaf.hex()[:8]}" if leaf is not None else f"all of {owner}"
+
+
+def _named(head: Head) -> str:
+    """A head as a report calls it: its number, and what tells it from another of that number."""
+    short = hashlib.sha256(encode(head)).hexdigest()[:8]
+    return f"head ({head.epoch}, {head.seq}, {short})"
 
 
 def _version(view: OriginView) -> Version:

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from .network import Network
 
 Heard = Callable[[Node, PeerId, tuple[bytes, ...]], None]  # what becomes of a frame of ids
+Lives = tuple[int, int]  # which of the sender's, and which of the receiver's
 Deliver = Callable[[PeerId, Node, bytes, int, bool], None]
 
 
@@ -53,14 +54,16 @@ class Lines:
         if net.is_watched:
             net.carried(src, dst, frame, urgent=urgent)
         wait_s = 0.0 if src.rate_bytes_s is None else self._leaves(src, size, src.rate_bytes_s)
-        life = src.connected.get(dst, node.life)  # a connection ends with the life of either end
+        lives = _lives(src, node)
         if not self._plain:
             copies = self._links.deliveries(frame, self._rng, net.faults, urgent=urgent)
             for after, arriving in copies:
-                net.post(wait_s + after, self.arrive, src.name, node, life, arriving, depth, urgent)
+                net.post(
+                    wait_s + after, self.arrive, src.name, node, lives, arriving, depth, urgent
+                )
         elif not self._loses():
             after = wait_s + self.latency_s()
-            net.post(after, self.arrive, src.name, node, life, frame, depth, urgent)
+            net.post(after, self.arrive, src.name, node, lives, frame, depth, urgent)
 
     def control(
         self, src: Node, dst: PeerId, heard: Heard, ids: tuple[bytes, ...], size: int
@@ -71,16 +74,24 @@ class Lines:
         net.sent["lazy_bytes"] += size
         src.bytes_out += size
         if not self._loses():
-            net.post(self.latency_s(), self._hear, src, net.nodes[dst], heard, ids, size)
+            node = net.nodes[dst]
+            lives = _lives(src, node)
+            net.post(self.latency_s(), self._hear, src, node, lives, heard, ids, size)
 
     def arrive(
-        self, src: PeerId, node: Node, life: int | None, frame: bytes, depth: int, urgent: bool
+        self,
+        src: PeerId,
+        node: Node,
+        lives: Lives | None,
+        frame: bytes,
+        depth: int,
+        urgent: bool,
     ) -> None:
-        """A frame has come to the end of the line. life: the node's that it is for; None: any."""
-        if not self._passes(src, node):
-            return
-        if life is not None and life != node.life:
-            self._net.faults["F9 cut by crash"] += 1
+        """A frame has come to the end of the line.
+
+        lives: the sender's and the receiver's between which it was sent; None: any.
+        """
+        if not self._passes(src, node) or (lives is not None and self._is_cut(src, node, lives)):
             return
         node.bytes_in += len(frame)
         if node.rate_bytes_s is None:
@@ -88,17 +99,19 @@ class Lines:
             return
         now = self._net.now
         node.busy_in = max(now, node.busy_in) + len(frame) / node.rate_bytes_s
-        wait_s = node.busy_in - now
-        self._net.post(wait_s, self._arrived, src, node, node.life, frame, depth, urgent)
+        wait_s, lives = node.busy_in - now, lives or _lives(self._net.nodes[src], node)
+        self._net.post(wait_s, self._arrived, src, node, lives, frame, depth, urgent)
 
     def _arrived(
-        self, src: PeerId, node: Node, life: int, frame: bytes, depth: int, urgent: bool
+        self, src: PeerId, node: Node, lives: Lives, frame: bytes, depth: int, urgent: bool
     ) -> None:
-        if node.life == life and node.awake:
+        if node.awake and not self._is_cut(src, node, lives):
             self._deliver(src, node, frame, depth, urgent)
 
-    def _hear(self, src: Node, node: Node, heard: Heard, ids: tuple[bytes, ...], size: int) -> None:
-        if self._passes(src.name, node):
+    def _hear(
+        self, src: Node, node: Node, lives: Lives, heard: Heard, ids: tuple[bytes, ...], size: int
+    ) -> None:
+        if self._passes(src.name, node) and not self._is_cut(src.name, node, lives):
             node.bytes_in += size
             heard(node, src.name, ids)
 
@@ -114,6 +127,13 @@ class Lines:
         node.busy_out = max(now, node.busy_out) + size / rate
         return node.busy_out - now
 
+    def _is_cut(self, src: PeerId, node: Node, lives: Lives) -> bool:
+        """A connection ends with the life of either end; what it still carried is not heard."""
+        cut = lives != (node.connected.get(src, lives[0]), node.life)
+        if cut:
+            self._net.faults["F9 cut by crash"] += 1
+        return cut
+
     def _passes(self, src: PeerId, node: Node) -> bool:
         """True unless a frame is lost at the node, or before it."""
         net = self._net
@@ -124,3 +144,8 @@ class Lines:
             net.faults["F18 not heard"] += 1
             return False
         return node.replica is not None
+
+
+def _lives(src: Node, node: Node) -> Lives:
+    """Between which lives of two nodes a frame is sent now."""
+    return src.life, src.connected.get(node.name, node.life)

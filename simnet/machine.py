@@ -62,6 +62,8 @@ class Node:
     retry: dict[PeerId, tuple[float, float]] = field(default_factory=dict)  # pause, and until when
     dialling: bool = False
     # The urgent plane.
+    mesh: dict[PeerId, None] = field(default_factory=dict)  # of its links, whom it pushes to
+    grafting: bool = False
     seen: dict[bytes, float] = field(default_factory=dict)  # broadcasts, by hash, and since when
     validating: dict[bytes, dict[PeerId, None]] = field(default_factory=dict)  # and who sent each
     strange: dict[bytes, None] = field(default_factory=dict)  # heard only from who is not linked
@@ -82,10 +84,11 @@ class Node:
 
     def forget(self) -> None:
         """Lose what is not on the disk, as a process does at its end."""
-        for kept in (self.connected, self.retry, self.seen, self.validating, self.fresh):
+        for kept in (self.connected, self.mesh, self.retry, self.seen, self.validating):
             kept.clear()
+        self.fresh.clear()
         self.asked.clear()
         self.strange.clear()
         self.overslept.clear()
         self.busy_in = self.busy_out = 0.0
-        self.asleep = self.dialling = self.beating = False
+        self.asleep = self.dialling = self.beating = self.grafting = False

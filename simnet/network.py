@@ -51,7 +51,7 @@ from .machine import Node as Node
 from .pool import Pool
 from .trace import Trace
 from .urgent import UrgentPlane
-from .watch import Change, Observer
+from .watch import Change, Watcher
 
 START_S = 1_760_000_000  # the date on which every simulation begins
 MEMORY_BYTES = 64 * 1024 * 1024  # frames read lately, by all nodes together
@@ -65,7 +65,8 @@ class Network:
 
     checked: "each" has the invariants of a node checked after each of its events, "quiet" only at
     the end of `run_until` and by `check`, "never" not at all. disks=False keeps no store, so that
-    a crash loses all: for many nodes. degree: links of a node, on average.
+    a crash loses all: for many nodes. degree: links of a node, on average. without: shares of
+    `Links` that are nought, or "partition", whatever the scenario asks for.
     """
 
     def __init__(
@@ -79,6 +80,7 @@ class Network:
         disks: bool = True,
         checked: Literal["each", "quiet", "never"] = "each",
         redial: bool = True,
+        without: Sequence[str] = (),
     ) -> None:
         self.seed = seed
         self.now = 0.0  # seconds since the start
@@ -86,6 +88,8 @@ class Network:
         self.sent: Counter[str] = Counter()  # frames and bytes, by plane
         self.frames: list[tuple[PeerId, PeerId, bytes]] = []  # kept if `record`
         self.record = False
+        self._without = tuple(without)
+        links = links.but(self._without)
         self.checker = Checker(seed, blameless=links.honest)
         self.events = 0  # that a core has handled
         self._links = links
@@ -103,7 +107,7 @@ class Network:
         self.sides: dict[PeerId, int] = {}  # node -> side of the partition
         self.blocked: dict[tuple[PeerId, PeerId], None] = {}  # (from, to): nothing passes
         self._trace = Trace()
-        self._observers: list[Observer] = []
+        self._watchers: list[Watcher] = []
         self._depth = 1  # of the chain that a frame sent now belongs to
         self._marked = 0  # the depth from which chains count
         self._urgent = UrgentPlane(self)
@@ -135,8 +139,8 @@ class Network:
 
     @links.setter
     def links(self, links: Links) -> None:
-        self._links = links
-        self.lines.use(links)
+        self._links = links.but(self._without)
+        self.lines.use(self._links)
 
     @property
     def disk_faults(self) -> DiskFaults | None:
@@ -226,9 +230,9 @@ class Network:
             if node.replica is not None:
                 self.checker.started(node)
 
-    def watch(self, observer: Observer) -> None:
+    def watch(self, watcher: Watcher) -> None:
         """Let someone look on from now on."""
-        self._observers.append(observer)
+        self._watchers.append(watcher)
 
     def up(self) -> list[Node]:
         """The nodes that are running, and awake."""
@@ -240,6 +244,8 @@ class Network:
 
     def partition(self, sides: dict[PeerId, int]) -> None:
         """Let no frame pass between nodes of different sides; the links stay, and are silent."""
+        if "partition" in self._without:
+            return
         self.faults["F6 partition"] += 1
         self.sides = sides
         self._changed("partition" if sides else "heal", None)
@@ -372,14 +378,14 @@ class Network:
     @property
     def is_watched(self) -> bool:
         """True if someone wants to know of each frame."""
-        return self.record or bool(self._observers)
+        return self.record or bool(self._watchers)
 
     def carried(self, src: Node, dst: PeerId, frame: bytes, *, urgent: bool) -> None:
         """Tell those who look on that a frame was sent."""
         if self.record:
             self.frames.append((src.name, dst, frame))
-        for observer in self._observers:
-            observer.carried(src.name, dst, len(frame), urgent)
+        for watcher in self._watchers:
+            watcher.carried(src.name, dst, len(frame), urgent)
 
     def arrived(self, node: Node, event: Received, depth: int) -> None:
         """Hand a frame to a node, as the last of a chain."""
@@ -397,8 +403,8 @@ class Network:
         do()
 
     def _changed(self, kind: Change, name: PeerId | None) -> None:
-        for observer in self._observers:
-            observer.changed(kind, name)
+        for watcher in self._watchers:
+            watcher.changed(kind, name)
 
     def _deliver(self, src: PeerId, node: Node, frame: bytes, depth: int, urgent: bool) -> None:
         if urgent:
@@ -436,10 +442,12 @@ class Network:
         known = node.connected.get(peer.name)
         if known is not None and (up or known == life):
             del node.connected[peer.name]
+            self._urgent.unlinked(node, peer)
             self.give(node.name, PeerDown(peer.name, self.clock_s(node)))
         if up and peer.awake and peer.life == life and node.awake:
             node.connected[peer.name] = life
             self._dialing.linked(node, peer)
+            self._urgent.linked(node, peer)
             self.give(node.name, PeerUp(peer.name, self.clock_s(node)))
         elif known is not None:
             self._dialing.look(node)
@@ -457,14 +465,16 @@ class Network:
             return
         self.events += 1
         self._trace.note(self.now, node.name, type(event).__name__, peer, frame)
+        for watcher in self._watchers:
+            watcher.handing(node, event)
         hostile = node.hostile
         effects = replica.handle(event) if hostile is None else hostile.handle(node, event)
         dies = node.crash_after is not None and bool(effects)
         ordered = effects[: node.crash_after] if dies else effects
         done = self._perform(node, ordered)
         kept = effects if done == len(effects) else effects[:done]
-        for observer in self._observers:
-            observer.handed(node, event, kept)
+        for watcher in self._watchers:
+            watcher.handed(node, event, kept)
         if node.hostile is None:
             self._watch(node, kept)
         if done < len(ordered):
@@ -524,13 +534,27 @@ class Network:
                         node.pending.append(effect)
 
 
-def simulated_keys(name: str, epoch: int = 1) -> Keys:
-    """Return the keys of a simulated origin: the same for the same name."""
+def simulated_keys(
+    name: str,
+    epoch: int = 1,
+    *,
+    op: str = "",
+    hour: int = START_S // 3600,
+    revoked: tuple[int, ...] = (),
+) -> Keys:
+    """Return the keys of a simulated origin: the same for the same name.
+
+    op: to have another key for the same epoch. hour: when they are issued, for a quarter.
+    """
     root = private_key(hashlib.sha256(f"{name}/root".encode()).digest())
-    signing = private_key(hashlib.sha256(f"{name}/{epoch}".encode()).digest())
-    hour = START_S // 3600
+    signing = private_key(hashlib.sha256(f"{name}/{epoch}{op}".encode()).digest())
     doc = issue(
-        root, public_bytes(signing), epoch=epoch, not_before_h=hour - 24, not_after_h=hour + 24 * 90
+        root,
+        public_bytes(signing),
+        epoch=epoch,
+        not_before_h=hour - 24,
+        not_after_h=hour + 24 * 90,
+        revoked=revoked,
     )
     return Keys(signing, doc)
 

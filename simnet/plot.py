@@ -2,12 +2,15 @@
 
 Three panels. Above, for each head that was published, the share of nodes that hold it, over
 simulated time; in the middle, how many leaves of all origins stand where in their life; below,
-what each node sent, on the urgent plane and in bulk. What went wrong meanwhile is shaded.
+what each node sent, on the urgent plane and in bulk. What went wrong meanwhile is shaded, and a
+red line is where an invariant broke. Where news went on after the last fault was taken away, one
+panel more shows that time alone, for beside six hours of a partition it is no wider than a line.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import textwrap
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -36,6 +39,9 @@ STAGES = {  # from the bottom up
 }
 URGENT, BULK = "#c8642d", "#4a6fa5"
 CUT, DOWN, LOSSY = "#e0a458", "#7a7a7a", "#9fb8d8"
+BROKE = "#c1121f"
+ROOM = 0.05  # of the axis of time, after the end
+NARROW = 0.25  # of the axis: what took less of it after the heal is shown by itself
 
 Span = tuple[float, float, float]  # from, until, how much of it, from 0 to 1
 Version = tuple[int, int]
@@ -82,6 +88,7 @@ class Recorder(Watcher):
         self.bulk: Counter[PeerId] = Counter()
         self.cut: list[Span] = []
         self.down: list[tuple[float, int]] = [(net.now, 0)]
+        self.healed: float | None = None  # when last all faults were taken away
         self.lossy: list[tuple[float, float]] = [(net.now, net.links.loss)]
         self._cut_since: float | None = None
         self._held: dict[tuple[PeerId, bytes], int] = {}  # heads of an origin, held at a node
@@ -106,6 +113,8 @@ class Recorder(Watcher):
             if self._cut_since is not None:
                 self.cut.append((self._cut_since, self.net.now, 1.0))
             self._cut_since = self.net.now if kind == "partition" else None
+            if kind == "heal":
+                self.healed = self.net.now
         else:
             self._off.pop(name, None)
             if kind == "crash":
@@ -123,6 +132,14 @@ class Recorder(Watcher):
             "nodes down": _steps([(at, count / size) for at, count in self.down], end),
             "frames lost": _steps(self.lossy, end),
         }
+
+    def late(self) -> bool:
+        """True if nodes heard of news after the heal, and so soon that it would not be seen."""
+        if self.healed is None:
+            return False
+        after, whole = self.net.now - self.healed, self.net.now - _first(self)
+        steps = (at for heads in self.news.values() for news in heads for at, _ in news.steps)
+        return 0 < after < NARROW * whole and any(at > self.healed for at in steps)
 
     def _published(self, view: OriginView) -> None:
         heads = self.news.setdefault(view.origin, [])
@@ -159,25 +176,56 @@ def draw_run(record: Recorder, run: Run, path: Path) -> None:
     """Write the picture of a run."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 10), layout="constrained", dpi=130)
-    spread, life, cost = figure.subplots(3, 1, height_ratios=(5, 4, 3))
+    late = record.late()
+    heights = (5, 4, 4, 3) if late else (5, 4, 3)
+    figure = Figure(figsize=(9, 2.3 + 0.64 * sum(heights)), layout="constrained", dpi=130)
+    spread, *zoom, life, cost = figure.subplots(len(heights), 1, height_ratios=heights)
     verdict = f"broken: {run.broken.invariant}" if run.broken else "every invariant held"
     figure.suptitle(
         f"{run.scenario}, seed {run.seed}, {run.nodes} nodes: {verdict}", fontsize=13, weight="bold"
     )
-    start, unit, word = _scale(record)
+    start, end = _first(record), record.net.now
+    unit, word = _scale(end - start)
     for axes in (spread, life):
-        _shade(axes, record, start, unit)
-        axes.set_xlim(0, max((record.net.now - start) / unit, 1e-9))
+        _along(axes, record, run, start, end, unit)
     _draw_spread(spread, record, start, unit)
     _draw_life(life, record, start, unit)
-    life.set_xlabel(f"simulated time, {word}")
-    life.sharex(spread)
+    for axes in (spread, life):
+        axes.set_xlabel(f"{word} since the first head was signed, or the first fault")
+    if late and record.healed is not None:
+        unit, word = _scale(end - record.healed)
+        _along(zoom[0], record, run, record.healed, end, unit)
+        _draw_spread(zoom[0], record, record.healed, unit)
+        zoom[0].set_title("The same, from the end of all faults", loc="left", fontsize=10.5)
+        zoom[0].set_xlabel(f"{word} since all faults were taken away")
     _draw_cost(cost, record)
-    for axes in (spread, life, cost):
+    for axes in (spread, *zoom, life, cost):
         axes.spines[["top", "right"]].set_visible(False)
         axes.tick_params(labelsize=9)
     figure.savefig(path)
+
+
+def _along(axes: Any, record: Recorder, run: Run, start: float, end: float, unit: float) -> None:
+    """What is along the axis of time: what went wrong, where it broke, and some room after it."""
+    span = max((end - start) / unit, 1e-9)
+    _shade(axes, record, start, unit)
+    axes.set_xlim(-0.02 * span, (1 + ROOM) * span)
+    if run.broken is None:
+        return
+    axes.axvline(span, color=BROKE, linewidth=1.6, zorder=5)
+    if axes.get_subplotspec().is_first_row():
+        text = textwrap.shorten(f"{run.broken.invariant}: {run.broken.text}", 90)
+        axes.annotate(
+            text,
+            (span, 52),
+            xytext=(-6, 0),
+            textcoords="offset points",
+            ha="right",
+            color=BROKE,
+            fontsize=8.5,
+            bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 2},
+            zorder=6,
+        )
 
 
 def _draw_spread(axes: Any, record: Recorder, start: float, unit: float) -> None:
@@ -206,9 +254,9 @@ def _draw_spread(axes: Any, record: Recorder, start: float, unit: float) -> None
 
 def _draw_life(axes: Any, record: Recorder, start: float, unit: float) -> None:
     points = [*record.life, (record.net.now, record.life[-1][1])] if record.life else []
-    if points:
+    used = [stage for stage in STAGES if any(counts[stage] for _, counts in points)]
+    if used:
         times = [(at - start) / unit for at, _ in points]
-        used = [stage for stage in STAGES if any(counts[stage] for _, counts in points)]
         axes.stackplot(
             times,
             [[counts[stage] for _, counts in points] for stage in used],
@@ -258,12 +306,12 @@ def _shade(axes: Any, record: Recorder, start: float, unit: float) -> None:
                 (since - start) / unit,
                 (until - start) / unit,
                 color=colours[name],
-                alpha=0.12 + 0.3 * share,
+                alpha=0.1 + 0.2 * share,
                 linewidth=0,
                 zorder=0,
             )
         if spans:
-            shown.append(Patch(color=colours[name], alpha=0.4, label=name))
+            shown.append(Patch(color=colours[name], alpha=0.3, label=name))
     if shown and axes.get_subplotspec().is_first_row():
         axes.legend(handles=shown, loc="lower right", fontsize=8.5, framealpha=0.9)
 
@@ -275,16 +323,17 @@ def _steps(points: Sequence[tuple[float, float]], end: float) -> list[Span]:
     return [(at, until, share) for (at, share), until in spans if share > 0 and until > at]
 
 
-def _scale(record: Recorder) -> tuple[float, float, str]:
-    """When the axis of time begins, its unit in seconds, and the unit's name."""
-    end = record.net.now
-    first = min(_times(record), default=0.0)
-    start = max(0.0, first - 0.04 * (end - first))
-    span = end - start
+def _first(record: Recorder) -> float:
+    """When the first news or the first fault was."""
+    return min(_times(record), default=0.0)
+
+
+def _scale(span: float) -> tuple[float, str]:
+    """The unit of a span of seconds, and its name."""
     for unit, word in ((86_400.0, "days"), (3600.0, "hours"), (60.0, "minutes")):
         if span >= 3 * unit:
-            return start, unit, word
-    return start, 1.0, "seconds"
+            return unit, word
+    return 1.0, "seconds"
 
 
 def _times(record: Recorder) -> Iterable[float]:

@@ -4,23 +4,24 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
+from importlib.metadata import version
+from pathlib import PurePath
 from typing import Any
-
-from gossip.ports import PeerId
 
 from .faults import Links
 from .invariants import STATEMENTS, InvariantError
 from .network import Network
 from .scenarios import SCENARIOS, Figures
-from .watch import Observer
+from .watch import Watcher
 
 MUTABLE = ("loss", "duplicate", "delay", "flip", "forge", "partition")  # what `without` may name
 NO_ERROR = "no error"
 _STATEMENT = "nothing that happens makes a core or a scenario raise"
 _TRACEBACK_LINES = 12
+_TOTAL = "_total"  # how the names of figures end that count all frames and bytes
 
-Observe = Callable[[Network], Observer]
+Observe = Callable[[Network], Watcher]
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,9 +57,15 @@ class Broken:
     invariant: str
     text: str
     tail: tuple[str, ...] = ()
+    statement: str = ""  # what should have held
+    raised: str = ""  # if it is an exception: its type, and the two innermost frames
 
     def __str__(self) -> str:
         return f"seed {self.seed}: {self.invariant}: {self.text}"
+
+    def is_like(self, other: Broken) -> bool:
+        """True if it is the same fault at another place or time, as far as can be told."""
+        return (self.invariant, self.raised) == (other.invariant, other.raised)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +99,27 @@ class Run:
 
     @property
     def replay(self) -> str:
-        """The command that plays it again."""
+        """The command that plays it again, on code of this version."""
         return self.plan.command
+
+    @property
+    def headline(self) -> str:
+        """What was played, and how much of it."""
+        return (
+            f"{self.scenario}  seed {self.seed}  {self.nodes} nodes  {self.events:,} events  "
+            f"{self.simulated_s / 3600:.1f} h simulated  trace {self.trace_hash[:12]}"
+        )
+
+    @property
+    def results(self) -> Figures:
+        """What the scenario is about, without what all frames and bytes come to."""
+        return {key: value for key, value in self.figures.items() if not key.endswith(_TOTAL)}
 
     def as_json(self) -> dict[str, Any]:
         broken = self.broken
         return {
             **{field.name: getattr(self.plan, field.name) for field in fields(Plan)},
+            "version": version("groove-node"),
             "trace_hash": self.trace_hash,
             "events": self.events,
             "simulated_s": round(self.simulated_s, 3),
@@ -109,7 +130,12 @@ class Run:
             "faults": self.faults,
             "figures": self.figures,
             "broken": broken
-            and {"invariant": broken.invariant, "text": broken.text, "tail": list(broken.tail)},
+            and {
+                "invariant": broken.invariant,
+                "statement": broken.statement,
+                "text": broken.text,
+                "tail": list(broken.tail),
+            },
             "replay": self.replay,
         }
 
@@ -143,10 +169,10 @@ def carry_out(plan: Plan, observe: Sequence[Observe] = ()) -> Run:
     try:
         figures = SCENARIOS[plan.scenario](net)
     except InvariantError as error:
-        broken = Broken(plan.seed, error.invariant, error.text, tuple(error.tail))
+        statement = STATEMENTS.get(error.invariant, "")
+        broken = Broken(plan.seed, error.invariant, error.text, tuple(error.tail), statement)
     except Exception as error:
-        lines = "".join(traceback.format_exception(error)).splitlines()[-_TRACEBACK_LINES:]
-        broken = Broken(plan.seed, NO_ERROR, f"{type(error).__name__}: {error}", tuple(lines))
+        broken = raised(plan.seed, error)
     return Run(
         plan=plan,
         trace_hash=net.trace_hash(),
@@ -154,44 +180,21 @@ def carry_out(plan: Plan, observe: Sequence[Observe] = ()) -> Run:
         simulated_s=net.now,
         checks=dict(sorted(net.checker.checks.items())),
         faults=dict(sorted(net.faults.items())),
-        figures=figures | {f"{name}_total": float(n) for name, n in sorted(net.sent.items())},
+        figures=figures | {f"{name}{_TOTAL}": float(n) for name, n in sorted(net.sent.items())},
         broken=broken,
     )
 
 
+def raised(seed: int, error: Exception) -> Broken:
+    """An exception as a finding: whatever happens, nothing may raise."""
+    lines = "".join(traceback.format_exception(error)).splitlines()[-_TRACEBACK_LINES:]
+    # What tells one exception from another: a smaller network may raise for reasons of its own.
+    frames = traceback.extract_tb(error.__traceback__)[-2:]
+    at = " < ".join(f"{PurePath(f.filename).name}:{f.lineno}" for f in reversed(frames))
+    kind = type(error).__name__
+    return Broken(seed, NO_ERROR, f"{kind}: {error}", tuple(lines), _STATEMENT, f"{kind} at {at}")
+
+
 def _network(plan: Plan) -> Network:
     links = Links(loss=plan.loss, duplicate=plan.duplicate, delay=plan.delay, flip=plan.flip)
-    if plan.without:
-        return _Quieter(plan.without, size=plan.nodes, seed=plan.seed, links=links)
-    return Network(size=plan.nodes, seed=plan.seed, links=links)
-
-
-class _Quieter(Network):
-    """A network in which some faults never happen, whatever the scenario asks for."""
-
-    def __init__(self, without: tuple[str, ...], *, size: int, seed: int, links: Links) -> None:
-        self._without = without
-        super().__init__(size=size, seed=seed, links=self._quiet(links))
-
-    @property
-    def links(self) -> Links:
-        return self._links
-
-    @links.setter
-    def links(self, links: Links) -> None:
-        Network.links.__set__(self, self._quiet(links))  # type: ignore[attr-defined]
-
-    def partition(self, sides: dict[PeerId, int]) -> None:
-        if "partition" not in self._without:
-            super().partition(sides)
-
-    def _quiet(self, links: Links) -> Links:
-        off = self._without
-        return replace(
-            links,
-            loss=0.0 if "loss" in off else links.loss,
-            duplicate=0.0 if "duplicate" in off else links.duplicate,
-            delay=0.0 if "delay" in off else links.delay,
-            flip=0.0 if "flip" in off else links.flip,
-            forge=0.0 if "forge" in off else links.forge,
-        )
+    return Network(size=plan.nodes, seed=plan.seed, links=links, without=plan.without)

@@ -8,16 +8,17 @@ may play, never by a clock: the answer is the same on every machine.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from gossip.core import OriginView
 from gossip.events import Broadcast, Effect, Event, LeafRetracted, OriginChanged, Received, Send
 from gossip.ports import PeerId
-from gossip.wire import WireError, decode_sync
+from gossip.wire import Standing, WireError, decode_sync, encode
 
 from .invariants import shown
-from .runs import MUTABLE, Plan, Run, carry_out
+from .runs import MUTABLE, Broken, Plan, Run, carry_out
 from .watch import Change, Watcher
 
 if TYPE_CHECKING:
@@ -27,6 +28,7 @@ EVENTS_MAX = 1_000_000  # played in search of something smaller
 PLAYS_MAX = 40
 SIZES = (4, 5, 6, 8, 12, 16, 24, 40)  # of networks that are tried
 STORY_MAX = 14  # events shown
+HEADS_MAX = 6  # nodes of which it is shown what they hold in the end
 EARLIER_MAX = 3  # events of one node, about the same origin, that are followed back
 KEPT_MAX = 400_000  # events remembered of a run; older ones are forgotten
 
@@ -43,7 +45,7 @@ class Shortest:
 
 
 def shorten(run: Run, tell: Tell = lambda text: None) -> Shortest:
-    """Look for a smaller run in which the same invariant breaks; `run` must be broken."""
+    """Look for a smaller run that breaks alike; `run` must be broken."""
     assert run.broken is not None
     best, plays, events = run, 0, 0
     tried = {run.plan}
@@ -59,7 +61,7 @@ def shorten(run: Run, tell: Tell = lambda text: None) -> Shortest:
             tell(plan.command)
             other = carry_out(plan)
             plays, events = plays + 1, events + other.events
-            if other.broken and other.broken.invariant == run.broken.invariant:
+            if other.broken and other.broken.is_like(run.broken):
                 best, improved = other, True
                 break
     return Shortest(best, story(best.plan), plays)
@@ -94,7 +96,7 @@ def story(plan: Plan) -> tuple[str, ...]:
 
     run = carry_out(plan, [look_on])
     assert run.broken is not None, "a plan broke once and not again: the run is no function of it"
-    return seen[0].story(run.broken.text)
+    return seen[0].story(run.broken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,6 +111,7 @@ class _Happened:
     source: PeerId | None
     sent: tuple[bytes, ...]  # hashes of frames
     origins: tuple[bytes, ...]  # that changed by it
+    withdrawn: tuple[tuple[bytes, bytes | None], ...] = ()  # (origin, leaf) heard of by it
 
 
 class _Causes(Watcher):
@@ -117,9 +120,10 @@ class _Causes(Watcher):
     def __init__(self, net: Network) -> None:
         super().__init__(net)
         self._at: dict[PeerId, list[_Happened]] = {}
-        self._changes: list[tuple[float, str]] = []
+        self._changes: list[tuple[int, float, PeerId | None, Change]] = []  # after which event
         self._last: _Happened | None = None
         self._count = 0
+        self._before = net.events  # that nobody looked on at
 
     def handed(self, node: Node, event: Event, effects: Sequence[Effect]) -> None:
         heard = _hash(event.frame) if isinstance(event, Received) else b""
@@ -135,19 +139,23 @@ class _Causes(Watcher):
             source=event.peer if isinstance(event, Received) else None,
             sent=tuple(map(_hash, frames)),
             origins=tuple(dict.fromkeys(origins)),
+            withdrawn=tuple((e.origin, e.leaf) for e in effects if isinstance(e, LeafRetracted)),
         )
         if self._count <= KEPT_MAX:
             self._at.setdefault(node.name, []).append(self._last)
 
     def changed(self, kind: Change, name: PeerId | None) -> None:
-        self._changes.append((self.net.now, f"{name}  {kind}" if name else f"-  {kind}"))
+        self._changes.append((self._count, self.net.now, name, kind))
 
-    def story(self, text: str) -> tuple[str, ...]:
-        """The events that explain the last one, and what the scenario did between them."""
-        end = self._breaking(text)
+    def story(self, broken: Broken) -> tuple[str, ...]:
+        """The events that explain the last one, what the scenario did between, and who holds what.
+
+        The one that broke it is marked; after it nothing happened.
+        """
+        end = self._in_hand() or self._breaking(broken.text)
         if end is None:
             return ()
-        origin = end.origins[-1] if end.origins else None
+        origin = self._about(broken.text, end)
         chosen: dict[int, _Happened] = {}
         waiting = [end, *self._earlier(end, origin)]
         while waiting and len(chosen) < STORY_MAX:
@@ -156,25 +164,90 @@ class _Causes(Watcher):
                 chosen[event.number] = event
                 if cause := self._cause(event):
                     waiting.append(cause)
-        names_of = {node.origin: node.name for node in reversed(self.net.nodes.values())}
-        lines = [(e.at, 1, _line(e, names_of)) for e in chosen.values()]
-        first = min(e.at for e in chosen.values())
-        names = {str(e.node) for e in chosen.values()} | {"-"}
-        done = [c for c in self._changes if c[0] >= first and c[1].split("  ")[0] in names]
-        lines += [(at, 0, what) for at, what in done[-STORY_MAX // 2 :]]
-        return tuple(f"{at:12.3f}  {what}" for at, _, what in sorted(lines))
+        lines: list[tuple[float, float, str]] = [
+            (e.number, e.at, self._line(e)) for e in chosen.values()
+        ]
+        first = min(chosen)
+        names = {None, *(event.node for event in chosen.values())}
+        done = [c for c in self._changes if c[0] >= first and c[2] in names]
+        # What is done to a node comes before the event that it is followed by.
+        lines += [
+            (after + 0.5, at, f"{name or '-'}  {kind}")
+            for after, at, name, kind in done[-STORY_MAX // 2 :]
+        ]
+        if starting := self._starting(broken.text):
+            lines.append((float(self._count + 1), self.net.now, starting))
+        told = [f"{at:12.3f}  {what}" for _, at, what in sorted(lines)]
+        told[-1] += "  <- here"
+        return (*told, *self._held(origin))
+
+    def _in_hand(self) -> _Happened | None:
+        """The event that a core was given and never came back from."""
+        if self.net.events - self._before == self._count:
+            return None
+        at, name, what = self.net.tail[-1]
+        return _Happened(self._count + 1, at, name, f"{what}: raises", b"", None, (), ())
+
+    def _starting(self, text: str) -> str:
+        """The start at which it broke, of which nobody was told: it was not over."""
+        name = PeerId(text.partition(":")[0])
+        changes = [kind for _, _, changed, kind in self._changes if changed == name]
+        node = self.net.nodes.get(name)
+        if node is None or node.replica is None or changes[-1:] != ["crash"]:
+            return ""
+        return f"{name}  start"
 
     def _breaking(self, text: str) -> _Happened | None:
         """The event to explain: at the node that the text names, else at one that differs."""
         name = PeerId(text.partition(":")[0])
         if name in self._at:
-            return self._at[name][-1]
+            told = self._at[name]
+            if told[-1].number != self._count:  # it broke at a start: what was lost came before
+                lost = [event for event in told if event.withdrawn and "retract" in text]
+                lost = [event for event in lost if _names_leaf(event, text)] or lost
+                told = lost or [event for event in told if event.origins] or told
+            return told[-1]
         groups: dict[object, list[PeerId]] = {}
         for node in self.net.up():
             groups.setdefault(shown(node), []).append(node.name)
         odd = min(groups.values(), key=len, default=[])
         changes = [e for each in odd for e in self._at.get(each, []) if e.origins]
         return max(changes, key=lambda e: e.number, default=self._last)
+
+    def _about(self, text: str, end: _Happened) -> bytes | None:
+        """The origin that it is about: one that the text names, else what changed last."""
+        about = text.partition(": ")[2] or text
+        named = [node.origin for node in self.net.nodes.values() if node.name in about]
+        said = [origin for origin in end.origins if origin in named] or list(end.origins) or named
+        return said[-1] if said else None
+
+    def _held(self, origin: bytes | None) -> list[str]:
+        """What nodes hold of an origin in the end: its own, and whoever holds something else."""
+        if origin is None:
+            return []
+        groups: dict[str, list[PeerId]] = {}
+        for node in self.net.up():
+            if node.replica is not None:
+                groups.setdefault(_head(node.replica.view(origin)), []).append(node.name)
+        return [
+            f"of {self._name(origin)} {_some(names)}: {head}"
+            for head, names in sorted(groups.items(), key=lambda group: len(group[1]))[:HEADS_MAX]
+        ]
+
+    def _name(self, origin: bytes) -> str:
+        names = (node.name for node in self.net.nodes.values() if node.origin == origin)
+        return next(names, origin.hex()[:8])
+
+    def _line(self, event: _Happened) -> str:
+        changed = ", ".join(map(self._name, event.origins))
+        altered = ""
+        if event.source is not None and self._count <= KEPT_MAX and not self._cause(event):
+            altered = f" ({event.source} sent no such frame: altered on the way, or put there)"
+        more = f" -> holds more of {changed}" if changed else ""
+        for origin, leaf in event.withdrawn:
+            what = f"leaf {leaf.hex()[:8]}" if leaf else "all"
+            more += f", and that {what} of {self._name(origin)} is withdrawn"
+        return f"{event.node}  {event.text}{altered}{more}"
 
     def _earlier(self, end: _Happened, origin: bytes | None) -> list[_Happened]:
         """What the same node had been told of the same origin before."""
@@ -184,7 +257,7 @@ class _Causes(Watcher):
     def _cause(self, event: _Happened) -> _Happened | None:
         """The sender's last event that sent this frame, or passed it on.
 
-        None if nobody sent it like this: it was altered on the way, or is the scenario's own.
+        None if it sent none like this: it was altered on the way, or is the scenario's own.
         """
         if event.source is None:
             return None
@@ -204,9 +277,22 @@ def _told(event: Event) -> str:
             return f"{type(event).__name__} {getattr(event, 'peer', '')}".rstrip()
 
 
-def _line(event: _Happened, names: Mapping[bytes, PeerId]) -> str:
-    changed = ", ".join(names.get(origin, origin.hex()[:8]) for origin in event.origins)
-    return f"{event.node}  {event.text}" + (f" -> holds more of {changed}" if changed else "")
+def _names_leaf(event: _Happened, text: str) -> bool:
+    return any(leaf.hex()[:8] in text for _, leaf in event.withdrawn if leaf)
+
+
+def _head(view: OriginView) -> str:
+    """A head as (epoch, seq) and the beginning of its hash, and what comes of it."""
+    head = view.head
+    said = f"head ({head.epoch}, {head.seq}) {_hash(encode(head)).hex()[:8]}" if head else "no head"
+    leaves = "1 leaf" if len(view.cards) == 1 else f"{len(view.cards)} leaves"
+    said += f", {leaves}, {len(view.retracted)} retracted"
+    return said if view.standing is Standing.SOUND else f"{said}, {view.standing.name.lower()}"
+
+
+def _some(names: Sequence[PeerId]) -> str:
+    said = ", ".join(names[:HEADS_MAX])
+    return said if len(names) <= HEADS_MAX else f"{said} and {len(names) - HEADS_MAX} more"
 
 
 def _kind(frame: bytes, *, urgent: bool) -> str:

@@ -12,7 +12,7 @@ from collections import Counter, deque
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import closing
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from leaves.ports import Executor
 from node.errors import OwnerError
@@ -20,7 +20,11 @@ from node.executors import InlineExecutor, ProcessExecutor
 
 from .runs import Plan, Run, carry_out
 
+if TYPE_CHECKING:
+    from .world_story import WorldRun
+
 Kind = Literal["processes", "ray"]
+BOUND_MIN = 10  # runs of which a bound is told
 AHEAD = 4  # runs handed out for each core before the first of them is back
 
 
@@ -85,7 +89,7 @@ def _executor(kind: Kind, jobs: int) -> Executor:
     return ProcessExecutor(jobs) if jobs > 1 else InlineExecutor()
 
 
-def totals(runs: Sequence[Run]) -> dict[str, Any]:
+def totals(runs: Sequence[Run | WorldRun]) -> dict[str, Any]:
     """What a sweep amounts to, as it may be quoted."""
     checks: Counter[str] = Counter()
     faults: Counter[str] = Counter()
@@ -109,7 +113,10 @@ def totals(runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def bound(runs: int, broken: int) -> str | None:
-    """What no failure in so many runs shows: the rule of three. None if there was one."""
-    if broken or not runs:
+    """What no failure in so many runs shows: the share of which 95 % of such series show some.
+
+    None if there was one, and below ten runs, which show next to nothing.
+    """
+    if broken or runs < BOUND_MIN:
         return None
-    return f"<= {3 / runs:.2g} of runs at 95 % (3/{runs})"
+    return f"at most {100 * (1 - 0.05 ** (1 / runs)):.2g} % of runs break (95 %)"

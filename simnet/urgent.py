@@ -3,6 +3,9 @@
     a broadcast ──► validated ──► pushed to the mesh ──► for three heartbeats told by hash (IHAVE)
                                                          to six others ──► asked for (IWANT)
 
+The mesh is a part of the links, of the degree that the transport has: a node that is in it with too
+few asks others at a heartbeat, and who has room for it pushes to it from then on, and it to them.
+
 Each of these frames is lost as often as any other. What nobody has asked for within three seconds
 is the bulk plane's to mend. A heartbeat is an event only where there is something to tell.
 """
@@ -10,10 +13,12 @@ is the bulk plane's to mend. A heartbeat is an event only where there is somethi
 from __future__ import annotations
 
 import hashlib
+from random import Random
 from typing import TYPE_CHECKING, Final
 
 from gossip.events import Received
 from gossip.ports import PeerId
+from gossip.transport_config import MESH_DEGREE, MESH_HIGH, MESH_LOW
 
 from .lines import Heard
 from .machine import Fresh, Node
@@ -21,8 +26,6 @@ from .machine import Fresh, Node
 if TYPE_CHECKING:
     from .network import Network
 
-
-MESH_MAX: Final = 12  # peers that are pushed to, at most: gossipsub's D_high for D = 8
 LAZY: Final = 6  # peers outside the mesh that are told at a heartbeat
 WINDOWS: Final = 3  # heartbeats at which a broadcast is told of
 HEARTBEAT_S: Final = 1.0
@@ -38,6 +41,7 @@ class UrgentPlane:
 
     def __init__(self, net: Network) -> None:
         self._net = net
+        self._rng = Random(f"{net.seed}/mesh")
 
     def broadcast(self, node: Node, frame: bytes, depth: int) -> None:
         """Put a node's own broadcast on the plane; one that it has seen goes no further."""
@@ -78,7 +82,7 @@ class UrgentPlane:
     def _pass_on(
         self, node: Node, broadcast: bytes, frame: bytes, depth: int, *, but: dict[PeerId, None]
     ) -> None:
-        for peer in mesh(node):
+        for peer in node.mesh:
             if peer not in but:
                 self._net.lines.carry(node, peer, frame, depth, urgent=True)
         node.fresh[broadcast] = Fresh(frame, WINDOWS, depth)
@@ -101,6 +105,41 @@ class UrgentPlane:
         seen[broadcast] = now
         return True
 
+    # ---- the mesh ------------------------------------------------------------------------------
+
+    def linked(self, node: Node, peer: Node) -> None:
+        """A node has noticed a link; once both have, either may ask the other into its mesh."""
+        if node.name in peer.connected:
+            self._look(node)
+            self._look(peer)
+
+    def unlinked(self, node: Node, peer: Node) -> None:
+        """A node has noticed the end of a link."""
+        node.mesh.pop(peer.name, None)
+        peer.mesh.pop(node.name, None)
+        self._look(node)
+
+    def _look(self, node: Node) -> None:
+        if len(node.mesh) < MESH_LOW and not node.grafting:
+            node.grafting = True
+            self._net.post(self._rng.random() * HEARTBEAT_S, self._graft, node, node.life)
+
+    def _graft(self, node: Node, life: int) -> None:
+        """GRAFT, at a heartbeat: fill the mesh from among the links, if it is too small."""
+        if node.life != life or node.replica is None:
+            return
+        node.grafting = False
+        if len(node.mesh) >= MESH_LOW:
+            return
+        willing = [name for name in node.connected if self._takes(self._net.nodes[name], node)]
+        for name in self._rng.sample(willing, min(MESH_DEGREE - len(node.mesh), len(willing))):
+            node.mesh[name] = self._net.nodes[name].mesh[node.name] = None
+
+    def _takes(self, peer: Node, node: Node) -> bool:
+        """True if a peer lets a node into its mesh, where it is not yet."""
+        linked = peer.awake and node.name in peer.connected and node.name not in peer.mesh
+        return linked and len(peer.mesh) < MESH_HIGH
+
     # ---- lazy repair ---------------------------------------------------------------------------
 
     def _beat(self, node: Node, life: int) -> None:
@@ -109,7 +148,7 @@ class UrgentPlane:
         told = tuple(b for b, fresh in node.fresh.items() if fresh.windows > 0)
         if told and not node.asleep:
             outside = [name for name in node.view if name not in node.connected]
-            outside += list(node.connected)[MESH_MAX:]
+            outside += [name for name in node.connected if name not in node.mesh]
             for name in node.rng.sample(outside, min(LAZY, len(outside))):
                 self._control(node, name, self._told, told)
         for broadcast in list(node.fresh):
@@ -141,11 +180,6 @@ class UrgentPlane:
     def _control(self, node: Node, to: PeerId, heard: Heard, ids: tuple[bytes, ...]) -> None:
         """Send a frame of ids; it may be lost as any other."""
         self._net.lines.control(node, to, heard, ids, CONTROL_BYTES + ID_BYTES * len(ids))
-
-
-def mesh(node: Node) -> list[PeerId]:
-    """The peers that a node pushes to: its links, the oldest if they are many."""
-    return list(node.connected)[:MESH_MAX]
 
 
 def _id(frame: bytes) -> bytes:

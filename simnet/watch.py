@@ -1,13 +1,13 @@
 """The door through which a picture or an explanation looks at a network while it runs.
 
-A network tells its observers what happens, and none of them can change it: a run has the same
+A network tells those who watch what happens, and none of them can change it: a run has the same
 trace hash whoever looks on.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from gossip.events import Effect, Event
 from gossip.ports import PeerId
@@ -18,8 +18,14 @@ if TYPE_CHECKING:
 Change = Literal["partition", "heal", "crash", "start"]
 
 
-class Observer(Protocol):
-    """What `Network.watch` takes."""
+class Watcher:
+    """What `Network.watch` takes. It looks away; those that look at something say so."""
+
+    def __init__(self, net: Network) -> None:
+        self.net = net
+
+    def handing(self, node: Node, event: Event) -> None:
+        """A node is about to be given an event, which may be its last: this is told before."""
 
     def handed(self, node: Node, event: Event, effects: Sequence[Effect]) -> None:
         """A node was given an event, and these of its effects were performed."""
@@ -29,16 +35,3 @@ class Observer(Protocol):
 
     def changed(self, kind: Change, name: PeerId | None) -> None:
         """Something was done to the network by the scenario: to one node, or to all (None)."""
-
-
-class Watcher:
-    """An observer that looks away; those that look at one thing say only what they do with it."""
-
-    def __init__(self, net: Network) -> None:
-        self.net = net
-
-    def handed(self, node: Node, event: Event, effects: Sequence[Effect]) -> None: ...
-
-    def carried(self, src: PeerId, dst: PeerId, size_bytes: int, urgent: bool) -> None: ...
-
-    def changed(self, kind: Change, name: PeerId | None) -> None: ...

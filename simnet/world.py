@@ -435,7 +435,12 @@ def lived(size: int, nights: int, seed: int, story: Story, **traffic: int) -> Wo
 
         # One thread: several add in an order of their own, and a sum in another order is another.
         with heard(world), threadpool_limits(1):
-            trio.run(whole, clock=mock)
+            try:
+                trio.run(whole, clock=mock)
+            except BaseExceptionGroup as group:  # Ctrl-C, out of the nursery that it fell into
+                if group.subgroup(KeyboardInterrupt) is None:
+                    raise
+                raise KeyboardInterrupt from None
         if world.failure is not None:
             raise world.failure
         return world

@@ -7,6 +7,7 @@ leaf is retracted follow from the seed. `play_world` is one whole run, as `groov
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 from typing import Any
@@ -19,6 +20,7 @@ from node.consent import Scope
 from node.usage import by_others
 
 from .invariants import InvariantError
+from .runs import Broken, raised
 from .world import HOUR_S, Node, World, lived
 from .world_checks import STATEMENTS, WorldChecks
 
@@ -41,7 +43,7 @@ class WorldRun:
     checks: dict[str, int]
     faults: dict[str, int]
     figures: dict[str, float]
-    broken: InvariantError | None
+    broken: Broken | None
 
     scenario = "world"
 
@@ -50,20 +52,19 @@ class WorldRun:
         """The command that plays it again."""
         return f"groove-sim world --nodes {self.nodes} --nights {self.nights} --seed {self.seed}"
 
-    def told(self) -> list[str]:
-        """The run as its owner reads it."""
-        verdict = "broken" if self.broken else "ok"
-        figures = " ".join(f"{name}={value:g}" for name, value in self.figures.items())
-        lines = [
-            f"{verdict}  world  seed {self.seed}  {self.nodes} nodes  {self.nights} nights  "
-            f"{sum(self.checks.values()):,} checks  {sum(self.faults.values())} faults  "
-            f"trace {self.trace_hash[:16]}",
-            f"  {figures}",
-        ]
-        if self.broken is not None:
-            lines += [f"  {self.broken}", *(f"    {line}" for line in self.broken.tail)]
-            lines.append(f"  replay: {self.replay}")
-        return lines
+    @property
+    def headline(self) -> str:
+        """What was played, and how much of it."""
+        return (
+            f"world  seed {self.seed}  {self.nodes} nodes  {self.nights} nights  "
+            f"{self.events:,} events  {sum(self.checks.values()):,} checks  "
+            f"trace {self.trace_hash[:12]}"
+        )
+
+    @property
+    def results(self) -> dict[str, float]:
+        """What became of leaves and owners, without what all frames come to."""
+        return {key: value for key, value in self.figures.items() if not key.endswith("_frames")}
 
     def as_json(self) -> dict[str, Any]:
         broken = self.broken
@@ -82,7 +83,12 @@ class WorldRun:
             "faults": self.faults,
             "figures": self.figures,
             "broken": broken
-            and {"invariant": broken.invariant, "text": broken.text, "tail": broken.tail},
+            and {
+                "invariant": broken.invariant,
+                "statement": broken.statement,
+                "text": broken.text,
+                "tail": list(broken.tail),
+            },
             "replay": self.replay,
         }
 
@@ -92,6 +98,7 @@ class Nights:
     """The story, night by night. `faulty`: with kills, partitions and withdrawals."""
 
     faulty: bool = True
+    tell: Callable[[int], None] = lambda night: None  # how many nights are over
     checks: WorldChecks | None = None
     world: World | None = None
     sessions: int = 0
@@ -106,6 +113,7 @@ class Nights:
         for node in world.nodes:
             await world.start(node, nursery)
         for night in range(world.nights):
+            self.tell(night)
             await _until(night * 24 + EVENING_H)
             for node in world.nodes:
                 self.sessions += world.ask(node, night)
@@ -206,15 +214,30 @@ async def _until(hours: float) -> None:
 
 
 def play_world(
-    nodes: int, nights: int, seed: int, *, faulty: bool = True, **traffic: int
+    nodes: int,
+    nights: int,
+    seed: int,
+    *,
+    faulty: bool = True,
+    tell: Callable[[int], None] = lambda night: None,
+    **traffic: int,
 ) -> WorldRun:
-    """Play a world to its end. The same arguments give the same run."""
-    story = Nights(faulty)
-    broken: InvariantError | None = None
+    """Play a world to its end. The same arguments give the same run.
+
+    tell: is called with how many nights are over. What a node raises is a finding, as is a check
+    that fails.
+    """
+    story = Nights(faulty, tell)
+    broken: Broken | None = None
     try:
         lived(nodes, nights, seed, story, **traffic)
     except InvariantError as error:
-        broken = error
+        statement = STATEMENTS.get(error.invariant, "")
+        broken = Broken(seed, error.invariant, error.text, tuple(error.tail), statement)
+    except Exception as error:
+        if story.world is None:  # it never began
+            raise
+        broken = raised(seed, error)
     world, checks = story.world, story.checks
     assert world is not None and checks is not None
     figures = {
@@ -222,8 +245,8 @@ def play_world(
         "retractions": float(story.retractions),
         "usage_records": float(story.used),
         "relied_on": float(story.relied_on),
-        **{name: float(world.told[name]) for name in sorted(world.told)},
-        **{f"{name}_frames": float(n) for name, n in sorted(world.medium.frames.items())},
+        **{name: float(count) for name, count in world.told.items()},
+        **{f"{name}_frames": float(n) for name, n in world.medium.frames.items()},
     }
     return WorldRun(
         nodes,
@@ -234,6 +257,6 @@ def play_world(
         world.mock.current_time(),
         dict(sorted(checks.checks.items())),
         dict(sorted(world.faults.items())),
-        figures,
+        dict(sorted(figures.items())),
         broken,
     )

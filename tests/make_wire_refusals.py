@@ -57,8 +57,18 @@ def _refused(kind: str, rule: str, data: bytes) -> Json:
     try:
         decode(data, KINDS[kind])
     except WireError as error:
-        return {"kind": kind, "rule": rule, "bytes": _short(data), "reason": error.reason}
+        return _entry(kind, rule, data, error)
     raise AssertionError(f"accepted: {kind}, {rule}")
+
+
+def _entry(kind: str, rule: str, data: bytes, error: WireError) -> Json:
+    return {
+        "name": f"{kind}, {rule}",
+        "kind": kind,
+        "rule": rule,
+        "bytes": _short(data),
+        "reason": error.reason,
+    }
 
 
 def _short(data: bytes) -> list[str | int]:
@@ -349,11 +359,6 @@ def _unopened() -> Iterator[Json]:
         try:
             opened()
         except WireError as error:
-            yield {
-                "kind": f"signed {kind}",
-                "rule": rule,
-                "bytes": _short(encode(value)),
-                "reason": error.reason,
-            }
+            yield _entry(f"signed {kind}", rule, encode(value), error)
         else:
             raise AssertionError(f"opened: {kind}, {rule}")

@@ -8,37 +8,61 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import support_wire as example
-from gossip_kit import NOW_H, NOW_S, card, keys, leaf, seed
+from gossip_kit import (
+    ALICE,
+    BOB,
+    NOW_H,
+    NOW_S,
+    card,
+    have,
+    keys,
+    leaf,
+    publish,
+    received,
+    replica,
+    seed,
+)
 from make_wire_refusals import refusals
 from msgspec import Struct
 from msgspec.structs import asdict, replace
 
 from gossip import frames, merkle, origin, reconcile, table
 from gossip.bundle_files import root_of
+from gossip.core import Replica
 from gossip.envelope import Signed, seal
+from gossip.events import Effect, PeerUp, Publish, Received, Save, Send
 from gossip.keys import Keys, private_key, public_bytes
 from gossip.origin import Claims
+from gossip.ports import Record
 from gossip.wire import (
     BYTES_MAX,
     CHUNK_BYTES,
     ZERO32,
     BundleMessage,
+    Cards,
+    CardsGet,
     ChunkList,
     Compare,
+    Delta,
+    Echo,
     Ended,
+    Env,
     Fork,
     Head,
+    Manifest,
     Reason,
     Retract,
     Scope,
     Standing,
     Summary,
     SyncMessage,
+    TableGet,
+    decode,
     decode_sync,
     encode,
 )
@@ -69,6 +93,7 @@ def vectors() -> Json:
         "merkle": [_merkle(count) for count in (0, 1, 2, 3, 5, 8)],
         "tables": [_table(live, ended) for live, ended in ((0, 0), (1, 0), (2, 1), (5, 3))],
         "usage": [_usage(count) for count in (0, 1, 3)],
+        "transfers": [_small_transfer(*case) for case in _changes()] + [_large_transfer()],
         "bundles": [_bundle(size) for size in (1, CHUNK_BYTES, CHUNK_BYTES + 1)],
         "conflicts": _conflicts(),
         "bounds": list(_bounds()),
@@ -211,6 +236,117 @@ def _bundle(size: int) -> Json:
         "chunk_list": encode(listed).hex(),
         "root": root_of(listed).hex(),
     }
+
+
+# Tables on their way ------------------------------------------------------------------------------
+
+NUMBERED_LEAVES, NUMBERED_USAGE = 1000, 256  # neither the cards nor the usage fit beside the index
+
+
+def _changes() -> Iterator[tuple[str, Publish, Publish]]:
+    """What an origin publishes, and then: a change that a delta can say, and one that none can."""
+    over, rows = Ended(leaf(9), 3, Reason.DORMANT, ()), (example.USAGE,)
+    before = publish(*map(card, range(3)), ended=[over])
+    merged = Ended(leaf(1), 2, Reason.MERGED, (leaf(2),))
+    changed = (card(0), card(2, version=2), card(9, version=4), card(4))
+    yield (
+        "a changed card, a new one, an ended leaf, a revived one",
+        before,
+        publish(*changed, ended=[merged], usage=rows),
+    )
+    fewer = publish(card(0), card(2, version=2), ended=[over])
+    yield "a changed card, and a leaf that is gone without a word", before, fewer
+
+
+def _small_transfer(name: str, before: Publish, after: Publish) -> Json:
+    holder, asker, known = _holder(), _asker(), table.build(before.cards, before.ended, ())
+    first = _published(holder, before)
+    list(_pieces(holder, asker, first))
+    second = _published(holder, after)
+    return {
+        "name": name,
+        "held": encode(first).hex(),
+        "index": encode(known.index).hex(),
+        "cards": [encode(c).hex() for c in known.live()],
+        "head": encode(second).hex(),
+        "messages": [frame.hex() for frame in _pieces(holder, asker, second)],
+    }
+
+
+def _large_transfer() -> Json:
+    """A table by a rule: all of it would be half a megabyte."""
+    numbers = [(n, n.to_bytes(16, "big")) for n in range(NUMBERED_LEAVES)]
+    one, used, holder = card(0), example.USAGE, _holder()
+    cards = [replace(one, leaf=name, version=n) for n, name in numbers]
+    usage = [replace(used, leaf=name) for _, name in numbers[:NUMBERED_USAGE]]
+    head = _published(holder, publish(*cards, usage=usage))
+    return {
+        "name": "a manifest cut in pieces",
+        "rule": "leaf and version of each card, and leaf of each usage row, count from 0",
+        "card": encode(one).hex(),
+        "count": len(cards),
+        "usage": encode(used).hex(),
+        "usage_count": len(usage),
+        "head": encode(head).hex(),
+        "messages": [_counted(frame) for frame in _pieces(holder, _asker(), head)],
+    }
+
+
+def _counted(frame: bytes) -> Json:
+    made: Json = {"bytes": len(frame), "sha256": hashlib.sha256(frame).hexdigest()}
+    match decode_sync(frame):
+        case TableGet():
+            return {"type": "table-get/1"} | made
+        case Manifest(_, _, cards, usage):
+            return {"type": "manifest/1", "cards": len(cards), "usage": len(usage)} | made
+        case CardsGet(_, _, cards, usage):
+            return {"type": "cards-get/1", "cards": len(cards) // 32, "usage": usage} | made
+        case Cards(_, _, cards, usage):
+            return {"type": "cards/1", "cards": len(cards), "usage": len(usage)} | made
+        case other:
+            raise AssertionError(f"no piece of a table: {other!r}")
+
+
+def _holder() -> Replica:
+    """Alice, who may sign, for her only peer holds nothing of her."""
+    holder = replica("alice")
+    holder.handle(PeerUp(BOB, NOW_S))
+    holder.handle(publish())
+    holder.handle(received(BOB, Echo(keys("alice").origin, None, None)))
+    return holder
+
+
+def _asker() -> Replica:
+    asker = replica("bob")
+    asker.handle(PeerUp(ALICE, NOW_S))
+    return asker
+
+
+def _published(holder: Replica, what: Publish) -> Env:
+    """Publish; return the head that was signed."""
+    saved = [record for effect in holder.handle(what) for record in _puts(effect)]
+    return next(decode(record.value, Env) for record in saved if record.table == "head")
+
+
+def _puts(effect: Effect) -> Iterable[Record]:
+    return effect.puts if isinstance(effect, Save) else ()
+
+
+def _pieces(holder: Replica, asker: Replica, head: Env) -> Iterator[bytes]:
+    """All messages, question and answer in turn, by which the asker gets the table of a head."""
+    effects = asker.handle(received(ALICE, have(head)))
+    while asked := _sent(effects, TableGet | CardsGet):
+        yield asked
+        brought = _sent(holder.handle(Received(BOB, asked, NOW_S)), Delta | Manifest | Cards)
+        yield brought
+        effects = asker.handle(Received(ALICE, brought, NOW_S))
+    assert asker.view(keys("alice").origin).head is not None
+
+
+def _sent(effects: Iterable[Effect], kind: Any) -> bytes:
+    """The one message of these kinds that is sent, or none."""
+    frames = [effect.frame for effect in effects if isinstance(effect, Send)]
+    return next((frame for frame in frames if isinstance(decode_sync(frame), kind)), b"")
 
 
 # Rules of one origin ------------------------------------------------------------------------------

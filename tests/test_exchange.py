@@ -300,7 +300,55 @@ def test_chunks_that_were_not_asked_for_are_refused_unhashed() -> None:
     assert desk.hear(A, ChunkData(ROOT, 0, DATA[:CHUNK_BYTES])) == [
         PeerRefused(A, "chunk not asked for")
     ]
-    assert desk.hear(B, ChunkData(ROOT, 2, b"x")) == []  # not a holder in this fetch
+    refused = [PeerRefused(B, "chunk not asked for")]  # B is no holder in this fetch
+    assert desk.hear(B, ChunkData(ROOT, 2, b"x")) == refused
+
+
+def test_chunks_that_nobody_asked_for_do_not_use_up_what_may_be_fetched() -> None:
+    data = bundle_of(2 * CHUNK_BYTES)
+    desk = Desk([A], ExchangeConfig(bytes_night_max=2 * CHUNK_BYTES))
+    pushed = ChunkData(bytes(32), 0, bytes(CHUNK_BYTES))
+    for _ in range(10):
+        assert desk.hear(B, pushed) == [PeerRefused(B, "chunk not asked for")]
+    assert len(fetching(desk, data)) == 2
+
+
+def test_each_chunk_that_was_asked_for_may_come_late_once_after_the_fetch_is_over() -> None:
+    data = bundle_of(8 * CHUNK_BYTES)
+    desk = Desk([A])
+    owed = fetching(desk, data)
+    desk.exchange.handle(Abandon(root_of(chunk_list(data)), "test", 1.0))
+    assert arrive(desk, data, owed, 2.0) == []
+    assert [type(e) for e in arrive(desk, data, owed[:1], 3.0)] == [PeerRefused]
+
+
+def test_no_peer_is_sent_more_than_its_share_of_a_night() -> None:
+    data = bundle_of(8 * CHUNK_BYTES)
+    chunks = chunk_list(data)
+    root = root_of(chunks)
+    desk = Desk([A, B], ExchangeConfig(bytes_night_max=40 * CHUNK_BYTES, night_share=4))
+    desk.exchange.handle(Serve(root, encode(chunks), 8))
+
+    def took(peer: PeerId, now: float) -> int:
+        """Chunks that a peer is sent, which asks for the same again and again."""
+        for sent in range(100):
+            index = sent % 8
+            effects = desk.hear(peer, ChunkGet(root, (index,)), now)
+            if ReadChunk(peer, root, index) not in effects:
+                assert sends(effects) == [(peer, NotHere(root))]
+                assert sends(desk.hear(peer, ListGet(root), now)) == [(peer, NotHere(root))]
+                return sent
+            desk.exchange.handle(ChunkRead(peer, root, index, data[:CHUNK_BYTES]))
+        pytest.fail("one peer was sent everything")
+
+    assert (took(A, 0.0), took(B, 1.0)) == (10, 7)
+    assert took(A, 24 * 3600 + 1.0) == 10
+
+
+def test_who_was_not_asked_cannot_say_that_a_bundle_is_not_here() -> None:
+    desk = Desk([])
+    desk.exchange.handle(Fetch(ROOT, len(DATA), None, 0.0))
+    assert desk.hear(A, NotHere(ROOT)) == []
 
 
 def test_a_fetch_fails_at_once_when_everyone_has_said_no() -> None:
@@ -471,7 +519,8 @@ def test_whatever_arrives_in_whatever_order_only_true_chunks_are_stored_and_each
     assert len(finished) == 1
     assert set(stored) | good == set(range(number))
     assert sum(finished[0].sources.values()) + finished[0].resumed_bytes == size
-    assert desk.hear(A, ChunkData(root, 0, data[:CHUNK_BYTES]), 4.0) == []
+    late = desk.hear(A, ChunkData(root, 0, data[:CHUNK_BYTES]), 4.0)
+    assert all(isinstance(effect, PeerRefused) for effect in late)
 
 
 def condemned() -> tuple[Desk, bytes, list[int]]:
@@ -604,7 +653,7 @@ def test_uploads_wait_for_the_budget_and_are_refused_once_the_night_is_spent() -
     data = bundle_of(8 * CHUNK_BYTES)
     chunks = chunk_list(data)
     root = root_of(chunks)
-    desk = Desk([A, B], slow(bytes_night_max=3 * CHUNK_BYTES))
+    desk = Desk([A, B], slow(bytes_night_max=3 * CHUNK_BYTES, night_share=1))
     desk.exchange.handle(Serve(root, encode(chunks), 8))
     reads = desk.hear(A, ChunkGet(root, (0, 1, 2, 3)))
     assert [e for e in reads if isinstance(e, ReadChunk)] == [

@@ -311,3 +311,16 @@ def test_tables_of_unknown_origins_have_a_budget_and_what_is_over_it_comes_later
             node.handle(received(peer, manifest(env, whole), NOW_S + 3600))
     assert sum(bool(node.view(origin).cards) for origin in origins) == first + len(more)
     assert not only(node.handle(SyncDue(NOW_S + 9 * DAY_S)), Refused)
+
+
+def test_a_few_heads_of_a_wrong_hour_do_not_outweigh_the_many_that_they_make_expire() -> None:
+    node = bob()
+    for n in range(20):
+        told(node, f"honest {n}", NOW_H)
+    wrong_h = NOW_H + 200 * 24
+    sync(node, wrong_h)  # this clock is ahead for a minute
+    for n in range(5):
+        told(node, f"sybil {n}", wrong_h)
+    sync(node, wrong_h)
+    sync(node, NOW_H + 1)  # and is set right
+    assert not any(node.view(keys(f"honest {n}").origin).stale for n in range(20))

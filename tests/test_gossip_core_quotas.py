@@ -16,6 +16,7 @@ from gossip_kit import (
     have,
     informed,
     keys,
+    manifest,
     only,
     publish,
     received,
@@ -27,14 +28,15 @@ from gossip_kit import (
 )
 from msgspec.structs import replace
 
-from gossip.admission import Buckets
+from gossip.admission import BUCKETS_MAX, Admission, Buckets
 from gossip.config import GossipConfig
 from gossip.core import Replica
-from gossip.envelope import id_of
+from gossip.envelope import Signed, id_of
 from gossip.events import PeerUp, Protect, Received, Refused, SyncDue
 from gossip.keys import origin_of
 from gossip.ports import PeerId
-from gossip.wire import Compare, Env, Fork, Have, Standing, encode
+from gossip.recent import HEADS_MAX, Recent
+from gossip.wire import Compare, Env, Fork, Have, Head, Standing, TableGet, decode, encode
 
 
 def chain(length: int) -> list[Env]:
@@ -185,8 +187,7 @@ def test_an_origin_that_made_room_leaves_nothing_on_disk() -> None:
 
 
 def test_what_is_proven_retracted_or_used_never_makes_room() -> None:
-    node, _ = informed(card(1))
-    node = bob(origins_max=4)
+    node = bob(origins_max=12)
     proof = Fork(signed(card(8))[0], signed(card(9))[0])
     node.handle(received(ALICE, Have((A.doc,), (), (), (proof,))))
     node.handle(received(ALICE, retraction(1, by=keys("dave"))))
@@ -194,14 +195,16 @@ def test_what_is_proven_retracted_or_used_never_makes_room() -> None:
     node.handle(Protect(frozenset([keys("used").origin]), NOW_S))
     introduced(node, ALICE, range(40))
     kept = {A.origin, keys("dave").origin, keys("used").origin}
-    assert kept <= set(node.origins()) and len(node.origins()) == 4
-    introduced(bob(origins_max=4), ALICE, [])
+    assert kept <= set(node.origins()) and len(node.origins()) == 12
 
 
 def test_when_nothing_may_go_no_more_come_in() -> None:
     node = bob(origins_max=2)
-    for who in ("dave", "erin"):
-        node.handle(received(ALICE, retraction(1, by=keys(who))))
+    for by in (keys("dave"), keys("erin")):
+        env, whole = signed(card(1), by=by)
+        node.handle(received(ALICE, have(env, by=by)))
+        node.handle(received(ALICE, manifest(env, whole)))
+        node.handle(received(ALICE, retraction(1, by=by)))
     effects = node.handle(received(CAROL, Have((keys("f").doc,), (), (), ())))
     assert effects == [Refused(CAROL, "too many origins", blame=False)]
     assert len(node.origins()) == 2
@@ -258,3 +261,60 @@ def test_buckets_are_bounded() -> None:
     for n in range(40_000):
         buckets.take(seed(n), 0)
     assert len(buckets._left) <= 32_768
+
+
+# What is remembered ------------------------------------------------------------------------------
+
+
+def name_of(n: int) -> bytes:
+    return n.to_bytes(32, "big")
+
+
+def test_quotas_remember_no_more_origins_than_may_be_held() -> None:
+    room = BUCKETS_MAX + 1  # for one peer, who gets three quarters
+    admission = Admission(GossipConfig(new_tables_bytes_max=-(-4 * room // 3)))
+    for n in range(BUCKETS_MAX + 1):
+        admission.take_head(name_of(n), bytes(32), NOW_S)
+        assert admission.take_table(name_of(n), ALICE, 1, NOW_S)
+    assert admission.take_table(name_of(1), ALICE, 1, NOW_S), "counted already"
+    assert not admission.take_table(name_of(0), ALICE, 1, NOW_S), "forgotten, and there is no room"
+    assert admission.has_room_for_head(name_of(0), bytes(32), NOW_S)
+
+
+def test_only_who_brings_less_than_the_most_makes_others_give_up_theirs() -> None:
+    admission = Admission(GossipConfig())
+    assert admission.to_evict(ALICE, lambda name: True) is None
+    admission.loaded(map(name_of, range(3)), ALICE)
+    admission.loaded([name_of(9)], BOB)
+    assert admission.to_evict(CAROL, lambda name: True) == name_of(2)
+    assert admission.to_evict(BOB, lambda name: name != name_of(2)) == name_of(1)
+    admission.protected = frozenset(map(name_of, range(3)))
+    assert admission.to_evict(BOB, lambda name: True) is None
+    admission.loaded(map(name_of, (10, 11, 12)), BOB)
+    assert admission.to_evict(ALICE, lambda name: True) == name_of(12), "he has brought more now"
+    for n in (9, 10, 11, 12):
+        admission.forget(name_of(n))
+    assert admission.to_evict(BOB, lambda name: True) is None, "all that is left is protected"
+
+
+def test_of_the_heads_that_stood_before_those_of_the_latest_origins_are_kept() -> None:
+    recent, forgotten = Recent(), 3
+    (env,) = chain(1)
+    head = decode(env.payload, Head)
+    for n in range(HEADS_MAX + forgotten):
+        recent.add(Signed(replace(head, origin=name_of(n)), env, id_of(env)))
+    assert not recent.of(name_of(forgotten - 1), 1)
+    assert recent.of(name_of(forgotten), 1)
+    recent.forget(name_of(forgotten))
+    assert not recent.of(name_of(forgotten), 1)
+
+
+def test_old_heads_played_again_do_not_take_the_room_that_a_newer_one_waits_for() -> None:
+    node, heads = bob(), chain(40)
+    taken(node, heads[:4])
+    assert taken(node, [heads[-1]]) == 0
+    later = NOW_S + 300
+    for head in heads[4:-1]:
+        assert node.handle(received(CAROL, have(head), later)) == []
+    effects = node.handle(received(ALICE, have(heads[-1]), later))
+    assert [m.head for m in sent(effects) if isinstance(m, TableGet)] == [id_of(heads[-1])]

@@ -25,6 +25,7 @@ from gossip_kit import (
     sent,
     signed,
 )
+from msgspec.structs import replace
 
 from gossip.config import GossipConfig
 from gossip.core import Replica
@@ -39,15 +40,19 @@ from gossip.events import (
     TellDue,
     WakeAfter,
 )
+from gossip.news import NEWS_MAX
 from gossip.ports import PeerId
 from gossip.reading import Frame, Memory
 from gossip.recent import HEADS_MAX, PER_ORIGIN, Recent
 from gossip.reconcile import Items, opening
 from gossip.wire import (
+    ZERO32,
     Compare,
+    Delta,
     Digest,
     Echo,
     EchoGet,
+    Fork,
     Gone,
     Have,
     Head,
@@ -94,7 +99,97 @@ def test_what_waits_to_be_told_asks_for_one_timer() -> None:
     effects = [*node.handle(PeerUp(ALICE, NOW_S)), *node.handle(PeerUp(CAROL, NOW_S))]
     effects += [effect for n in range(6) for effect in learns(node, n)]  # type: ignore[misc]
     assert only(effects, WakeAfter) == [WakeAfter(2.0, tell=True)]
-    assert only(node.handle(TellDue(NOW_S + 2)), WakeAfter) == []
+    assert only(node.handle(TellDue(NOW_S + 2)), WakeAfter) == [WakeAfter(2.0, tell=True)]
+    assert only(node.handle(TellDue(NOW_S + 4)), WakeAfter) == [], "all are told"
+
+
+def test_news_are_told_to_a_few_at_once_and_soon_to_all_others_that_did_not_tell_of_them() -> None:
+    node, others = bob(fanout=1), [PeerId(f"peer{n}") for n in range(6)]
+    for peer in others:
+        node.handle(PeerUp(peer, NOW_S))
+    effects = learns(node, "dave")
+    (news,) = told(effects)
+    (first,) = (e.peer for e in effects if isinstance(e, Send))
+    teller = next(peer for peer in others if peer != first)
+    node.handle(received(teller, news, NOW_S + 1))
+    later = [e for e in node.handle(TellDue(NOW_S + 2)) if isinstance(e, Send)]
+    assert {e.peer for e in later} == {CAROL, *others} - {first, teller}
+    assert not told(list(node.handle(TellDue(NOW_S + 4))))
+
+
+def test_of_much_that_is_new_at_once_only_a_few_are_told() -> None:
+    node = replica("bob", GossipConfig(fanout=1))
+    for peer in (ALICE, CAROL, PeerId("erin"), PeerId("frank")):
+        node.handle(PeerUp(peer, NOW_S))
+    learns(node, "first")
+    for n in range(NEWS_MAX + 1):
+        learns(node, n)
+    tellings = told(list(node.handle(TellDue(NOW_S + 2))))
+    assert [len(t.summaries) for t in tellings if len(t.summaries) > 1] == [NEWS_MAX + 1]
+    assert not told(list(node.handle(TellDue(NOW_S + 4))))
+
+
+def test_who_else_told_of_a_head_is_asked_for_it_if_the_first_keeps_silent() -> None:
+    node = bob()
+    holder = replica("erin")
+    holder.handle(PeerUp(ALICE, NOW_S))
+    holder.handle(PeerUp(BOB, NOW_S))
+    (news,) = told(learns(holder, "dave"))
+    assert [m.answer for m in sent(list(node.handle(received(ALICE, news))))] == [0]  # type: ignore[union-attr]
+    assert not sent(list(node.handle(received(CAROL, news))))
+    asked = [
+        (NOW_S + s, effect.peer)
+        for s in range(2, 10, 2)
+        for effect in node.handle(TellDue(NOW_S + s))
+        if isinstance(effect, Send) and effect.peer == CAROL
+    ]
+    assert asked[0] == (NOW_S + 6, CAROL), "in five seconds, at the next tick"
+
+
+def test_who_asks_for_news_is_given_the_change_of_the_table_with_the_head() -> None:
+    line = Line(alice=replica("alice"), bob=replica("bob"))
+    line.connect()
+    line.give(ALICE, publish(card(1), card(2)))
+    line.now_s += 60
+    line.log.clear()
+    line.give(ALICE, publish(card(1, version=2), card(2), now_s=line.now_s))
+    said = [m for m in sent([effect for _, effect in line.log]) if m != Compare((), 0)]
+    assert [type(m) for m in said] == [Compare, Compare, Delta]
+    assert line.nodes[BOB].view(A.origin) == line.nodes[ALICE].view(A.origin)
+
+
+def test_a_change_of_a_table_that_is_not_held_is_no_reason_to_blame_and_fetches_the_whole() -> None:
+    node, first = informed(card(1))
+    seq = NOW_H << 16
+    env, whole = signed(card(2), card(3), seq=seq + 9, prev_seq=seq, prev=id_of(first))
+    strange = Delta(env, 5, bytes(31) + b"1", (card(2),), (), ())
+    (asked,) = sent(list(node.handle(received(ALICE, strange))))
+    assert asked == TableGet(A.origin, id_of(env), ZERO32)
+    effects = list(node.handle(received(ALICE, manifest(env, whole))))
+    assert not only(effects, Refused) and len(node.view(A.origin).cards) == 2
+
+
+def test_a_table_that_nobody_has_asked_for_of_an_unknown_origin_is_ignored() -> None:
+    env, _ = signed(card(1))
+    assert bob().handle(received(ALICE, Delta(env, 0, ZERO32, (card(1),), (), ()))) == []
+
+
+def test_a_record_of_a_later_version_in_a_known_message_is_refused_without_blame() -> None:
+    env = signed(card(1))[0]
+    for newer in (
+        Have((), (replace(env, type="head/2"),), (), ()),
+        Have((), (), (replace(env, type="retract/12"),), ()),
+        Have((), (), (), (Fork(replace(env, type="head/2"), env),)),
+        Delta(replace(env, type="head/2"), 0, ZERO32, (), (), ()),
+        Echo(keys("bob").origin, None, replace(env, type="head/2")),
+    ):
+        assert bob().handle(received(ALICE, newer)) == [Refused(ALICE, "wrong type", blame=False)]
+
+
+@pytest.mark.parametrize("kind", ["retract/1", "head", "/2", "head/x", "head/2 "])
+def test_a_record_that_is_sealed_as_another_or_as_nonsense_is_blamed(kind: str) -> None:
+    wrong = Have((), (replace(signed(card(1))[0], type=kind),), (), ())
+    assert bob().handle(received(ALICE, wrong)) == [Refused(ALICE, "wrong type")]
 
 
 def test_without_fanout_nothing_is_told_and_comparing_brings_it_all_the_same() -> None:

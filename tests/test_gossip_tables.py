@@ -398,25 +398,46 @@ def test_a_newer_own_head_that_was_heard_of_is_remembered_over_a_restart() -> No
     assert head is not None and head.prev_seq == (NOW_H << 16) + 40
 
 
-def test_records_that_were_never_written_are_refused_as_a_whole() -> None:
+def test_own_records_that_were_never_written_are_refused_as_a_whole() -> None:
     line = Line(alice=replica("alice"), bob=replica("bob"))
     line.connect()
     line.give(ALICE, publish(card(1), card(2)))
-    good = line.records("bob")
+    good = line.records("alice")
     for i, record in enumerate(good):
         torn = [*good[:i], Record(record.table, record.key, record.value[:-1]), *good[i + 1 :]]
         with pytest.raises(RecordError):
-            replica("bob", records=torn)
+            replica("alice", records=torn)
         if record.table in ("key", "index", "card", "usage"):
             with pytest.raises(RecordError, match="records of origin"):
-                replica("bob", records=[*good[:i], *good[i + 1 :]])
+                replica("alice", records=[*good[:i], *good[i + 1 :]])
     with pytest.raises(RecordError, match="last own head"):
         replica("alice", records=[Record("own", b"last", b"\x00")])
     with pytest.raises(RecordError, match="another origin"):
-        replica("alice", records=[Record("key", bytes(33), encode(A.doc))])
+        replica("bob", records=[Record("key", keys("bob").origin + b"\1", encode(A.doc))])
     with pytest.raises(RecordError, match="too large"):
         usage = Record("usage", A.origin, bytes(70_000))
         replica("alice", records=[r if r.table != "usage" else usage for r in good])
+
+
+def test_of_a_foreign_origin_what_cannot_be_read_is_left_out_and_fetched_again() -> None:
+    line = Line(alice=replica("alice"), bob=replica("bob"))
+    line.connect()
+    line.give(ALICE, publish(card(1), card(2)))
+    line.give(ALICE, RetractOwn(leaf(2), NOW_S))
+    good = line.records("bob")
+    for i, record in enumerate(good):
+        torn = [*good[:i], Record(record.table, record.key, record.value[:-1]), *good[i + 1 :]]
+        node = replica("bob", records=torn)
+        assert list(node.unread) == [A.origin]
+        kept = node.view(A.origin)
+        assert kept.cards == () and kept.head is None
+        assert kept.retracted == (() if record.table in ("key", "retract") else (leaf(2),))
+        again = Line(bob=node, alice=line.nodes[ALICE])
+        again.disks[BOB] = {(r.table, r.key): r.value for r in torn}
+        again.connect()
+        assert node.view(A.origin) == line.nodes[BOB].view(A.origin)
+        whole = replica("bob", records=again.records("bob"))
+        assert not whole.unread and whole.view(A.origin) == node.view(A.origin)
 
 
 def test_no_crash_between_any_two_orders_makes_a_node_sign_one_number_twice() -> None:

@@ -13,6 +13,7 @@ from support_capture import HandClock
 
 from gossip import wire
 from gossip.table import build
+from gossip.view import OriginView
 from leaves.model import (
     DAY_S,
     Adapter,
@@ -42,7 +43,9 @@ from node.mesh import (
     Shown,
     Table,
     cards,
+    centres,
     foreign,
+    interest,
     quantised,
 )
 from node.routing import entries, region
@@ -250,6 +253,54 @@ def test_a_region_is_what_stands_nearest_to_the_leaf_and_near_enough() -> None:
     assert region(ids, vectors, axes[0], [axes[1]], 0.5) == ["a", "d"]
     assert region(ids, vectors, axes[0], [], 0.999) == ["a"]
     assert region([], vectors[:0], axes[0], [], 0.0) == []
+
+
+def shown(*cards: wire.Card) -> OriginView:
+    return OriginView(b"\2" * 32, wire.Standing.SOUND, False, None, cards, (), (), ())
+
+
+def test_an_origin_is_of_interest_by_a_mature_leaf_near_one_of_ours_and_by_nothing_else() -> None:
+    near, far = centres(forest(leaf(0))), centres(forest(leaf(1)))
+    assert abs(float(near[0] @ far[0])) < 0.4, "two leaves at random are far apart"
+    [mature] = table(leaf(0, stage=Stage.MATURE)).cards
+    [sprout] = table(leaf(0, stage=Stage.SPROUT)).cards
+    assert interest(shown(sprout, mature), [*far, *near], ENC8)
+    assert not interest(shown(mature), far, ENC8)
+    assert not interest(shown(sprout), near, ENC8)
+    assert not interest(shown(), near, ENC8)
+    assert not interest(shown(mature), near, b"another8")
+    assert not interest(shown(mature), [near[0][:8]], ENC8), "of another length"
+
+
+def test_who_has_no_leaf_yet_is_interested_in_all_and_an_archived_one_counts_no_more() -> None:
+    assert centres(forest(leaf(0, stage=Stage.ARCHIVED))) == []
+    assert interest(shown(), [], ENC8)
+
+
+def test_origins_are_in_use_whose_leaves_were_more_than_heard_of(known: Foreign) -> None:
+    known.replace_origin("02" * 32, [other()])
+    assert known.used_origins() == frozenset()
+    known.settle(known.all()[0], State.ACCEPTED, {LOOKS: 1}, "graphs")
+    assert known.used_origins() == {b"\2" * 32}
+    known.replace_origin("02" * 32, [])
+    assert known.used_origins() == {b"\2" * 32}, "it was judged, and may come again"
+
+
+async def test_a_node_names_the_origins_it_uses_and_looks_for_what_is_near_its_leaves(
+    tmp_path: Path,
+) -> None:
+    app = App(_home(tmp_path, 'novel = "auto"'), HandClock(), _alone())
+    daemon = Daemon(app, None, lambda each: None)
+    app.forests.change(leaf(0), "born", "by a test", NOW)
+    app.foreign.replace_origin("02" * 32, [other()])
+    app.foreign.settle(app.foreign.all()[0], State.REFUSED, {}, "graphs")
+    await daemon._name_what_counts()
+    assert daemon.replica.protected == {b"\2" * 32}
+    made = cards(forest(leaf(1, stage=Stage.MATURE)), {}, app.enc8, lambda root: 0, frozenset())
+    assert not daemon._interest(shown(*made.cards))
+    app.forests.change(leaf(1), "born", "by a test", NOW)
+    await daemon._name_what_counts()
+    assert daemon._interest(shown(*made.cards))
 
 
 @pytest.fixture

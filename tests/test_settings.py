@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gossip.config import GossipConfig
 from leaves.lifecycle import Rules
 from leaves.model import Instant
 from node import settings
@@ -55,7 +56,7 @@ def test_a_change_keeps_comments_and_order(app: App) -> None:
 
 def test_a_section_that_is_not_there_is_made(app: App) -> None:
     done = settings.change(app, "mesh.gossip.fanout", "6")
-    assert (done["old"], done["new"]) == (4, 6)
+    assert (done["old"], done["new"]) == (GossipConfig().fanout, 6)
     assert App(app.home).config.mesh.gossip.fanout == 6
 
 

@@ -103,9 +103,9 @@ def test_a_bundle_spreads_through_a_mesh_once_a_head_announces_it(seed: int) -> 
     figures = bundle_spread(net)
     assert net.checker.checks["bundle"] == 11, f"seed {seed}"
     # The others serve each other: the author alone would have to send it eleven times.
-    assert figures["from_author_by_size"] < 11, f"seed {seed}: {figures}"
+    assert figures["from_author_bundle_sizes"] < 11, f"seed {seed}: {figures}"
     # Late chunks of slow lines are asked for twice, and what a crash took is fetched again.
-    assert figures["fetched_by_size"] < 1.2, f"seed {seed}: {figures}"
+    assert figures["fetched_bundle_sizes"] < 1.2, f"seed {seed}: {figures}"
 
 
 def test_a_spread_is_the_same_under_the_same_seed() -> None:

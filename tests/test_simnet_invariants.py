@@ -6,14 +6,14 @@ bring about, because another rule stands before it, is shown to the checker as i
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import pytest
 from msgspec.structs import replace
 
 from gossip import author, core, envelope, holdings, keys, origin, pull, records, view
 from gossip.events import Effect, Event, LeafRetracted, OriginChanged, Refused, Save, Send
-from gossip.ports import PeerId
+from gossip.ports import PeerId, Record
 from gossip.wire import SYNC_FRAME_BYTES_MAX, Card, Cards, encode
 from simnet import byzantine, invariants
 from simnet.invariants import STATEMENTS, InvariantError
@@ -36,7 +36,9 @@ def _without_monotonic_heads(patch: Patch) -> None:
     patch.setattr(core.Replica, "_hear_head", _trusting_hear_head)
 
 
-def _trusting_hear_head(self: core.Replica, sealed, via) -> Iterator[object]:  # type: ignore[no-untyped-def]
+def _trusting_hear_head(  # type: ignore[no-untyped-def]
+    self: core.Replica, sealed, via, *, brought: bool = False
+) -> Iterator[object]:
     claims = self._held[sealed.value.origin].claims
     known = claims.head is not None and claims.head.id == sealed.id
     if not known and sealed.value.epoch == claims.epoch and claims.standing.value == 0:
@@ -49,6 +51,9 @@ def _without_signatures(patch: Patch) -> None:
 
 def _without_the_merkle_root(patch: Patch) -> None:
     patch.setattr(pull, "commits_to", lambda head, index: True)
+
+
+def _without_the_hash_of_a_card(patch: Patch) -> None:
     patch.setattr(pull, "_add", _trusting_add)
 
 
@@ -66,6 +71,15 @@ def _without_waiting_for_the_whole(patch: Patch) -> None:
 
 def _without_the_echo(patch: Patch) -> None:
     patch.setattr(author.Author, "heard", lambda self, head: False)
+
+
+def _forgetting_retractions_at_load(patch: Patch) -> None:
+    real = core.load
+
+    def load(rows: Iterable[Record], *more: bytes) -> object:
+        return real([row for row in rows if row.table != "retract"], *more)
+
+    patch.setattr(core, "load", load)
 
 
 def _without_retractions(patch: Patch) -> None:
@@ -103,7 +117,6 @@ def _without_reconciliation(patch: Patch) -> None:
 
 
 def _without_expiry(patch: Patch) -> None:
-    patch.setattr(origin, "is_stale", lambda head, now_s: False)
     patch.setattr(view.OriginView, "usable", property(lambda self: self.cards))
 
 
@@ -127,11 +140,13 @@ def _families_by_order(patch: Patch) -> None:
 
 
 MUTANTS: dict[Callable[[Patch], None], tuple[str, set[str]]] = {
-    _without_monotonic_heads: ("churn", {"monotonic", "no resurrection"}),
+    _without_monotonic_heads: ("replay-everything", {"monotonic", "no resurrection"}),
     _without_signatures: ("tampering", {"authenticity", "monotonic", "fork"}),
-    _without_the_merkle_root: ("tampering", {"authenticity"}),
+    _without_the_merkle_root: ("mix-and-match", {"authenticity"}),
+    _without_the_hash_of_a_card: ("tampering", {"authenticity"}),
     _without_waiting_for_the_whole: ("byzantine-third", {"authenticity", "atomic"}),
     _without_the_echo: ("restored-backup", {"no self-fork", "fork", "authenticity"}),
+    _forgetting_retractions_at_load: ("retraction", {"durability"}),
     _without_retractions: ("retraction", {"retraction", "liveness", "authenticity"}),
     _telling_before_saving: ("churn", {"no self-fork", "fork", "monotonic", "authenticity"}),
     _saving_without_sync: ("churn", {"no self-fork", "fork", "monotonic", "durability"}),
@@ -179,7 +194,7 @@ def spread() -> tuple[Network, Node, Node, Tree]:
     a, _ = tree.grow(2)
     tree.split(a.leaf)
     tree.publish()
-    until(net, lambda node: has_head(node, owner))
+    until(net, lambda node: has_head(node, owner), what="hold the tree")
     return net, owner, other, tree
 
 
@@ -285,8 +300,37 @@ def test_a_retraction_that_a_crash_forgets_is_noticed() -> None:
     net, owner, other, tree = spread()
     net.checker.check(net, other, [LeafRetracted(owner.origin, next(iter(tree.live)))])
     net.crash(other.name)
-    with pytest.raises(InvariantError, match="lost 1 retractions"):
+    text = f"lost 1 retractions, as of n0000's leaf {next(iter(tree.live)).hex()[:8]}"
+    with pytest.raises(InvariantError, match=text):
         net.start(other.name)
+
+
+def test_two_heads_under_one_number_are_told_apart_by_their_hashes() -> None:
+    net, owner, _, tree = spread()
+    assert owner.replica is not None
+    view = owner.replica.view(owner.origin)
+    assert view.head is not None
+    other = replace(view.head, n_live=9)
+    net.checker._told_once(owner, view.head)
+    with pytest.raises(InvariantError) as caught:
+        net.checker._told_once(owner, other)
+    number = f"({view.head.epoch}, {view.head.seq}, "
+    assert caught.value.text.count(number) == 2
+    assert tree.live
+
+
+def test_what_is_not_signed_is_told_by_the_name_of_its_node(monkeypatch: Patch) -> None:
+    net, owner, other, _ = spread()
+    changed = showing(other, owner, monkeypatch, cards=())
+    with pytest.raises(InvariantError, match=r"n0001: the table of head .* of n0000 is not"):
+        net.checker.check(net, other, [changed])
+
+
+def test_what_never_comes_about_is_said_with_how_many_nodes_lack_it_and_some_of_them() -> None:
+    net = Network(size=8, seed=1)
+    text = r"8 of 8 nodes do not hold n0003's head after 1 s: n0000, .*n0004, \.\.\."
+    with pytest.raises(InvariantError, match=text):
+        until(net, lambda node: False, 1.0, what="hold n0003's head")
 
 
 def test_nodes_that_differ_are_named() -> None:
@@ -294,7 +338,7 @@ def test_nodes_that_differ_are_named() -> None:
     settle(net)
     net.partition({owner.name: 1})
     net.publish(owner.name, *cards(net, owner, range(1)))
-    assert net.checker.difference(net) is not None
+    assert net.checker.difference(net) == "n0000 and n0001 of n0000"
     assert not net.checker.converged(net)
     assert net.checker.converged(net, of=[node.origin for node in net.honest() if node != owner])
 

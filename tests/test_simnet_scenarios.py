@@ -26,7 +26,8 @@ from gossip_kit import (
 from gossip.admission import Admission
 from gossip.config import GossipConfig
 from gossip.events import PeerUp, SyncDue
-from gossip.wire import Card, EchoGet, Op, TableGet, encode
+from gossip.table import card_hash
+from gossip.wire import Card, EchoGet, Manifest, Op, TableGet, decode_sync, encode
 from simnet import byzantine, scenarios
 from simnet.byzantine import LIARS, Flooder, Liar, chosen, turn
 from simnet.faults import Links, flipped, tampered
@@ -50,6 +51,19 @@ def held(run: Run) -> Run:
 def test_a_scenario_comes_true_and_every_invariant_holds(scenario: str, seed: int) -> None:
     run = held(play(scenario, nodes=10, seed=seed))
     assert run.checks["authenticity"] > 0, f"seed {seed}: nothing was checked"
+
+
+@pytest.mark.parametrize("scenario", [name for name in SCENARIOS if name != "swarm"])
+def test_a_scenario_comes_true_in_the_smallest_network(scenario: str) -> None:
+    for seed in range(5 if scenario in ("churn", "thirty-nights") else 2):
+        held(play(scenario, nodes=4, seed=seed))
+
+
+@pytest.mark.parametrize("scenario", ["mix-and-match", "byzantine-third", "freeze", "tampering"])
+def test_where_nodes_lie_the_lies_are_counted(scenario: str) -> None:
+    for nodes in (4, 10):
+        run = held(play(scenario, nodes=nodes, seed=0))
+        assert sum(n for fault, n in run.faults.items() if fault.startswith("F22 ")) > 0
 
 
 @pytest.mark.parametrize(
@@ -78,7 +92,7 @@ def test_invented_origins_take_nothing_from_honest_ones() -> None:
 def test_a_month_of_laptops_asleep_ends_in_agreement() -> None:
     run = held(play("thirty-nights", nodes=4, seed=1))
     assert run.figures["nights_away"] > 0
-    assert run.faults["F18 suspend"] > 100
+    assert run.faults["F18 suspend"] > 80
 
 
 @pytest.mark.slow
@@ -88,9 +102,15 @@ def test_a_scenario_comes_true_at_twenty_nodes(scenario: str) -> None:
         held(play(scenario, nodes=20, seed=seed))
 
 
-def test_a_hundred_nodes_hold_a_new_leaf_within_two_rounds() -> None:
+def test_a_hundred_nodes_hold_a_new_leaf_within_five_seconds() -> None:
     run = held(play("propagation", nodes=100, seed=1))
-    assert run.figures["t100_s"] < 2 * scenarios.ROUND_S, f"seed 1: {run.figures}"
+    assert run.figures["t100_s"] < 5, f"seed 1: {run.figures}"
+
+
+@pytest.mark.parametrize("scenario", ["freeze", "mix-and-match"])
+def test_news_goes_round_those_who_keep_it_back_within_half_a_minute(scenario: str) -> None:
+    run = held(play(scenario, nodes=20, seed=1))
+    assert run.figures["heard_s"] < 30, f"seed 1: {run.figures}"
 
 
 def test_all_faults_of_the_menu_come_up_in_a_few_mixtures() -> None:
@@ -124,7 +144,11 @@ def test_honest_nodes_agree_among_liars_of_one_kind(liar: type[Liar]) -> None:
         net.run(40)
         for node in honest:
             net.publish(node.name, *cards(net, node, range(version, version + 2)))
-        until(net, lambda node: all(has_head(node, author) for author in honest))
+        until(
+            net,
+            lambda node: all(has_head(node, author) for author in honest),
+            what="hold all heads",
+        )
     settle(net, of=[node.origin for node in honest])
 
 
@@ -172,6 +196,21 @@ def test_tampering_changes_what_it_can_read_and_leaves_the_rest() -> None:
     assert flipped(b"", chance) == b""
     env, _ = signed(card(1))
     assert tampered(encode(have(env)), chance) != encode(have(env))
+
+
+def test_a_table_may_be_rewritten_so_that_only_the_root_of_its_head_tells() -> None:
+    env, whole = signed(card(1), card(2))
+    frame = encode(Manifest(env, whole.index, tuple(whole.live()), ()))
+    lies = [decode_sync(tampered(frame, Random(seed)) or b"") for seed in range(8)]
+    tables = [lie for lie in lies if isinstance(lie, Manifest)]
+    of_one_piece = [all(card_hash(c) in _rows(lie) for c in lie.cards) for lie in tables]
+    assert True in of_one_piece
+    assert False in of_one_piece
+    assert all(lie.cards != tuple(whole.live()) for lie in tables)
+
+
+def _rows(table: Manifest) -> list[bytes]:
+    return [row.card for row in table.index.rows]
 
 
 def test_what_is_told_urgently_arrives_as_it_was_sent() -> None:

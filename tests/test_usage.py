@@ -147,11 +147,21 @@ def test_others_who_use_a_leaf_are_counted_once_each_and_only_of_late(tmp_path: 
         known.replace_usage(by, [said(), said(week=WEEK - 1)])
     known.replace_usage("06" * 32, [said(week=WEEK - usage.WEEKS)])
     known.replace_usage("07" * 32, [said(routed=0, accepted=0)])
-    since = WEEK - usage.WEEKS + 1
+    since = usage.told_of(Instant(int(NOON)))
     assert known.users(THEIRS, since) == {LEAF: 2}
     assert known.attesting(THEIRS, LEAF, since, without="04" * 32) == 1
     known.replace_usage("05" * 32, [])
     assert known.users(THEIRS, since) == {LEAF: 1}
+
+
+def test_what_is_told_of_weeks_yet_to_come_does_not_count_until_then(tmp_path: Path) -> None:
+    known = Foreign(tmp_path)
+    known.replace_usage("04" * 32, [said(week=2**32 - 1)])
+    known.replace_usage("05" * 32, [said(week=WEEK + 1)])  # its clock may be ahead
+    known.replace_usage("06" * 32, [said(week=WEEK + 2)])
+    weeks = usage.told_of(Instant(int(NOON)))
+    assert known.users(THEIRS, weeks) == {LEAF: 1}
+    assert known.attesting(THEIRS, LEAF, weeks, without="00" * 32) == 1
 
 
 def test_a_forest_knows_how_many_others_use_a_leaf(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """`docs/wire-vectors.json`, read by who knows only docs/protocol.md.
 
-Nothing of gossip is used but to see that the file is up to date: the encoding, the rules of the
-fields, signatures, trees, conflicts and a whole round of reconciliation are written here a second
-time, with plain msgpack, hashlib and Ed25519.
+Nothing of gossip is used but to see that the file is up to date: signatures, trees, tables on their
+way, conflicts and a whole round of reconciliation are written here a second time (the encoding and
+the rules of the fields in `support_spec`), with plain msgpack, hashlib and Ed25519.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import json
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from functools import cache
-from itertools import pairwise
 from typing import Any
 
 import make_wire_vectors
@@ -20,6 +19,7 @@ import msgpack
 import pytest
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
+from support_spec import CAPS, LAYOUTS, USAGES, NotSoError, fits, must, opened
 
 Json = dict[str, Any]
 VECTORS: Json = json.loads(make_wire_vectors.PATH.read_text())
@@ -45,150 +45,7 @@ def test_the_file_is_what_the_code_makes_today() -> None:
     )
 
 
-# The encoding, from the tables of docs/protocol.md ------------------------------------------------
-
-
-def u(high: int, low: int = 0) -> Any:
-    return ("int", low, high)
-
-
-def b(high: int, low: int | None = None) -> Any:
-    return ("bytes", high if low is None else low, high)
-
-
-def many(item: Any, high: int, low: int = 0) -> Any:
-    return ("many", item, low, high)
-
-
-def opt(item: Any) -> Any:
-    return ("opt", item)
-
-
-U8, U32, U63, I32, LOG2 = u(255), u(2**32 - 1), u(2**63 - 1), u(2**31 - 1, -(2**31)), u(63)
-EPOCH, SIZE, INDEX32, ANSWER = u(255, 1), u(2**28, 1), u(1023), u(1)
-SCORE, PAIRED = (u(5, 1), I32), (u(5, 1), I32, I32)
-ENV = (("text", 1, 16), b(400, 0), b(64))
-HEAD = (b(32), EPOCH, U63, U63, b(32), b(32), u(1024), U32, U32, U8, b(8), b(32))
-KEYDOC = (b(32), EPOCH, b(32), U32, U32, many(EPOCH, 255), u(0), b(64))
-FORK = (ENV, ENV)
-BUNDLE = (b(32), SIZE, b(8), u(1024, 1), many(PAIRED, 8), u(1, 1), b(32))
-CARD = (
-    *(b(16), U32, u(3, 1), u(5, 1), b(384), LOG2, b(8), b(8)),
-    *(many(b(80, 0), 8), I32, many(SCORE, 8), opt(BUNDLE)),
-)
-USAGE = (b(32), b(16), U32, LOG2, LOG2)
-ROW, ENDED = (b(16), U32, b(32)), (b(16), U32, u(5, 1), many(b(16), 8))
-INDEX = (many(ROW, 1024), many(ENDED, 1024))
-RANGE = (b(16), b(16), U32, b(16), b(32 * 1024, 0))
-SUMMARY = (b(16), U8, u(2), U63, b(16), b(16 * (255 + 1024), 0))
-CARDS, USAGES, ENVS = many(CARD, 1024), many(USAGE, 256), many(ENV, 1024)
-LAYOUTS: dict[str, Any] = {
-    "Env": ENV,
-    "Head": HEAD,
-    "Fork": FORK,
-    "KeyDoc": KEYDOC,
-    "Card": CARD,
-    "Usage": USAGE,
-    "Retract": (b(32), U8, opt(b(16)), U32, u(3, 1)),
-    "Index": INDEX,
-    "ChunkList": (SIZE, u(2**18, 2**18), b(32 * 1024, 32)),
-    "have/1": (many(KEYDOC, 1024), ENVS, ENVS, many(FORK, 1024)),
-    "digest/1": (many(RANGE, 256, 1),),
-    "compare/1": (many(SUMMARY, 1024), ANSWER),
-    "echo-get/1": (b(32),),
-    "echo/1": (b(32), opt(KEYDOC), opt(ENV)),
-    "table-get/1": (b(32), b(32), b(32)),
-    "delta/1": (ENV, U63, b(32), CARDS, many(ENDED, 1024), USAGES),
-    "manifest/1": (ENV, INDEX, CARDS, USAGES),
-    "cards-get/1": (b(32), b(32), b(32 * 1024, 0), ANSWER),
-    "cards/1": (b(32), b(32), CARDS, USAGES),
-    "gone/1": (b(32), b(32)),
-    "list-get/1": (b(32),),
-    "list/1": (b(32), b(65_536, 0)),
-    "chunk-get/1": (b(32), many(INDEX32, 8, 1)),
-    "chunk/1": (b(32), INDEX32, b(2**18, 1)),
-    "not-here/1": (b(32),),
-}
-CAPS = {
-    "Env": 512,
-    "Head": 400,
-    "Retract": 200,
-    "KeyDoc": 1024,
-    "Fork": 1040,
-    "Card": 1024,
-    "Usage": 128,
-    "Index": 61_440,
-    "ChunkList": 33_792,
-    "sync": 65_536,
-    "bundle": 327_680,
-}
-BUNDLE_TYPES = {"list-get/1", "list/1", "chunk-get/1", "chunk/1", "not-here/1"}
-
-
-class NotSoError(Exception):
-    """Bytes that are not what the specification says."""
-
-
-def must(holds: bool) -> None:
-    if not holds:
-        raise NotSoError
-
-
-def opened(data: bytes, kind: str) -> list[Any]:
-    """Return the fields of a structure, or of a message of a plane after its type."""
-    must(len(data) <= CAPS[kind])
-    try:
-        value = msgpack.unpackb(data)
-    except ValueError as error:
-        raise NotSoError from error
-    must(isinstance(value, list) and len(value) > 0)
-    if kind in ("sync", "bundle"):
-        must(isinstance(value[0], str) and value[0] in LAYOUTS and "/" in value[0])
-        must((value[0] in BUNDLE_TYPES) == (kind == "bundle"))
-        kind, value = value[0], [value[0], *value[1:]]
-        fits(value[1:], LAYOUTS[kind])
-    else:
-        fits(value, LAYOUTS[kind])
-    must(msgpack.packb(value) == data)
-    return value
-
-
-def fits(value: Any, layout: Any) -> None:
-    match layout:
-        case ("int", low, high):
-            must(type(value) is int and low <= value <= high)
-        case ("bytes", low, high):
-            must(type(value) is bytes and low <= len(value) <= high)
-        case ("text", low, high):
-            must(type(value) is str and low <= len(value) <= high)
-        case ("opt", item):
-            if value is not None:
-                fits(value, item)
-        case ("many", item, low, high):
-            must(type(value) is list and low <= len(value) <= high)
-            for one in value:
-                fits(one, item)
-        case _:
-            must(type(value) is list and len(value) == len(layout))
-            for one, part in zip(value, layout, strict=True):
-                fits(one, part)
-            _beyond_fields(value, layout)
-
-
-def _beyond_fields(value: list[Any], layout: Any) -> None:
-    """What the types of single fields do not say."""
-    if layout is CARD:
-        must(all(len(parent) == (80 if value[3] == 5 else 16) for parent in value[8]))
-    elif layout is INDEX:
-        live, ended = [row[0] for row in value[0]], [end[0] for end in value[1]]
-        must(len(live) + len(ended) <= 1024 and not set(live) & set(ended))
-        must(all(a < b for part in (live, ended) for a, b in pairwise(part)))
-    elif layout is RANGE:
-        must(value[0] <= value[1] and len(value[4]) in (0, 32 * value[2]))
-    elif layout is LAYOUTS["digest/1"]:
-        must(all(a[1] < b[0] for a, b in pairwise(value[0])))
-    elif layout is LAYOUTS["ChunkList"]:
-        must(len(value[2]) == 32 * -(-value[0] // 2**18))
+# Structures and messages --------------------------------------------------------------------------
 
 
 def shown(value: Any) -> Any:
@@ -234,9 +91,7 @@ def _plain_refusals() -> list[Json]:
     return [case for case in VECTORS["refused"] if not case["kind"].startswith("signed")]
 
 
-@pytest.mark.parametrize(
-    "case", _plain_refusals(), ids=lambda case: f"{case['kind']} {case['rule']}"
-)
+@pytest.mark.parametrize("case", _plain_refusals(), ids=lambda case: case["name"])
 def test_what_must_be_refused_breaks_a_rule_of_the_specification(case: Json) -> None:
     with pytest.raises(NotSoError):
         opened(_joined(case["bytes"]), case["kind"])
@@ -244,7 +99,7 @@ def test_what_must_be_refused_breaks_a_rule_of_the_specification(case: Json) -> 
 
 def test_there_is_a_refusal_for_every_kind_and_every_reason() -> None:
     refused = VECTORS["refused"]
-    assert len(refused) >= 60
+    assert len({case["name"] for case in refused}) == len(refused) >= 60
     assert {case["kind"].split()[-1] for case in refused} == set(CAPS)
     assert {case["reason"] for case in refused} == {
         *("too large", "malformed", "wrong fields", "not canonical"),
@@ -287,7 +142,7 @@ def _public(name: str) -> Ed25519PublicKey:
 @pytest.mark.parametrize(
     "case",
     [case for case in VECTORS["refused"] if case["kind"].startswith("signed")],
-    ids=lambda case: f"{case['kind']} {case['rule']}",
+    ids=lambda case: case["name"],
 )
 def test_what_is_not_signed_as_it_must_be_does_not_open(case: Json) -> None:
     kind, data = case["kind"].split()[-1], _joined(case["bytes"])
@@ -353,6 +208,100 @@ def test_a_bundles_root_is_the_hash_of_its_chunk_list(case: Json) -> None:
     assert sha256(listed).hex() == case["root"]
 
 
+# Tables on their way ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("case", VECTORS["transfers"][:-1], ids=lambda case: case["name"])
+def test_who_has_the_table_before_is_given_what_it_takes_to_have_the_next(case: Json) -> None:
+    old, head = _head(raw(case["held"])), _head(raw(case["head"]))
+    rows, ended = opened(raw(case["index"]), "Index")
+    assert tree([msgpack.packb(row) for row in rows + ended]) == old["root"]
+    known = {sha256(data): opened(data, "Card") for data in map(raw, case["cards"])}
+    usage: list[Any] = []
+    for message in case["messages"]:
+        kind, *fields = opened(raw(message), "sync")
+        lacking = [row[2] for row in rows if row[2] not in known]
+        match kind:
+            case "table-get/1":
+                assert fields == [head["origin"], head["id"], old["id"]]
+                continue
+            case "cards-get/1":
+                assert fields == [head["origin"], head["id"], b"".join(lacking), 0]
+                continue
+            case "delta/1":
+                env, seq, root, cards, ends, usage = fields
+                assert (seq, root) == (old["seq"], old["root"])
+                rows, ended = _patched(rows, ended, cards, ends)
+            case "manifest/1":
+                env, (rows, ended), cards, usage = fields
+                assert cards == []  # who has a table lacks few of them, and will say which
+            case "cards/1":
+                *named, cards, _ = fields
+                assert named == [head["origin"], head["id"]]
+                env = msgpack.unpackb(raw(case["head"]))
+        assert msgpack.packb(env) == raw(case["head"])
+        known |= {sha256(msgpack.packb(card)): card for card in cards}
+    assert tree([msgpack.packb(row) for row in rows + ended]) == head["root"]
+    assert len(rows) == head["n"]
+    assert [known[row[2]][:2] for row in rows] == [row[:2] for row in rows]
+    assert head["usage"] == (sha256(msgpack.packb(usage)) if usage else bytes(32))
+
+
+def _patched(rows: Any, ended: Any, puts: Any, ends: Any) -> tuple[list[Any], list[Any]]:
+    """Rows and ended rows, after a delta: a leaf that is put is not ended, and the other way."""
+    live = {row[0]: row for row in rows}
+    over = {end[0]: end for end in ended}
+    for card in puts:
+        over.pop(card[0], None)
+        live[card[0]] = [card[0], card[1], sha256(msgpack.packb(card))]
+    for end in ends:
+        live.pop(end[0], None)
+        over[end[0]] = end
+    return [live[leaf] for leaf in sorted(live)], [over[leaf] for leaf in sorted(over)]
+
+
+def test_a_table_that_is_too_much_for_one_frame_comes_in_pieces_without_a_gap() -> None:
+    case = VECTORS["transfers"][-1]
+    head, env = _head(raw(case["head"])), msgpack.unpackb(raw(case["head"]))
+    cards = _numbered(raw(case["card"]), case["count"], leaf_at=0, version_at=1)
+    usage = _numbered(raw(case["usage"]), case["usage_count"], leaf_at=1)
+    hashes = [sha256(msgpack.packb(card)) for card in cards]
+    rows = [[*card[:2], name] for card, name in zip(cards, hashes, strict=True)]
+    assert tree([msgpack.packb(row) for row in rows]) == head["root"]
+    assert sha256(msgpack.packb(usage)) == head["usage"]
+    at, named = 0, [head["origin"], head["id"]]
+    for step in case["messages"]:
+        part = cards[at : at + step["cards"]] if "cards" in step else []
+        match step["type"]:
+            case "table-get/1":
+                fields = [*named, bytes(32)]
+            case "cards-get/1":
+                fields = [*named, b"".join(hashes[at:]), step["usage"]]
+                part = []
+            case "manifest/1":
+                fields = [env, [rows, []], part, usage[: step["usage"]]]
+            case "cards/1":
+                fields = [*named, part, usage[: step["usage"]]]
+        at += len(part)
+        frame = msgpack.packb([step["type"], *fields])
+        assert len(frame) == step["bytes"] <= 65_536
+        assert sha256(frame).hex() == step["sha256"]
+    assert at == len(cards)
+    assert {step["usage"] for step in case["messages"] if step["type"] == "cards/1"} == {0, 256}
+
+
+def _numbered(data: bytes, count: int, *, leaf_at: int, version_at: int | None = None) -> list[Any]:
+    """Copies of a value, numbered from 0."""
+    made = []
+    for n in range(count):
+        value = msgpack.unpackb(data)
+        value[leaf_at] = n.to_bytes(16, "big")
+        if version_at is not None:
+            value[version_at] = n
+        made.append(value)
+    return made
+
+
 # Rules of one origin ------------------------------------------------------------------------------
 
 
@@ -374,9 +323,9 @@ def _conflict(a: bytes, b: bytes) -> bool:
 
 
 def _head(env: bytes) -> Json:
-    names = ("origin", "epoch", "seq", "prev_seq", "prev", "root", "n", "ts", "exp", "flags", "enc")
+    names = "origin epoch seq prev_seq prev root n ts exp flags enc usage"
     fields = opened(opened(env, "Env")[1], "Head")
-    return dict(zip(names, fields, strict=False)) | {"id": sha256(env)}
+    return dict(zip(names.split(), fields, strict=True)) | {"id": sha256(env)}
 
 
 @each("bounds", "never")

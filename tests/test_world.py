@@ -42,6 +42,19 @@ def test_the_same_seed_tells_the_same_story() -> None:
     assert one.broken is None and one.trace_hash == again.trace_hash != other.trace_hash
 
 
+def test_a_node_that_raises_is_a_finding_with_its_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(checks: WorldChecks) -> None:
+        raise KeyError("what nobody expects")
+
+    monkeypatch.setattr(WorldChecks, "morning", failing)
+    nights: list[int] = []
+    run = play_world(2, 1, 3, tell=nights.append)
+    assert str(run.broken) == "seed 3: no error: KeyError: 'what nobody expects'"
+    assert nights == [0]
+    assert list(run.results) == sorted(run.results)
+    assert run.headline.endswith(f"trace {run.trace_hash[:12]}")
+
+
 @pytest.fixture(scope="module")
 def week() -> WorldRun:
     return play_world(4, NIGHTS, 0, per_night=PER_NIGHT)

@@ -5,7 +5,6 @@ A scenario draws all its chance from the network's seed, so that it is the same 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -14,13 +13,13 @@ from msgspec.structs import replace
 
 from gossip.core import OriginView
 from gossip.events import Publish
-from gossip.keys import Keys, issue, private_key, public_bytes
+from gossip.keys import Keys
 from gossip.ports import PeerId
 from gossip.wire import Card, Ended, Op, Reason, Stage, Standing, Usage
 
 from ..byzantine import silence
 from ..disk import DiskFaults
-from ..network import Network, Node
+from ..network import Network, Node, simulated_keys
 
 Figures = dict[str, float]
 Scenario = Callable[[Network], Figures]
@@ -30,6 +29,7 @@ DAY_S = 24 * HOUR_S
 ROUND_S = 30.0  # mean time between a node's syncs
 ROUNDS_MAX = 40  # for all to agree once all faults are gone
 TOPICS = 5  # what leaves are about: near enough within a topic to be one family
+NAMED_MAX = 5  # nodes, where something holds at too few
 NOISE = 6  # of a centroid's component, of 127
 
 
@@ -141,6 +141,11 @@ def has_head(node: Node, author: Node) -> bool:
     )
 
 
+def holding(author: Node) -> str:
+    """What nodes do of which `has_head` is true."""
+    return f"hold {author.name}'s head"
+
+
 def holds_all(node: Node, origins: Iterable[bytes]) -> bool:
     """True if a node has some head of each origin."""
     assert node.replica is not None
@@ -198,19 +203,10 @@ def sleep_all(net: Network, for_s: float) -> None:
 def rotate(net: Network, node: Node, revoked: tuple[int, ...] = ()) -> Keys:
     """Give a node a key of the next epoch, valid from now on; return the old one."""
     old = node.keys
-    epoch, hour = old.doc.epoch + 1, net.now_s // 3600
-    signing = private_key(hashlib.sha256(f"{net.seed}/{node.name}/{epoch}".encode()).digest())
-    root = private_key(hashlib.sha256(f"{net.seed}/{node.name}/root".encode()).digest())
-    doc = issue(
-        root,
-        public_bytes(signing),
-        epoch=epoch,
-        not_before_h=hour - 1,
-        not_after_h=hour + 24 * 90,
-        revoked=revoked,
-    )
+    name, epoch, hour = f"{net.seed}/{node.name}", old.doc.epoch + 1, net.now_s // 3600
+    new = simulated_keys(name, epoch, hour=hour, revoked=revoked)
     net.crash(node.name)
-    net.start(node.name, Keys(signing, doc))
+    net.start(node.name, new)
     net.run(ROUND_S)
     return old
 
@@ -220,15 +216,20 @@ def until(
     holds: Callable[[Node], bool],
     within_s: float = 20 * ROUND_S,
     nodes: Sequence[Node] | None = None,
+    *,
+    what: str,
 ) -> float:
     """Run until it holds at all of some nodes that are up; return after how many seconds.
 
-    nodes: the honest ones, if not given. Fails if it never holds.
+    nodes: the honest ones, if not given. what: they do, as in "all nodes do hold the head". Fails
+    if it never holds.
     """
     start = net.now
     while failing := [n.name for n in (nodes or net.honest()) if n.awake and not holds(n)]:
         if net.now - start > within_s:
-            text = f"not at {failing} after {within_s:.0f} s"
+            asked = len([n for n in (nodes or net.honest()) if n.awake])
+            names = ", ".join(failing[:NAMED_MAX]) + (", ..." if len(failing) > NAMED_MAX else "")
+            text = f"{len(failing)} of {asked} nodes do not {what} after {within_s:.0f} s: {names}"
             net.checker.require(False, "liveness", text)
         net.run(0.05 if net.now - start < 5 else 1.0)
     net.checker.checks["liveness"] += 1

@@ -14,6 +14,7 @@ from .common import (
     cards,
     halves,
     has_head,
+    holding,
     link_up,
     rotate,
     settle,
@@ -30,14 +31,18 @@ def fork(net: Network) -> Figures:
     first, second = _twins(net)
     net.publish(first.name, *cards(net, first, range(2)))
     net.publish(second.name, *cards(net, first, range(2, 4)))
-    until(net, lambda node: node.origin != first.origin or has_head(node, node), HOUR_S)
+    until(
+        net, lambda node: node.origin != first.origin or has_head(node, node), HOUR_S, what="sign"
+    )
     net.heal()
-    frozen = until(net, lambda node: standing(node, first) is Standing.FROZEN)
+    frozen = until(
+        net, lambda node: standing(node, first) is Standing.FROZEN, what="freeze the fork"
+    )
     net.crash(second.name)
     net.start(second.name, simulated_keys(f"{net.seed}/{second.name}"))
     rotate(net, first)
     net.publish(first.name, *cards(net, first, range(2)))
-    whole = until(net, lambda node: has_head(node, first))
+    whole = until(net, lambda node: has_head(node, first), what=holding(first))
     return {"frozen_s": frozen, "whole_s": whole, **settle(net)}
 
 
@@ -51,7 +56,7 @@ def restored_backup(net: Network) -> Figures:
     for version in range(2):
         net.publish(author.name, *cards(net, author, range(version, 4)))
         net.run(ROUND_S)
-        until(net, lambda node: has_head(node, author))
+        until(net, lambda node: has_head(node, author), what=holding(author))
     restore(net, author, backup)
     net.publish(author.name, *cards(net, author, range(6)))
     net.run(2 * ROUND_S)
@@ -66,7 +71,7 @@ def key_theft(net: Network) -> Figures:
     link_up(net)
     owner, thief = some(net, 2)
     net.publish(owner.name, *cards(net, owner, range(3)))
-    until(net, lambda node: has_head(node, owner))
+    until(net, lambda node: has_head(node, owner), what=holding(owner))
     net.checker.forkers[owner.origin] = None
     stolen = owner.keys
     thief.hostile = hostile = Thief(net, thief, stolen, cards(net, owner, range(10, 12)))
@@ -74,7 +79,7 @@ def key_theft(net: Network) -> Figures:
     deceived = sum(standing(node, owner) is Standing.FROZEN for node in net.honest())
     rotate(net, owner, revoked=(stolen.doc.epoch,))
     net.publish(owner.name, *cards(net, owner, range(3)), urgent=True)
-    revoked = until(net, lambda node: has_head(node, owner))
+    revoked = until(net, lambda node: has_head(node, owner), what=holding(owner))
     net.run(10 * ROUND_S)  # the thief goes on and on
     epochs = [head.epoch for node in net.honest() if (head := view(node, owner).head)]
     net.checker.require(

@@ -20,8 +20,10 @@ from .common import (
     cards,
     crash_midway,
     has_head,
+    holding,
     link_up,
     lives,
+    restart,
     rotate,
     settle,
     sleep_all,
@@ -82,7 +84,7 @@ def pruning(net: Network) -> Figures:
     dormant = set(reasons) == {Reason.DORMANT}
     net.checker.require(dormant, "liveness", f"archived, and says {reasons}")
     net.start(away.name)
-    until(net, lambda node: has_head(node, tree.node))
+    until(net, lambda node: has_head(node, tree.node), what=holding(tree.node))
     sleep_all(net, 90 * DAY_S)
     rotate(net, tree.node)  # a key is good for a quarter
     tree.forget(leaf)
@@ -107,14 +109,18 @@ def revive(net: Network) -> Figures:
 def retraction(net: Network) -> Figures:
     """A leaf is withdrawn: all who can hear stop using it, and who was away when it returns."""
     link_up(net)
-    author, away = some(net, 2)
+    author, away, heard = some(net, 3)
     leaves = cards(net, author, range(3))
     leaf = leaves[0].leaf
     net.publish(author.name, *leaves)
-    until(net, lambda node: lives(node, author, leaf))
+    until(net, lambda node: lives(node, author, leaf), what=holding(author))
     net.crash(away.name)
     net.retract(author.name, leaf)
-    dropped = until(net, lambda node: not lives(node, author, leaf))
+    dropped = until(net, lambda node: not lives(node, author, leaf), what="hear of the retraction")
+    for node in (heard, author):
+        restart(net, node)
+        remembers = leaf in view(node, author).retracted
+        net.checker.require(remembers, "durability", f"{node.name} forgot a retraction in a crash")
     net.start(away.name)
     healed = settle(net)
     net.checker.require(
@@ -136,7 +142,7 @@ def _grown(net: Network, stage: Stage = Stage.MATURE) -> tuple[Tree, Figures]:
 def _told(net: Network, tree: Tree, name: str) -> Figures:
     """Publish a tree, and wait until all hold it."""
     tree.publish(urgent=True)
-    return {name: until(net, lambda node: has_head(node, tree.node))}
+    return {name: until(net, lambda node: has_head(node, tree.node), what=holding(tree.node))}
 
 
 def _shown(net: Network, tree: Tree, leaf: bytes) -> list[Card]:

@@ -17,6 +17,7 @@ WINDOW_S = 2 * HOUR_S
 AWAKE_S = 0.5 * HOUR_S
 LEAVES_MAX = 8
 WEEK_H = 168
+ABSENCE = range(10, 20)  # nights for which one owner is away: longer than its head lives
 
 
 def thirty_nights(net: Network) -> Figures:
@@ -25,6 +26,7 @@ def thirty_nights(net: Network) -> Figures:
     chance = Random(f"{net.seed}/nights")
     trees = {name: Tree(net, node) for name, node in net.nodes.items()}
     steady = list(net.nodes)[: max(2, len(net.nodes) // 8)]  # on all night
+    last = list(net.nodes)[-1]
     away = dict.fromkeys(net.nodes, 0)  # nights for which a node sleeps on
     done: Counter[str] = Counter()
     for node in net.nodes.values():
@@ -34,6 +36,8 @@ def thirty_nights(net: Network) -> Figures:
     for night in range(NIGHTS):
         for name in net.nodes:
             away[name] = away[name] - 1 if away[name] > 0 else _nights_away(name, steady, chance)
+            if name == last and night == ABSENCE.start:
+                away[name] = len(ABSENCE)
             if away[name] <= 0:
                 _plan(net, trees[name], night, chance.random(), done, all_night=name in steady)
             else:

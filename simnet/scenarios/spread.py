@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
-from ..network import Network
+from ..network import Network, Node
 from .common import (
     HOUR_S,
     ROUND_S,
@@ -13,6 +13,7 @@ from .common import (
     crash_midway,
     halves,
     has_head,
+    holding,
     holds_all,
     link_up,
     settle,
@@ -27,7 +28,7 @@ def propagation(net: Network) -> Figures:
     author = some(net, 1)[0]
     before = net.sent.copy()
     net.publish(author.name, *cards(net, author, range(5)), urgent=True)
-    reached = until(net, lambda node: has_head(node, author))
+    reached = until(net, lambda node: has_head(node, author), what=holding(author))
     return {
         "t100_s": reached,
         "urgent_frames": net.sent["urgent_frames"] - before["urgent_frames"],
@@ -47,7 +48,7 @@ def late_joiner(net: Network) -> Figures:
     before = net.sent["bulk_bytes"]
     net.start(late.name)
     origins = [node.origin for node in net.nodes.values() if node is not late]
-    caught_up = until(net, lambda node: node is not late or holds_all(node, origins))
+    caught_up = until(net, lambda node: holds_all(node, origins), nodes=[late], what="catch up")
     return {"caught_up_s": caught_up, "bytes": net.sent["bulk_bytes"] - before, **settle(net)}
 
 
@@ -67,9 +68,15 @@ def churn(net: Network) -> Figures:
     link_up(net)
     chance = Random(f"{net.seed}/churn")
     for step in range(30):
-        for node in chance.sample(net.up(), max(1, len(net.up()) // 8)):
+        for node in _share(net, chance, 8):
             net.publish(node.name, *cards(net, node, range(step % 5, step % 5 + 3)))
-        for node in chance.sample(net.up(), max(1, len(net.up()) // 10)):
+        for node in _share(net, chance, 10):
             crash_midway(net, node, chance)
         net.run(chance.uniform(5, 240))
     return settle(net)
+
+
+def _share(net: Network, chance: Random, part: int) -> list[Node]:
+    """One in so many of the nodes that are up; one at least, if any is."""
+    up = net.up()
+    return chance.sample(up, min(len(up), max(1, len(up) // part)))

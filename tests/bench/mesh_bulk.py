@@ -14,7 +14,6 @@ from mesh_kit import (
     ROUND_S,
     Sample,
     chosen,
-    halves,
     head_of,
     holds_head,
     lossy,
@@ -29,6 +28,7 @@ from mesh_kit import (
 from gossip.config import GossipConfig
 from gossip.wire import HOUR_S
 from simnet.network import Network, Node
+from simnet.scenarios.common import halves
 
 LEAVES = 20
 CHANGED = 5  # of them in a night

@@ -24,11 +24,11 @@ from mesh_kit import (
     table,
 )
 
-from gossip.ports import PeerId
 from simnet.bundles import fetch_under_fire
 from simnet.byzantine import LIARS, Flooder, turn
+from simnet.byzantine import chosen as hostile_of
 from simnet.invariants import InvariantError
-from simnet.network import Network, Node
+from simnet.network import Node
 
 AUTHORS = 10
 PATIENCE_S = 20 * ROUND_S
@@ -44,7 +44,7 @@ def byzantine(nodes: int, seed: int, *, share: float) -> Sample:
     stands within 20 rounds. rounds: until that is all of them.
     """
     net = network(nodes, seed)
-    hostile = _parted(net, round(share * nodes))
+    hostile = hostile_of(net, round(share * nodes))
     turn(net, hostile, [liar for liar in LIARS if liar is not Flooder])
     lossy(net)
     authors = Random(f"{seed}/authors").sample(net.honest(), min(AUTHORS, nodes // 3))
@@ -69,36 +69,6 @@ def byzantine(nodes: int, seed: int, *, share: float) -> Sample:
     return {"invalid": 0.0, "converged": converged, "rounds": rounds(took_s)}
 
 
-def _parted(net: Network, count: int) -> list[Node]:
-    """Draw nodes such that the others stay linked: each of those has an honest link at least."""
-    chance = Random(f"{net.seed}/hostile")
-    names = list(net.nodes)
-    hostile = dict.fromkeys(chance.sample(names, count))
-    while cut_off := _cut_off(net, hostile):
-        freed = chance.sample(list(hostile), len(cut_off))
-        hostile |= dict.fromkeys(cut_off)
-        for name in freed:
-            del hostile[name]
-    return [net.nodes[name] for name in hostile]
-
-
-def _cut_off(net: Network, hostile: dict[PeerId, None]) -> list[PeerId]:
-    """The honest nodes outside their largest group of linked ones."""
-    left = {name: None for name in net.nodes if name not in hostile}
-    groups: list[list[PeerId]] = []
-    while left:
-        group = [next(iter(left))]
-        del left[group[0]]
-        for name in group:  # grows
-            for peer in net.nodes[name].links:
-                if peer in left:
-                    del left[peer]
-                    group.append(peer)
-        groups.append(group)
-    groups.sort(key=len)
-    return [name for group in groups[:-1] for name in group]
-
-
 def flood_delay(nodes: int, seed: int) -> Sample:
     """How much longer a retraction and a table take to 99.9 % of the honest under a flood.
 
@@ -118,7 +88,7 @@ def _spread_s(nodes: int, seed: int, *, flood: bool) -> tuple[float | None, floa
     net = network(nodes, seed)
     author = chosen(net, 1, "author")[0]
     preloaded(net, [author], 5)
-    names = _parted(net, round(FLOODERS * nodes))
+    names = hostile_of(net, round(FLOODERS * nodes))
     out_of_step(net)
     lossy(net)
     if flood:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 from gossip.config import GossipConfig
-from gossip.ports import PeerId
 from gossip.wire import Bundle, Card, EvalSet, Format, Op, PairedScore, Score, Stage
 from simnet.faults import Links
 from simnet.network import Network, Node
@@ -111,8 +110,3 @@ def usable(node: Node, author: Node, leaf: bytes) -> bool:
     """True if this node may route to the leaf now."""
     assert node.replica is not None
     return any(card.leaf == leaf for card in node.replica.view(author.origin).usable)
-
-
-def halves(net: Network) -> dict[PeerId, int]:
-    """Two sides, each connected in itself: the wiring holds a ring."""
-    return {name: int(2 * i >= len(net.nodes)) for i, name in enumerate(net.nodes)}

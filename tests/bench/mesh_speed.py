@@ -36,8 +36,9 @@ from typing import Any
 ROOT = Path(__file__).parent.parent.parent
 sys.path[:0] = [str(ROOT)]
 
-from gossip.ports import PeerId  # noqa: E402  after the path is set
-from gossip.wire import Card, Op, Stage  # noqa: E402
+from mesh_kit import table  # noqa: E402  after the path is set
+
+from gossip.ports import PeerId  # noqa: E402
 from simnet.network import Network, Node  # noqa: E402
 from simnet.runs import play  # noqa: E402
 
@@ -61,7 +62,7 @@ def night(size: int, publishing: int, hours: float) -> dict[str, float]:
     begun, wall = time.process_time(), time.monotonic()
     net = Network(size=size, seed=1, disks=False, checked="never")
     authors = list(net.nodes)[:publishing]
-    net.preload({name: [_card(name, leaf, 1) for leaf in range(LEAVES)] for name in authors})
+    net.preload({name: table(net.nodes[name], LEAVES) for name in authors})
     # Almost nothing that lives now will die, and the collector would look at it again and again.
     gc.collect()
     gc.freeze()
@@ -90,7 +91,7 @@ def night(size: int, publishing: int, hours: float) -> dict[str, float]:
 
 
 def _publish(net: Network, name: PeerId) -> None:
-    net.publish(name, *(_card(name, leaf, 2 if leaf < CHANGED else 1) for leaf in range(LEAVES)))
+    net.publish(name, *table(net.nodes[name], LEAVES, changed=CHANGED))
 
 
 def _agree(net: Network, authors: list[PeerId]) -> float:
@@ -110,13 +111,6 @@ def _agree(net: Network, authors: list[PeerId]) -> float:
     assert late is not None, "seed 1: not all agree ten minutes after the night"
     assert all(head and head.n_live == LEAVES for head in signed.values())
     return late
-
-
-def _card(name: PeerId, number: int, version: int) -> Card:
-    leaf = Random(f"{name}/{number}").randbytes(16)
-    centroid = Random(f"{name}/{number}/{version}").randbytes(384)
-    tag = bytes(8)
-    return Card(leaf, version, Stage.MATURE, Op.BIRTH, centroid, 9, tag, tag, (), 120_000, ())
 
 
 def measure(part: str, hours: float) -> dict[str, float]:
