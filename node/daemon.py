@@ -81,7 +81,9 @@ def serve(app: App, listen: str | None, tell: Tell) -> None:
             trio.run(daemon.run_until_told)
         except* ListenError as group:
             taken, others = group.split(PortInUseError)
-            problem = (taken or others or group).exceptions[0]
+            problem: BaseException = taken or others or group
+            while isinstance(problem, BaseExceptionGroup):  # one for each nursery on the way
+                problem = problem.exceptions[0]
             first = "End what listens there, or choose another:" if taken else "Give one such as"
             raise PortError(
                 str(problem),
