@@ -46,7 +46,7 @@ class Question:
 
 
 class Comparing:
-    """Questions and answers of one replica, whose own the arguments are."""
+    """Questions and answers of one replica, whose peers, holdings and quotas it works on."""
 
     def __init__(
         self,
@@ -134,9 +134,7 @@ class Comparing:
         """Give a peer what it lacks, and ask for what is lacking here. Raises WireError."""
         if len({summary.slot for summary in theirs.summaries}) != len(theirs.summaries):
             raise WireError("slot twice")  # or it would be given the same twice, for 65 bytes each
-        awaited = (
-            peer in self._open and theirs.answer == 1
-        )  # else it tells news, and awaits nothing
+        awaited = peer in self._open and theirs.answer == 1  # else it tells news, awaits nothing
         self.answered(peer)
         questions, gifts, sourced = self._compare(peer, theirs, now_s)
         given = list(self.answer(peer, gifts, now_s))

@@ -230,8 +230,7 @@ class Replica:
                 return []
         assert_never(event)
 
-    # What follows is generators, so that of a frame which is wrong in its third record the first
-    # two count, with all that comes of them.
+    # What follows is generators: of a frame that is wrong at its third origin the first two count.
 
     def _received(self, peer: PeerId, data: bytes) -> list[Effect]:
         effects: list[Effect] = []
@@ -280,13 +279,14 @@ class Replica:
     def _hear(self, name: bytes, said: Said, via: PeerId) -> Iterator[Effect]:
         """Take in what a peer says of one origin."""
         held = self._held[name]
-        by = via if via in self._peers else STRANGERS
+        by = self._bringer(via)
         others = name != self._author.origin
-        asked = held.leaves | self._pulls.leaves(name)
-        part = self._admission.part(held.claims, said, asked, by, self._now_s) if others else None
-        if part is not None:
-            yield Refused(via, "too many records of no table", blame=False)
-            said = part
+        if others and (said.keys or said.retracts):
+            asked = held.leaves | self._pulls.leaves(name)
+            part = self._admission.part(held.claims, said, asked, by, self._now_s)
+            if part is not None:
+                yield Refused(via, "too many records of no table", blame=False)
+                said = part
         claims = heard(held.claims, said, self._verifying(via))
         if claims is not held.claims:
             if name not in self._held:
@@ -304,13 +304,16 @@ class Replica:
         for head in said.heads:
             yield from self._hear_head(head, via)
 
+    def _bringer(self, via: PeerId) -> PeerId:
+        """On whose account a peer's words go."""
+        return via if via in self._peers else STRANGERS
+
     def _verifying(self, peer: PeerId) -> Callable[[], None]:
-        who = peer if peer in self._peers else STRANGERS
-        return lambda: self._admission.verify(who, self._now_s)
+        return lambda: self._admission.verify(self._bringer(peer), self._now_s)
 
     def _make_room(self, name: bytes, via: PeerId) -> Iterator[Effect]:
         """Let an origin in that was unknown, or raise PutOff."""
-        by = via if via in self._peers else STRANGERS
+        by = self._bringer(via)
         others = name != self._author.origin
         if others:
             self._admission.introduce(by, len(self._held), self._now_s)
@@ -402,19 +405,16 @@ class Replica:
         held = self._held[name]
         source = via if via in self._peers else None  # a broadcast may come from a stranger
         others = name != self._author.origin
+        stands = None if held.light else held.claims.head
         if self._pulls.head(name) == head:
             yield from self._pulls.want(head, source, self._now_s)
-        elif (
-            held.claims.head
-            and not held.light
-            and origin.same_table(head.value, held.claims.head.value)
-        ):
+        elif stands and origin.same_table(head.value, stands.value):
             yield from self._apply(head, held.table, via)
         elif others and self._ages.is_bare(head.value):
             yield from self._apply(head, None, via)
-        elif others and (held.light or not held.claims.head):
+        elif others and not stands:
             yield from self._want_first(head, via)
-        elif others and not self._has_room(head, held, source or STRANGERS):
+        elif others and not self._has_room(head, held, self._bringer(via)):
             yield Refused(via, "too many bytes of tables", blame=False)
         else:
             yield from self._pulls.want(head, source, self._now_s, brought=brought)
@@ -427,13 +427,13 @@ class Replica:
 
     def _want_first(self, head: Signed[Head], via: PeerId) -> Iterator[Effect]:
         """Want the table of an origin of which none is here, if it is of interest and has room."""
-        name, source = head.value.origin, via if via in self._peers else None
+        name, size = head.value.origin, table_bytes(head.value)
+        source = via if via in self._peers else None
         if self._is_choosy():
             yield from self._apply(head, None, via)
-            if not self._interest.looks(name, source or STRANGERS, self._ages.now_h):
+            if not self._interest.looks(name, self._bringer(via), self._ages.now_h):
                 return
-        size = table_bytes(head.value)
-        if self._admission.take_table(name, source or STRANGERS, size, self._now_s):
+        if self._admission.take_table(name, self._bringer(via), size, self._now_s):
             yield from self._pulls.want(head, source, self._now_s)
         else:
             yield from self._apply(head, None, via)

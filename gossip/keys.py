@@ -15,7 +15,6 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from .wire import KeyDoc, encode
 
-SEED_BYTES = 32
 _DOC_DOMAIN = b"groove/keydoc/1\0"
 
 

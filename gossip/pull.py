@@ -9,6 +9,7 @@ that is not the head's is left; one that does not answer in time is, too.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from dataclasses import dataclass, field
 
@@ -17,7 +18,7 @@ from .envelope import Signed
 from .events import Effect, Send
 from .holdings import Holdings
 from .ports import PeerId
-from .table import Table, card_hash, commits_to, missing, patched, usage_hash
+from .table import Table, commits_to, missing, patched, usage_hash
 from .wire import (
     BYTES_MAX,
     INDEX_BYTES_MAX,
@@ -400,9 +401,9 @@ def _add(
     rows = {row.card: row for row in index.rows}
     pull.cards |= {card: held.cards[card] for card in rows if card in held.cards}
     for value in cards:
-        if len(encode(value)) > BYTES_MAX[Card]:
+        if len(data := encode(value)) > BYTES_MAX[Card]:
             raise WireError("too large")
-        row = rows.get(card := card_hash(value))
+        row = rows.get(card := hashlib.sha256(data).digest())
         if row is None:
             raise WireError("card not asked for")
         if (value.leaf, value.version) != (row.leaf, row.version):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from .origin import is_stale
 from .records import Held
-from .wire import Card, Ended, Head, Standing, Usage
+from .wire import HOUR_S, Card, Ended, Head, Standing, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ def view_of(held: Held, now_h: int) -> OriginView:
     return OriginView(
         origin=held.claims.origin,
         standing=held.claims.standing,
-        stale=head is not None and head.exp_h < now_h,
+        stale=head is not None and is_stale(head, now_h * HOUR_S),
         head=None if held.light else head,
         cards=held.table.live(),
         ended=held.table.index.ended,
