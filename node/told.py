@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import msgspec
 
@@ -30,6 +30,21 @@ class Told:
 
 
 Tell = Callable[[Told], None]
+
+
+class Say(Protocol):
+    """Tells by the parts of a `Told`."""
+
+    def __call__(self, event: str, text: str, **data: Any) -> None: ...
+
+
+def saying(tell: Tell) -> Say:
+    """The same, for whoever tells much."""
+
+    def say(event: str, text: str, **data: Any) -> None:
+        tell(Told(event, text, data))
+
+    return say
 
 
 class EventFile:

@@ -107,16 +107,16 @@ async def test_a_running_node_turns_consent_off_once_per_rollback(
     own = app.identity.keys
     now_s = int(app.clock.now_s())
     lost = retraction_of(own, now_s)
-    await daemon._publish()
+    await daemon._publisher.publish()
     assert app.allows("capture")
     effects = daemon._core.handle(received(BOB, lost, now_s))
     assert any(isinstance(each, Save) for each in effects), "nothing of it is stored so far"
     assert not app.allows("capture"), "a kill from here on loses nothing"
-    await daemon._publish()
+    await daemon._publisher.publish()
     assert [each.event for each in told] == ["suspended"]
     assert app.consent.standing(app.user_id) == "restored"
     app.consent.record_consent(app.user_id, True, "1.0")
-    await daemon._publish()
+    await daemon._publisher.publish()
     assert app.allows("capture"), "the owner's new word stands"
 
 

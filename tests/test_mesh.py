@@ -294,13 +294,13 @@ async def test_a_node_names_the_origins_it_uses_and_looks_for_what_is_near_its_l
     app.forests.change(leaf(0), "born", "by a test", NOW)
     app.foreign.replace_origin("02" * 32, [other()])
     app.foreign.settle(app.foreign.all()[0], State.REFUSED, {}, "graphs")
-    await daemon._name_what_counts()
+    await daemon._look_for_interests()
     assert daemon.replica.protected == {b"\2" * 32}
     made = cards(forest(leaf(1, stage=Stage.MATURE)), {}, app.enc8, lambda root: 0, frozenset())
-    assert not daemon._interest(shown(*made.cards))
+    assert not daemon._interest.wants(shown(*made.cards))
     app.forests.change(leaf(1), "born", "by a test", NOW)
-    await daemon._name_what_counts()
-    assert daemon._interest(shown(*made.cards))
+    await daemon._look_for_interests()
+    assert daemon._interest.wants(shown(*made.cards))
 
 
 @pytest.fixture
@@ -410,15 +410,15 @@ async def test_a_round_that_begins_while_the_forest_is_read_is_not_told_half(
         return read(at, kind)
 
     monkeypatch.setattr(app.forests, "changed_since", begun_meanwhile)
-    await daemon._publish()
+    await daemon._publisher.publish()
     assert "published" not in told
     monkeypatch.setattr(app.forests, "changed_since", read)
-    await daemon._publish()
+    await daemon._publisher.publish()
     assert "published" not in told, "the round is open"
     row = app.forests.open_round()
     assert row is not None
     app.forests.finish_round(row.id, NOW)
-    await daemon._publish()
+    await daemon._publisher.publish()
     assert told.count("published") == 1
 
 
@@ -431,7 +431,7 @@ async def test_leaves_that_one_head_has_no_room_for_are_told_to_the_owner(
     app.forests.restore(many, {}, NOW)
     told: list[Told] = []
     daemon = Daemon(app, None, told.append)
-    await daemon._publish()
+    await daemon._publisher.publish()
     events = {each.event: each for each in told}
     assert events["table full"].data["leaves"] == 3 and "published" in events
 
