@@ -9,12 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
 from .wire import CHUNK_BYTES, ChunkList, encode
 
 _DISK_RESERVE_BYTES: Final = 64 * 1024 * 1024  # for what must not fail: deletion, retraction
+_TOUCH_AGAIN_S: Final = 3600.0
+_TOUCHED_MAX: Final = 1024
+_NOWAIT: Final = getattr(os, "RWF_NOWAIT", 0)  # Linux
 
 
 class DiskFullError(OSError):
@@ -26,6 +31,7 @@ class BundleFiles:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
+        self._touched: dict[bytes, float] = {}  # when, by a clock that never goes back
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def path(self, root: bytes) -> Path:
@@ -72,6 +78,14 @@ class BundleFiles:
         finally:
             os.close(descriptor)
 
+    def flush(self, root: bytes) -> None:
+        """Bring to disk what was written of a part, so that its end has little left to wait for."""
+        descriptor = self._open_part(root, 0)
+        try:
+            os.fdatasync(descriptor)
+        finally:
+            os.close(descriptor)
+
     def finish(self, root: bytes) -> Path:
         """Make the part durable under its final name."""
         descriptor = self._open_part(root, 0)
@@ -104,9 +118,41 @@ class BundleFiles:
         try:
             with self.path(root).open("rb") as bundle:
                 bundle.seek(index * CHUNK_BYTES)
+                self.touch(root)
                 return bundle.read(CHUNK_BYTES) or None
         except FileNotFoundError:
             return None
+
+    def cached_chunk(self, root: bytes, index: int) -> bytes | None:
+        """Return a chunk if that needs no disk, so that it may be called on an event loop."""
+        if not _NOWAIT:
+            return None
+        try:
+            descriptor = os.open(self.path(root), os.O_RDONLY | os.O_NOFOLLOW)
+        except OSError:
+            return None
+        try:
+            size = min(CHUNK_BYTES, os.fstat(descriptor).st_size - index * CHUNK_BYTES)
+            chunk = bytearray(max(0, size))
+            came = os.preadv(descriptor, [chunk], index * CHUNK_BYTES, _NOWAIT)
+            self.touch(root)
+            return bytes(chunk) if chunk and came == size else None
+        except OSError:  # not in memory, or a file system that cannot tell
+            return None
+        finally:
+            os.close(descriptor)
+
+    def touch(self, root: bytes) -> None:
+        """Note in a bundle's times that it was used; not again for an hour."""
+        now = time.monotonic()
+        if now - self._touched.get(root, -_TOUCH_AGAIN_S) < _TOUCH_AGAIN_S:
+            return
+        self._touched.pop(root, None)
+        self._touched[root] = now
+        if len(self._touched) > _TOUCHED_MAX:
+            del self._touched[next(iter(self._touched))]
+        with suppress(OSError):  # it has just gone, or the disk is read-only
+            os.utime(self.path(root))
 
     def remove(self, root: bytes) -> None:
         """Delete a bundle and its part, durably."""

@@ -1,13 +1,19 @@
 """Whom to dial, and when: as a state machine, and the small loop that dials.
 
 A peer that fails is tried again after 1 s, 2 s, and so on to 60 s, each with jitter, so that a
-mesh that comes back together does not do so in one instant. One that was connected a moment ago
-is most likely being restarted: for two minutes it is tried every few seconds.
+mesh that comes back together does not do so in one instant; one that nobody but a peer named, up to
+15 minutes. One that was connected a moment ago is most likely being restarted: for two minutes it
+is tried every few seconds.
+
+Who is linked with hostile peers alone believes what they say. So the links that count are those
+that this node made itself: some are made however many others have come in, two of them to different
+networks where the book knows such, and no more than half to peers that one other has introduced.
 """
 
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
@@ -15,21 +21,34 @@ from random import Random
 import trio
 from msgspec import Struct
 
-from .addresses import AddressBook
+from .addresses import AddressBook, place_of
+from .multiaddrs import CIRCUIT, AddressError, Place, group_of
 from .ports import Connected, Disconnected, PeerId
 from .transport_config import DialError
 
 log = logging.getLogger(__name__)
 
+_NOTE_AGAIN_S = 3600.0  # that a link still works
+_NAME_S = 5.0  # to look a name up
+
 
 class DialerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     links_wanted: int = 8  # then only the owner's peers are dialled
-    dials_max: int = 4  # at a time
+    outbound_min: int = 4  # of them dialled by this node, however many have dialled it
+    groups_min: int = 2  # networks (/16) that the dialled ones lie in, where there are such
+    introduced_share: float = 0.5  # of the links wanted, to peers that one other has introduced
+    strangers_h_max: int = 16  # never reached before, dialled on one introducer's word in an hour
+    dials_max: int = 8  # at a time
     retry_s_min: float = 1.0
     retry_s_max: float = 60.0
+    retry_learned_s_max: float = 900.0
     unheard_s: float = 5.0  # after a dial that succeeded but made no connection
     lost_s: float = 120.0  # after a connection's end, this long...
     lost_retry_s_max: float = 3.0  # ...it is tried at least this often
+    woken_s: float = 5.0  # after waking, this long, it is dialled in the moment that it is lost
+    direct_s_min: float = 10.0  # a peer linked through a relay is then dialled directly
+    direct_s_max: float = 300.0
+    stagger_s: float = 1.0  # then the next address is tried beside one that has not answered
 
 
 @dataclass(slots=True)
@@ -39,6 +58,25 @@ class _State:
     due: float = 0.0
     failures: int = 0
     lost_at: float | None = None
+    reached: bool = False  # dialled, and not yet told of as connected
+
+
+@dataclass(slots=True)
+class _Link:
+    """One connected peer."""
+
+    address: str
+    outbound: bool
+    direct_due: float | None = None  # of one through a relay
+    direct_failures: int = 0
+
+
+@dataclass(slots=True)
+class _Spent:
+    """Dials of strangers on one introducer's word."""
+
+    since: float
+    dials: int = 0
 
 
 class Dialer:
@@ -51,75 +89,198 @@ class Dialer:
         self._own = own
         self._rng = rng
         self._config = config or DialerConfig()
-        self._linked: dict[PeerId, None] = {}
+        self._linked: dict[PeerId, _Link] = {}
         self._dialling: dict[PeerId, None] = {}
         self._states: dict[PeerId, _State] = {}
+        self._spent: dict[str, _Spent] = {}  # by introducer
+        self._woke_at: float | None = None
 
     def due(self, now: float) -> list[tuple[PeerId, list[str]]]:
         """Return the peers to dial now, each with its addresses, best first. Each must be
         followed by `reached` or `failed`."""
         chosen = []
-        for peer in self._wanted():
+        for peer in self._wanted(now):
             if len(self._dialling) >= self._config.dials_max:
                 break
-            if self._state(peer).due <= now:
+            if self._due_at(peer, now) <= now:
+                self._spend(peer, now)
                 self._dialling[peer] = None
                 chosen.append((peer, self.book.addresses(peer)))
+        for peer, link in self._linked.items():
+            direct = self._direct(peer)
+            if link.direct_due is None or link.direct_due > now or peer in self._dialling:
+                continue
+            if direct and len(self._dialling) < self._config.dials_max:
+                self._dialling[peer] = None
+                chosen.append((peer, direct))
         return chosen
 
-    def next_due(self) -> float | None:
+    def next_due(self, now: float = 0.0) -> float | None:
         """Return when `due` may have something next; None if not before something changes."""
         if len(self._dialling) >= self._config.dials_max:
             return None
-        return min((self._state(peer).due for peer in self._wanted()), default=None)
+        times = [self._due_at(peer, now) for peer in self._wanted(now)]
+        times += [
+            link.direct_due
+            for peer, link in self._linked.items()
+            if link.direct_due is not None and peer not in self._dialling and self._direct(peer)
+        ]
+        return min(times, default=None)
 
-    def connected(self, peer: PeerId) -> None:
+    def connected(
+        self, peer: PeerId, address: str = "", now: float = 0.0, *, inbound: bool = False
+    ) -> None:
+        state = self._states.pop(peer, None)
+        dialled = peer in self._dialling or (state is not None and state.reached)
+        outbound = dialled and not inbound
         self._dialling.pop(peer, None)
-        self._linked[peer] = None
-        self._states.pop(peer, None)
+        if address and not address.endswith(f"/p2p/{peer}"):
+            address = f"{address}/p2p/{peer}"  # libp2p leaves it out; the book does not
+        relayed = CIRCUIT in address
+        self._linked[peer] = _Link(
+            address, outbound, now + self._config.direct_s_min if relayed else None
+        )
 
     def reached(self, peer: PeerId, now: float) -> None:
         """A dial has succeeded. If no `connected` follows, the connection ended unheard."""
         self._dialling.pop(peer, None)
-        self._state(peer).due = now + self._config.unheard_s
+        if link := self._linked.get(peer):
+            link.direct_due = None  # one through a relay has become a direct one, or was no other
+            return
+        state = self._state(peer)
+        state.due, state.reached = now + self._config.unheard_s, True
 
     def disconnected(self, peer: PeerId, now: float) -> None:
         self._linked.pop(peer, None)
         state = self._state(peer)
         state.lost_at = now
-        # Both ends may dial; the jitter makes it unlikely that they do so at once.
-        state.due = now + self._rng.uniform(0.1, self._config.retry_s_min)
+        # Both ends may dial; the jitter makes it unlikely that they do so at once. After a sleep
+        # or on a new network it is this end alone that knows of it.
+        alone = self._woke_at is not None and now - self._woke_at < self._config.woken_s
+        state.due = now if alone else now + self._rng.uniform(0.1, self._config.retry_s_min)
 
     def failed(self, peer: PeerId, now: float) -> None:
         self._dialling.pop(peer, None)
+        config = self._config
+        if link := self._linked.get(peer):
+            pause_s = min(config.direct_s_max, config.direct_s_min * 2.0**link.direct_failures)
+            link.direct_failures = min(link.direct_failures + 1, 16)
+            if link.direct_due is not None:
+                link.direct_due = now + pause_s * self._rng.uniform(0.5, 1.0)
+            return
         state = self._state(peer)
-        pause_s = min(self._config.retry_s_max, self._config.retry_s_min * 2.0**state.failures)
-        if state.lost_at is not None and now - state.lost_at < self._config.lost_s:
-            pause_s = min(pause_s, self._config.lost_retry_s_max)
+        owners = self.book.is_owners(peer)
+        longest_s = config.retry_s_max if owners else config.retry_learned_s_max
+        pause_s = min(longest_s, config.retry_s_min * 2.0**state.failures)
+        if state.lost_at is not None and now - state.lost_at < config.lost_s:
+            pause_s = min(pause_s, config.lost_retry_s_max)
         state.failures = min(state.failures + 1, 16)
         state.due = now + pause_s * self._rng.uniform(0.5, 1.0)
 
-    def _wanted(self) -> list[PeerId]:
+    def given_up(self, peer: PeerId) -> None:
+        """A dial was called off: it says nothing of the peer."""
+        self._dialling.pop(peer, None)
+
+    @property
+    def stagger_s(self) -> float:
+        return self._config.stagger_s
+
+    def woke(self, now: float) -> None:
+        """The machine has slept, or its network is another one: no wait has a meaning any more."""
+        self._woke_at = now
+        self._states.clear()
+        self._spent.clear()
+        self.book.forgive()
+        for link in self._linked.values():
+            link.direct_failures = 0
+            if link.direct_due is not None:
+                link.direct_due = now
+
+    def outbound(self) -> list[tuple[PeerId, str]]:
+        """The links that this node made, and the addresses they lead to."""
+        return [(peer, link.address) for peer, link in self._linked.items() if link.outbound]
+
+    def _wanted(self, now: float) -> list[PeerId]:
         """Peers that should be linked and are not, the most wanted first."""
-        room = self._config.links_wanted - len(self._linked) - len(self._dialling)
-        wanted = []
+        config = self._config
+        made = [peer for peer, link in self._linked.items() if link.outbound]
+        made += [peer for peer in self._dialling if peer not in self._linked]
+        under_way = sum(peer not in self._linked for peer in self._dialling)
+        room = max(
+            config.links_wanted - len(self._linked) - under_way, config.outbound_min - len(made)
+        )
+        groups = {self._group(peer) for peer in made}
+        named = Counter(self.book.introducer(peer) for peer in made)
+        wanted, strangers = [], []
         for peer in self.book.peers():
             if peer == self._own or peer in self._linked or peer in self._dialling:
                 continue
-            if self.book.is_owners(peer) or room > 0:
+            if self.book.is_owners(peer):
                 wanted.append(peer)
                 # One that fails keeps no place: the mesh must outlive the owner's peers.
                 room -= not self._state(peer).failures
-        for peer in [p for p in self._states if not self.book.addresses(p)]:
+                groups |= set() if self._state(peer).failures else {self._group(peer)}
+            else:
+                strangers.append(peer)
+        share = max(1, int(config.links_wanted * config.introduced_share))
+        for peer in self._spread(strangers, groups):
+            apart = len(groups) < config.groups_min and self._group(peer) not in groups
+            by = self.book.introducer(peer)
+            if (room <= 0 and not apart) or (by and named[by] >= share):
+                continue
+            wanted.append(peer)
+            if not self._state(peer).failures:
+                room -= 1
+                groups.add(self._group(peer))
+                named[by] += 1
+        for peer in [p for p in self._states if p not in self.book]:
             del self._states[peer]  # no longer in the book: bounded by it
         return wanted
+
+    def _spread(self, strangers: list[PeerId], groups: set[str]) -> list[PeerId]:
+        """In the order given, but first one of each network that is still lacking."""
+        first: dict[str, PeerId] = {}
+        for peer in strangers:
+            if len(groups) + len(first) >= self._config.groups_min:
+                break
+            if (group := self._group(peer)) not in groups:
+                first.setdefault(group, peer)
+        lacking = set(first.values())
+        return [*first.values(), *(peer for peer in strangers if peer not in lacking)]
+
+    def _group(self, peer: PeerId) -> str:
+        link = self._linked.get(peer)
+        known = next(iter(self.book.addresses(peer)), "")
+        address = link.address if link and link.address else known
+        return group_of(address)
+
+    def _direct(self, peer: PeerId) -> list[str]:
+        return [address for address in self.book.addresses(peer) if CIRCUIT not in address]
+
+    def _due_at(self, peer: PeerId, now: float) -> float:
+        due, spent = self._state(peer).due, self._spent.get(self.book.introducer(peer))
+        if spent is None or self.book.is_proven(peer) or now - spent.since >= 3600.0:
+            return due
+        full = spent.dials >= self._config.strangers_h_max
+        return max(due, spent.since + 3600.0) if full else due
+
+    def _spend(self, peer: PeerId, now: float) -> None:
+        by = self.book.introducer(peer)
+        if not by or self.book.is_proven(peer):
+            return
+        for old in [each for each, spent in self._spent.items() if now - spent.since >= 3600.0]:
+            del self._spent[old]
+        self._spent.setdefault(by, _Spent(now)).dials += 1
 
     def _state(self, peer: PeerId) -> _State:
         return self._states.setdefault(peer, _State())
 
 
 class DialLoop:
-    """Runs a `Dialer`. dial: connects to an address or raises DialError; clock: Unix seconds."""
+    """Runs a `Dialer`. dial: connects to an address or raises DialError; clock: Unix seconds.
+
+    probe: True if a linked peer answers within so many seconds; one that does not it disconnects.
+    """
 
     def __init__(
         self,
@@ -127,11 +288,16 @@ class DialLoop:
         dial: Callable[[str], Awaitable[PeerId]],
         *,
         clock: Callable[[], float],
+        probe: Callable[[PeerId, float], Awaitable[bool]] | None = None,
     ) -> None:
         self._dialer = dialer
         self._dial = dial
         self._clock = clock
+        self._probe = probe
         self._stirred = trio.Event()
+        self._linked: dict[PeerId, None] = {}
+        self._trying: dict[trio.CancelScope, None] = {}
+        self._nursery: trio.Nursery | None = None
 
     def stir(self) -> None:
         """Look again: the address book has changed."""
@@ -140,34 +306,125 @@ class DialLoop:
     def on_link(self, event: Connected | Disconnected) -> None:
         """Hear of a connection, whoever made it; see `GossipDriver`."""
         match event:
-            case Connected(peer, _):
-                self._dialer.connected(peer)
+            case Connected(peer, address, inbound):
+                self._linked[peer] = None
+                self._dialer.connected(peer, address, trio.current_time(), inbound=inbound)
             case Disconnected(peer):
+                self._linked.pop(peer, None)
+                self._note_links()  # up to now it worked
                 self._dialer.disconnected(peer, trio.current_time())
+        self.stir()
+
+    def woke(self, answer_s: float = 3.0) -> None:
+        """The machine has slept or its network is another one: dial everybody at once, and ask the
+        links that are left whether they live. What was being dialled is given up: a connection
+        that is begun on a network that is gone takes its whole deadline to fail."""
+        self._dialer.woke(trio.current_time())
+        for scope in list(self._trying):
+            scope.cancel()
+        if self._nursery is not None and self._probe is not None:
+            for peer in list(self._linked):
+                self._nursery.start_soon(self._ask, peer, answer_s)
         self.stir()
 
     async def run(self) -> None:
         async with trio.open_nursery() as nursery:
+            self._nursery = nursery
             while True:
                 self._stirred = trio.Event()
-                for peer, addresses in self._dialer.due(trio.current_time()):
+                now = trio.current_time()
+                self._note_links(_NOTE_AGAIN_S)
+                for peer, addresses in self._dialer.due(now):
                     nursery.start_soon(self._try, peer, addresses)
-                due = self._dialer.next_due()
-                wait_s = float("inf") if due is None else due - trio.current_time()
+                due = self._dialer.next_due(now)
+                wait_s = _NOTE_AGAIN_S if due is None else due - trio.current_time()
                 with trio.move_on_after(max(0.0, wait_s)):
                     await self._stirred.wait()
 
+    def _note_links(self, older_s: float = 60.0) -> None:
+        """Have the book know what works still: after a restart it is dialled first."""
+        now_s, book = self._clock(), self._dialer.book
+        last = {entry.address: entry.last_ok_s for entry in book}
+        for _, address in self._dialer.outbound():
+            if address in last and now_s - last[address] >= older_s:
+                book.succeeded(address, now_s)
+
+    async def _ask(self, peer: PeerId, answer_s: float) -> None:
+        assert self._probe is not None
+        if not await self._probe(peer, answer_s):
+            log.info("link is dead peer=%s", peer)
+
     async def _try(self, peer: PeerId, addresses: list[str]) -> None:
-        for address in addresses:
+        """Dial a peer's addresses, each a little after the one before, until one answers."""
+        reached = False
+        with trio.CancelScope() as scope:
+            self._trying[scope] = None
             try:
-                await self._dial(address)
-            except DialError as error:
-                self._dialer.book.failed(address)
-                log.debug("dial failed address=%s error=%s", address, error)
-            else:
-                self._dialer.book.succeeded(address, self._clock())
-                self._dialer.reached(peer, trio.current_time())
-                break
+                reached = await self._race(addresses)
+            finally:
+                del self._trying[scope]
+        if reached:
+            self._dialer.reached(peer, trio.current_time())
+        elif scope.cancelled_caught:
+            self._dialer.given_up(peer)
         else:
             self._dialer.failed(peer, trio.current_time())
         self.stir()
+
+    async def _race(self, addresses: list[str]) -> bool:
+        won = False
+        stagger_s = self._dialer.stagger_s
+        ended = [trio.Event() for _ in addresses]
+
+        async def attempt(number: int, address: str) -> None:
+            nonlocal won
+            with trio.move_on_after(number * stagger_s):
+                for before in ended[:number]:
+                    await before.wait()  # those that failed at once hold up nobody
+            if await self._reaches(address):
+                won = True
+                nursery.cancel_scope.cancel()
+            ended[number].set()
+
+        async with trio.open_nursery() as nursery:
+            for number, address in enumerate(addresses):
+                nursery.start_soon(attempt, number, address)
+        return won
+
+    async def _reaches(self, address: str) -> bool:
+        book = self._dialer.book
+        try:
+            for each in await looked_up(address):
+                await self._dial(each)
+                break
+        except DialError as error:
+            book.failed(address, self._clock())
+            log.debug("dial failed address=%s error=%s", address, error)
+            return False
+        book.succeeded(address, self._clock())
+        return True
+
+
+async def looked_up(address: str) -> list[str]:
+    """Return the address, or those that its name stands for. Raises DialError."""
+    try:
+        place = place_of(address)
+    except AddressError as error:
+        raise DialError(str(error)) from None
+    if not isinstance(place.host, str):
+        return [address]
+    family = {"dns4": trio.socket.AF_INET, "dns6": trio.socket.AF_INET6}.get(
+        place.kind, trio.socket.AF_UNSPEC
+    )
+    try:
+        with trio.fail_after(_NAME_S):
+            found = await trio.socket.getaddrinfo(
+                place.host, place.port, family, trio.socket.SOCK_STREAM
+            )
+    except (OSError, trio.TooSlowError, UnicodeError) as error:
+        raise DialError(f"{address}: the name cannot be looked up: {error}") from None
+    meant = []
+    for kind, _, _, _, (host, *_rest) in found:
+        version = "ip6" if kind == trio.socket.AF_INET6 else "ip4"
+        meant.append(str(Place(version, host, place.port, place.relay, place.peer)))
+    return list(dict.fromkeys(meant))

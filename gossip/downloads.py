@@ -1,12 +1,14 @@
 """Fetches that someone waits for, and the way of their chunks to disk.
 
-Each bundle has one writer, which writes chunks while the exchange goes on asking for others; when
-it falls behind by a few, the exchange is made to wait for the disk.
+Each bundle has one writer, and a chunk waits for it at most behind one other: what a killed process
+had and loses is one chunk. Into the page cache it writes from the event loop, for a thread would
+cost several times as much; once that has taken long the disk is busy, and threads wait for it.
 """
 
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -34,7 +36,9 @@ from .wire import CHUNK_BYTES
 
 log = logging.getLogger(__name__)
 
-_UNWRITTEN_MAX: Final = 16  # chunks in memory for the disk, of one bundle
+_UNWRITTEN_MAX: Final = 1  # chunks that wait for the writer of one bundle
+_QUICK_S: Final = 0.02  # a write that took longer was none into memory
+_FLUSH_BYTES: Final = 16 * 1024 * 1024  # written, then brought to disk while the rest comes
 
 Progress = Callable[[int, int], None]  # bytes here, size
 
@@ -175,15 +179,32 @@ class Downloads:
         here = sum(min(CHUNK_BYTES, order.size_bytes - index * CHUNK_BYTES) for index in good)
         checked = PartChecked(order.root, good, trio.current_time())
         self._spawn(partial(self._tell, checked))  # its turn may wait for this very writer
+        quick, flush_at = True, here + _FLUSH_BYTES
         async for effect in from_exchange:
             if isinstance(effect, Finished):
                 path = await self._in_thread(partial(self._files.finish, order.root))
                 sources, resumed = effect.sources, effect.resumed_bytes
                 self._settle(order.root, FetchResult(path, order.size_bytes, sources, resumed))
                 return
-            await self._in_thread(
-                partial(self._files.write_chunk, order.root, effect.index, effect.data)
-            )
+            quick = await self._write_chunk(effect, quick=quick)
             here += len(effect.data)
+            if here >= flush_at:
+                flush_at = here + _FLUSH_BYTES
+                self._spawn(partial(self._flush, order.root))
             for progress in waited.progress:
                 progress(here, order.size_bytes)
+
+    async def _write_chunk(self, order: StoreChunk, *, quick: bool) -> bool:
+        """Write a chunk; returns whether the next may be written without a thread."""
+        write = partial(self._files.write_chunk, order.root, order.index, order.data)
+        if not quick:
+            await self._in_thread(write)
+            return False
+        began = time.monotonic()
+        write()
+        return time.monotonic() - began < _QUICK_S
+
+    async def _flush(self, root: bytes) -> None:
+        # It may have ended or gone meanwhile; and what fails here fails again when it ends.
+        with suppress(OSError):
+            await self._in_thread(partial(self._files.flush, root))

@@ -31,6 +31,8 @@ from .exchange_events import (
     FrameIn,
     HolderDown,
     HolderUp,
+    HoldFetching,
+    HoldServing,
     PartChecked,
     PeerRefused,
     SendFrame,
@@ -118,6 +120,7 @@ class Exchange:
         self._liars: dict[PeerId, None] = {}
         self._late: Counter[PeerId] = Counter()  # chunks that may come of fetches that are over
         self._waking = False
+        self._held = False  # no fetch asks for anything but those by hand
 
     def handle(self, event: ExchangeEvent) -> list[ExchangeEffect]:
         """Advance by one event; never raises on anything a peer can send."""
@@ -153,6 +156,13 @@ class Exchange:
                 if root in self._jobs:
                     self._end(root)
                     yield Failed(root, reason)
+            case HoldFetching(on, now):
+                self._held = on
+                for job in list(self._jobs.values()):
+                    job.lonely_since = now
+                    yield from self._ask(job, now)
+            case HoldServing(on, now):
+                yield from self._serving.hold(now, on=on)
             case Serve(root, data, chunks):
                 self._serving.serve(root, data, chunks)
             case StopServing(root):
@@ -202,7 +212,9 @@ class Exchange:
         by_hand: bool,
     ) -> Iterator[ExchangeEffect]:
         if job := self._jobs.get(root):
-            job.by_hand |= by_hand
+            if by_hand and not job.by_hand:
+                job.by_hand = True
+                yield from self._ask(job, now)
             return
         if size_bytes is not None and not 0 < size_bytes <= self._config.bundle_bytes_max:
             yield Failed(root, "bundle too large")
@@ -224,6 +236,8 @@ class Exchange:
 
     def _ask(self, job: _Job, now: float) -> Iterator[ExchangeEffect]:
         """Ask for whatever can be asked for now."""
+        if self._waits(job):
+            return
         if job.blob is None:
             if job.asked_blob is None and job.untried:
                 job.asked_blob = job.untried.pop(0)
@@ -279,6 +293,8 @@ class Exchange:
                 holder.heard = now
             # A peer that has stalled gets one chunk at a time.
             room = 1 if holder.strikes else self._config.in_flight_max
+            if len(holder.owed) > room // 2:
+                continue  # one question for several chunks, and enough under way meanwhile
             wanted = []
             while len(holder.owed) < room:
                 index = self._next_chunk(job, holder, now) if self._may_ask(job, now) else None
@@ -289,6 +305,9 @@ class Exchange:
                 wanted.append(index)
             if wanted:
                 yield SendFrame(peer, encode(ChunkGet(job.root, tuple(wanted))))
+
+    def _waits(self, job: _Job) -> bool:
+        return self._held and not job.by_hand
 
     def _may_ask(self, job: _Job, now: float) -> bool:
         owed = sum(len(h.owed) for j in self._jobs.values() if not j.by_hand for h in j.owing())
@@ -434,7 +453,9 @@ class Exchange:
         """True if nothing can be asked for tonight, and nothing is on its way."""
         asking = self._jobs.get(job.root) is job and bool(job.missing)
         waits = not any(holder.owed for holder in job.owing())
-        return asking and waits and not job.by_hand and self._budget.is_spent(now)
+        if job.by_hand or self._held:
+            return False
+        return asking and waits and self._budget.is_spent(now)
 
     def _strike(self, job: _Job, peer: PeerId, now: float) -> Iterator[ExchangeEffect]:
         job.holders[peer].strikes += 1
@@ -445,6 +466,8 @@ class Exchange:
     def _fail_if_hopeless(self, job: _Job, now: float) -> Iterator[ExchangeEffect]:
         """Fail once every peer that could be asked has been, or none has been there for long."""
         if job.holders or job.condemned or self._jobs.get(job.root) is not job:
+            return
+        if self._waits(job):
             return
         absent = job.named is None or any(p not in job.out for p in job.named)
         everyone_out = not absent or (job.named is None and bool(job.out))

@@ -22,7 +22,7 @@ class ExchangeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     bundle_bytes_max: int = 200_000_000  # a card that says more is not fetched
     peers_max: int = 4  # asked for chunks of one bundle at a time
-    in_flight_max: int = 4  # chunks asked of one peer at a time
+    in_flight_max: int = 4  # chunks asked of one peer at a time; more, once half have come
     endgame_chunks: int = 8  # of these last ones, one that is late is asked of a second peer
     endgame_after_s: float = 2.0  # "late"; sooner would fetch much twice
     stall_s: float = 15.0  # without a chunk from a peer that owes some
@@ -108,6 +108,23 @@ class Abandon:
 
 
 @dataclass(frozen=True, slots=True)
+class HoldFetching:
+    """Ask for nothing more, or go on, in all fetches but those that the owner waits for. What was
+    asked for may still come, and while on no fetch fails for want of holders."""
+
+    on: bool
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
+class HoldServing:
+    """Say of every bundle that it is not here, or go on serving."""
+
+    on: bool
+    now: float
+
+
+@dataclass(frozen=True, slots=True)
 class Serve:
     """From now on answer for this root. data: the chunk list or label whose SHA-256 it is.
 
@@ -149,6 +166,8 @@ ExchangeEvent = (
     | FetchBlob
     | PartChecked
     | Abandon
+    | HoldFetching
+    | HoldServing
     | Serve
     | StopServing
     | ChunkRead

@@ -7,6 +7,7 @@ arrive, so that a peer cannot make us allocate what it has not sent.
 from __future__ import annotations
 
 import struct
+from collections import deque
 from typing import Protocol
 
 import trio
@@ -16,7 +17,7 @@ from .ports import FRAME_BYTES_MAX
 _LENGTH = struct.Struct(">I")
 # A muxer may answer each read with a window update, encrypted and in a packet of its own:
 # small reads cost a factor of six in throughput.
-_READ_BYTES = 64 * 1024
+_READ_BYTES = 256 * 1024
 
 
 class FrameError(Exception):
@@ -33,11 +34,11 @@ class ByteSource(Protocol):
     async def read(self, n: int) -> bytes: ...
 
 
-def framed(frame: bytes) -> bytes:
-    """Return the frame with its length before it."""
+def length_of(frame: bytes) -> bytes:
+    """Return what goes before the frame."""
     if not 0 < len(frame) <= FRAME_BYTES_MAX:
         raise ValueError(f"a frame has 1 to {FRAME_BYTES_MAX} bytes, not {len(frame)}")
-    return _LENGTH.pack(len(frame)) + frame
+    return _LENGTH.pack(len(frame))
 
 
 class FrameReader:
@@ -46,7 +47,8 @@ class FrameReader:
     def __init__(self, source: ByteSource, frame_bytes_max: int = FRAME_BYTES_MAX) -> None:
         self._source = source
         self._frame_bytes_max = frame_bytes_max
-        self._buffer = bytearray()
+        self._pieces: deque[bytes | memoryview] = deque()  # as they came: joined once
+        self._bytes = 0
 
     async def next(self, *, idle_s: float, frame_s: float) -> bytes | None:
         """Return the next frame, or None where the stream ends between two frames.
@@ -54,20 +56,31 @@ class FrameReader:
         idle_s: how long to wait for a frame to begin. frame_s: how long it may then take.
         Raises FrameError on bytes that are no frame, and on a wait that was too long.
         """
-        if not self._buffer and not await self._read_more(idle_s, "idle too long"):
+        if not self._bytes and not await self._read_more(idle_s, "idle too long"):
             return None
         deadline = trio.current_time() + frame_s
         await self._fill(_LENGTH.size, deadline)
-        (size,) = _LENGTH.unpack_from(self._buffer)
+        (size,) = _LENGTH.unpack(self._take(_LENGTH.size))
         if not 0 < size <= self._frame_bytes_max:
             raise FrameError("frame too large" if size else "frame empty")
-        await self._fill(_LENGTH.size + size, deadline)
-        frame = bytes(memoryview(self._buffer)[_LENGTH.size : _LENGTH.size + size])
-        del self._buffer[: _LENGTH.size + size]
-        return frame
+        await self._fill(size, deadline)
+        return self._take(size)
+
+    def _take(self, size: int) -> bytes:
+        """Remove the first so many bytes, which must be here."""
+        self._bytes -= size
+        taken: list[bytes | memoryview] = []
+        while size:
+            piece = self._pieces.popleft()
+            if len(piece) > size:
+                self._pieces.appendleft(memoryview(piece)[size:])
+                piece = memoryview(piece)[:size]
+            taken.append(piece)
+            size -= len(piece)
+        return b"".join(taken)
 
     async def _fill(self, size: int, deadline: float) -> None:
-        while len(self._buffer) < size:
+        while self._bytes < size:
             if not await self._read_more(deadline - trio.current_time(), "frame too slow"):
                 raise FrameError("frame cut short")
 
@@ -77,6 +90,8 @@ class FrameReader:
                 data = await self._source.read(_READ_BYTES)
             except EOFError:
                 return False
-            self._buffer += data
+            if data:
+                self._pieces.append(data)
+                self._bytes += len(data)
             return bool(data)
         raise FrameError(too_slow)

@@ -8,17 +8,22 @@ may import libp2p, but for the transport.
 
 from __future__ import annotations
 
-import hashlib
 import logging
-import math
 import warnings
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any
 
 import trio
 
-from .transport_config import MESH_DEGREE, MESH_HIGH, MESH_LOW, TransportConfig
+from . import swarm_key
+from .doorkeeper import Doorkeeper, Guest
+from .libp2p_muxer import YAMUX_PROTOCOL, Blame, GuardedYamux, Unread
+from .libp2p_pubsub import URGENT_TOPIC as URGENT_TOPIC
+from .libp2p_pubsub import open_pubsub as open_pubsub
+from .ports import PeerId
+from .transport_config import TransportConfig
 
 with warnings.catch_warnings():
     # libp2p's own use of deprecated parts of its dependencies, at import; not ours to mend.
@@ -31,12 +36,12 @@ with warnings.catch_warnings():
     from libp2p.crypto.keys import KeyType
     from libp2p.crypto.rsa import RSAPublicKey
     from libp2p.crypto.x25519 import create_new_key_pair as x25519_pair
+    from libp2p.identity.identify_push.identify_push import ID_PUSH
     from libp2p.network.config import ConnectionConfig, RetryConfig
+    from libp2p.network.connection.swarm_connection import SwarmConn
     from libp2p.network.exceptions import SwarmException
     from libp2p.peer.id import ID
     from libp2p.peer.peerinfo import info_from_p2p_addr
-    from libp2p.pubsub.gossipsub import PROTOCOL_ID_V11, GossipSub
-    from libp2p.pubsub.pubsub import Pubsub
     from libp2p.security.noise.transport import PROTOCOL_ID as NOISE
     from libp2p.security.noise.transport import Transport as NoiseTransport
     from libp2p.tools.anyio_service import background_trio_service
@@ -49,15 +54,10 @@ log = logging.getLogger(__name__)
 # It logs what peers do wrong as errors, with stack traces; what matters of it is logged by us.
 logging.getLogger("libp2p").setLevel(logging.CRITICAL)
 
-URGENT_TOPIC = "groove/urgent/1"
 _RSA_KEY_BYTES_MAX = 600  # a public key of 4096 bits, libp2p's largest, has about 550
 _ADDRESS_BYTES_MAX = 256
-_BUFFERED_READ_BYTES = 64 * 1024
-_PUBLISH_QUEUE_HIGH = 16  # of 32; what does not fit in a peer's queue is dropped in silence
-_PUBLISH_WAIT_S = 2.0
-_RPC_BYTES_MAX = 256 * 1024
-_BACK_OFF_S_MAX = 3600
-_BACK_OFFS_MAX = 1024
+_CLOSE_S = 2.0
+_GOODBYE_S = 1.0
 
 
 # ---- process-wide guards, put in place at import ------------------------------------------------
@@ -97,8 +97,24 @@ def _guard_identify_addresses() -> None:
     identify_update._safe_parse_multiaddr_cached = parse
 
 
+def _guard_connection_tasks() -> None:
+    """Let a fault in a connection's task end the connection, and not the host that runs it."""
+    start = SwarmConn.start
+
+    async def start_fenced(self: Any) -> None:
+        try:
+            await start(self)
+        except Exception as error:
+            log.info("connection failed peer=%s error=%r", self.muxed_conn.peer_id, error)
+            with suppress(Exception):
+                await self.close()
+
+    SwarmConn.start = start_fenced
+
+
 _guard_rsa_keys()
 _guard_identify_addresses()
+_guard_connection_tasks()
 
 
 # ---- guards of one host ------------------------------------------------------------------------
@@ -119,20 +135,97 @@ def _guard_streams(network: Any) -> None:
     network.set_stream_handler(handle)
 
 
-def _guard_inbound_slots(network: Any) -> None:
-    """Give an inbound connection's slot back when the connection ends.
+def _guard_door(network: Any, door: Doorkeeper) -> None:
+    """Ask the doorkeeper about each inbound connection, and give its slot back at its end.
 
-    libp2p holds it until the host ends, so a host goes deaf after as many inbound connections
+    libp2p holds the slot until the host ends, so a host goes deaf after as many inbound connections
     in its life as it has slots. The caller closes the socket and frees the slot on an error.
     """
-    upgrade = network.upgrade_inbound_raw_conn
+    handle, upgrade = network._handle_inbound_connection, network.upgrade_inbound_raw_conn
+    sockets: dict[Guest, Any] = {}
+
+    async def admit(socket: Any, address: Any) -> None:
+        ip, port = _end_of(socket)
+        if port in door.knocking:
+            await _close_socket(socket)  # our own knock: that it is answered is all it asks
+            return
+        guest = door.arrive(ip, trio.current_time())
+        if guest is None:
+            await _close_socket(socket)
+            return
+        sockets[guest] = socket
+        try:
+            if crowd_out := door.to_make_room():
+                await _close_socket(sockets[crowd_out])
+            await handle(socket, address)
+        except Exception as error:
+            log.info("connection failed ip=%s error=%r", guest.ip, error)
+            await _close_socket(socket)
+        finally:
+            del sockets[guest]
+            door.leave(guest)
 
     async def upgrade_and_stay(raw_conn: Any, address: Any) -> Any:
-        muxed = await upgrade(raw_conn, address)
+        # None: it has come through a relay, which answers for it.
+        end = getattr(raw_conn, "stream", None)
+        guest = next((g for g, socket in sockets.items() if socket is end), None)
+        try:
+            muxed = await upgrade(raw_conn, address)
+        except Exception:
+            if guest is not None:
+                door.botched(guest.ip, "handshake failed", trio.current_time())
+            raise
+        peer = PeerId(str(muxed.peer_id))
+        if guest is not None:
+            door.shake(guest, peer)
+        if door.banned(peer, trio.current_time()):
+            door.turned_away(peer)
+            await muxed.abort()
         await muxed.event_closed.wait()
         raise SwarmException("connection ended")
 
+    network._handle_inbound_connection = admit
     network.upgrade_inbound_raw_conn = upgrade_and_stay
+
+
+def _end_of(socket: Any) -> tuple[str, int]:
+    """Return the other end's address and port; libp2p knows none of IPv6."""
+    try:
+        name = socket.stream.socket.getpeername()
+        return str(name[0]), int(name[1])
+    except (OSError, AttributeError):
+        return "?", 0  # gone already, or no TCP socket
+
+
+async def _close_socket(socket: Any) -> None:
+    with trio.move_on_after(_CLOSE_S), suppress(Exception):
+        await socket.close()
+
+
+def _guard_muxer(network: Any, config: TransportConfig, blame: Blame) -> None:
+    """Speak Yamux alone, and within limits; libp2p makes its own muxer whatever it is given."""
+    unread = Unread(config.unread_bytes_max)
+    muxers = network.upgrader.muxer_multistream
+    for protocol in [each for each in muxers.transports if each != YAMUX_PROTOCOL]:
+        del muxers.transports[protocol]
+        muxers.multiselect.handlers.pop(protocol, None)
+
+    async def new_conn(conn: Any, peer_id: Any) -> Any:
+        await muxers.select_transport(conn)
+        muxer = GuardedYamux(conn, peer_id, config, unread, blame)
+        return muxers._annotate_connection(muxer, conn, YAMUX_PROTOCOL)
+
+    muxers.new_conn = new_conn
+
+
+def _stop_identifying(host: Any) -> None:
+    """Ask no peer who it is, and listen to none that says so unasked; answer those who ask.
+
+    All that we need of a peer is its key, which the handshake proves. What it says of itself
+    libp2p would keep for hours, of every peer ever.
+    """
+    host._schedule_identify = lambda peer_id, *, reason: None
+    host.multiselect.handlers.pop(ID_PUSH, None)
 
 
 def _stop_auto_connector(network: Any) -> None:
@@ -142,107 +235,8 @@ def _stop_auto_connector(network: Any) -> None:
     async def never() -> None: ...
 
     network.auto_connector.maybe_connect = never
-
-
-class _Buffered:
-    """One large read of the muxer feeds many small ones; see `framing._READ_BYTES`."""
-
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self._buffer = bytearray()
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-    async def read(self, n: int | None = None) -> bytes:
-        if not self._buffer:
-            data = await self._stream.read(_BUFFERED_READ_BYTES)
-            if not data:
-                return b""
-            self._buffer += data
-        taken = bytes(self._buffer[:n])
-        del self._buffer[:n]
-        return taken
-
-
-class _SafeGossipSub(GossipSub):  # type: ignore[misc]
-    """GossipSub that keeps, and does, only what our one topic needs."""
-
-    async def handle_prune(self, prune: Any, sender: Any) -> None:
-        # Each is remembered for as long as the peer says, in a table that is never swept.
-        if prune.topicID not in self.mesh:
-            return
-        if len(self.back_off.get(prune.topicID, ())) >= _BACK_OFFS_MAX:
-            self.back_off[prune.topicID].clear()
-        prune.backoff = min(prune.backoff, _BACK_OFF_S_MAX)
-        del prune.peers[:]  # peers to connect to, and be it at addresses of the sender's choice
-        await super().handle_prune(prune, sender)
-
-    async def publish(self, forwarder: Any, message: Any) -> None:
-        await super().publish(forwarder, message)
-        # Of every message ever, for features that are off here.
-        self.equivocation_detection.clear()
-        self.recent_message_deliveries.clear()
-        self.recent_peer_connections.clear()
-        self.recent_peer_disconnections.clear()
-
-
-class _SafePubsub(Pubsub):  # type: ignore[misc]
-    """Pubsub that survives what its peers send, and hands it over with the forwarder's name."""
-
-    def __init__(
-        self, host: Any, router: Any, config: TransportConfig, take: Callable[[Any, bytes], None]
-    ) -> None:
-        super().__init__(
-            host,
-            router,
-            msg_id_constructor=lambda message: hashlib.sha256(message.data).digest()[:20],
-            allowed_topics={URGENT_TOPIC},
-            max_inbound_rpc_size=_RPC_BYTES_MAX,
-        )
-        self._take = take
-        self._config = config
-        self._budgets: dict[Any, tuple[float, float]] = {}
-        self.set_topic_validator(URGENT_TOPIC, self._validate, False)
-
-    async def stream_handler(self, stream: Any) -> None:
-        await super().stream_handler(_Buffered(stream))
-
-    async def push_msg(self, forwarder: Any, message: Any) -> None:
-        if forwarder != self.my_id and not self._within_budget(forwarder):
-            return
-        try:
-            await super().push_msg(forwarder, message)
-        except Exception as error:
-            log.info("broadcast dropped forwarder=%s error=%r", forwarder, error)
-
-    def notify_subscriptions(self, publish_message: Any) -> None:
-        """Do nothing: `_validate` has handed the message over, and knows who forwarded it."""
-
-    def _validate(self, forwarder: Any, message: Any) -> bool:
-        # Called once for each message id. False would be remembered for 300 s, so it is said
-        # only of what can never be valid.
-        if not 0 < len(message.data) <= self._config.urgent_bytes_max:
-            return False
-        if forwarder != self.my_id:
-            self._take(forwarder, bytes(message.data))
-        return True
-
-    def _within_budget(self, forwarder: Any) -> bool:
-        now = trio.current_time()
-        tokens, at = self._budgets.get(forwarder, (float(self._config.urgent_burst), now))
-        tokens = min(self._config.urgent_burst, tokens + (now - at) * self._config.urgent_per_s)
-        if forwarder not in self._budgets and len(self._budgets) > 4 * self._config.connections_max:
-            self._budgets.clear()  # of peers long gone, mostly; costs each a new burst
-        self._budgets[forwarder] = (tokens - 1.0 if tokens >= 1.0 else tokens, now)
-        return tokens >= 1.0
-
-    async def publish_paced(self, data: bytes) -> None:
-        """Publish once every peer's queue has room, or after a short wait in any case."""
-        with trio.move_on_after(_PUBLISH_WAIT_S):
-            while any(len(queue) > _PUBLISH_QUEUE_HIGH for queue in self.peer_queues.values()):
-                await trio.sleep(0.005)
-        await self.publish(URGENT_TOPIC, data)
+    # It remembers every peer that it must not dial again so soon.
+    network.auto_connector.record_disconnect = lambda peer_id: None
 
 
 # ---- construction ------------------------------------------------------------------------------
@@ -253,8 +247,15 @@ def peer_id_of(key: bytes) -> str:
     return str(ID.from_pubkey(ed25519_pair(key).public_key))
 
 
-def open_host(key: bytes, listen: str, config: TransportConfig) -> Any:
+def open_host(
+    key: bytes,
+    listen: str,
+    config: TransportConfig,
+    door: Doorkeeper | None = None,
+    blame: Blame = lambda peer_id, reason: None,
+) -> Any:
     """Return a host that speaks TCP, Noise and Yamux alone, with every guard in place."""
+    door = door or Doorkeeper(config, Counter())
     pair = ed25519_pair(key)
     host = new_host(
         key_pair=pair,
@@ -267,22 +268,59 @@ def open_host(key: bytes, listen: str, config: TransportConfig) -> Any:
     network = host.get_network()
     network.retry_config = RetryConfig(max_retries=0)  # the dialer decides when to try again
     _guard_streams(network)
-    _guard_inbound_slots(network)
+    if config.swarm_key:
+        swarm_key.protect(network, bytes.fromhex(config.swarm_key))
+    _guard_door(network, door)
+    _guard_muxer(network, config, blame)
+    _stop_identifying(host)
     _stop_auto_connector(network)
     return host
 
 
 async def disconnect(host: Any, peer_id: Any) -> None:
     """Close the peer's connections. libp2p's own way would also forget, unclosed, one that the
-    peer opens in the meantime."""
+    peer opens in the meantime; and a peer that does not read is never done with its goodbye."""
     for connection in host.get_network().get_connections(peer_id):
-        with suppress(Exception):
+        with trio.move_on_after(_GOODBYE_S) as scope, suppress(Exception):
             await connection.close()
+        if scope.cancelled_caught:
+            await connection.muxed_conn.abort()
+
+
+async def answers(host: Any, peer_id: Any, within_s: float) -> bool:
+    """Ping every connection of the peer; whether all of them answer in time."""
+    muxers = [connection.muxed_conn for connection in host.get_network().get_connections(peer_id)]
+    heard: list[bool] = []
+
+    async def ask(muxer: Any) -> None:
+        heard.append(await muxer.answers(within_s))
+
+    async with trio.open_nursery() as nursery:
+        for muxer in muxers:
+            nursery.start_soon(ask, muxer)
+    return bool(heard) and all(heard)
+
+
+def forget(host: Any, peer_id: Any) -> None:
+    """Forget what libp2p keeps of a peer that is gone: a name costs nothing to make."""
+    with suppress(Exception):  # it raises for a peer of which it knows nothing
+        host.get_peerstore().clear_peerdata(peer_id)
+
+
+async def close(host: Any) -> None:
+    """Close a host in order. Its own way closes one connection after the other, 0.2 s each, and
+    waits for one that does not read."""
+    async with trio.open_nursery() as nursery:
+        for peer_id in list(host.get_network().connections):
+            nursery.start_soon(disconnect, host, peer_id)
+    await host.close()
 
 
 async def close_rest(host: Any) -> None:
     """Close what a host has left open that did not end in order."""
     network = host.get_network()
+    for connection in list(network.get_connections()):
+        await connection.muxed_conn.abort()
     for listener in list(network.listeners.values()):
         with suppress(Exception):
             await listener.close()
@@ -297,55 +335,27 @@ def _connection_config(config: TransportConfig) -> Any:
         low_watermark=0,
         auto_connect_interval=86_400.0,
         dial_timeout=config.dial_s,
-        inbound_upgrade_timeout=config.dial_s,
+        inbound_upgrade_timeout=config.handshake_s,
         outbound_upgrade_timeout=config.dial_s,
-        enable_health_monitoring=True,  # a frozen peer would stay for ever
-        health_initial_delay=1.0,
-        health_warmup_window=0.0,
-        health_check_interval=config.health_check_s,
-        ping_timeout=min(3.0, config.health_check_s),
-        abort_connection_on_ping_failure=True,
-        # Only a missing pong ends a connection; a slow one is never "replaced" behind our back.
-        min_health_threshold=0.0,
-        max_ping_latency=math.inf,
-        min_ping_success_rate=0.0,
-        max_failed_streams=1_000_000_000,
+        enable_health_monitoring=False,  # a stream for each ping; `GuardedYamux` does without
     )
-
-
-def open_pubsub(
-    host: Any, config: TransportConfig, take: Callable[[Any, bytes], None]
-) -> tuple[Any, Any]:
-    """Return (pubsub, router); `take(forwarder, data)` gets each new broadcast and must not raise.
-
-    Starts a thread: call `pubsub.seen_messages.stop()` at the end.
-    """
-    router = _SafeGossipSub(
-        # Version 1.2 sends a control message for each message to each peer, whatever its size.
-        [PROTOCOL_ID_V11],
-        degree=MESH_DEGREE,
-        degree_low=MESH_LOW,
-        degree_high=MESH_HIGH,
-        heartbeat_interval=1,  # the default of 120 s outlives the message cache
-        spam_protection_enabled=False,  # counts the own messages too, and drops in silence
-        adaptive_gossip_enabled=False,  # would stretch the heartbeat to 30 s
-        eclipse_protection_enabled=False,
-    )
-    return _SafePubsub(host, router, config, take), router
 
 
 class _Notifee(INotifee):  # type: ignore[misc]
     """Tells of a peer's first connection and of its last one's end."""
 
     def __init__(
-        self, joined: Callable[[Any, str], Awaitable[None]], left: Callable[[Any], Awaitable[None]]
+        self,
+        joined: Callable[[Any, str, bool], Awaitable[None]],
+        left: Callable[[Any], Awaitable[None]],
     ) -> None:
         self._joined = joined
         self._left = left
 
     async def connected(self, network: Any, conn: Any) -> None:
         addresses = conn.get_transport_addresses()
-        await self._joined(conn.muxed_conn.peer_id, str(addresses[0]) if addresses else "")
+        address = str(addresses[0]) if addresses else ""
+        await self._joined(conn.muxed_conn.peer_id, address, conn.direction.name == "INBOUND")
 
     async def disconnected(self, network: Any, conn: Any) -> None:
         peer_id = conn.muxed_conn.peer_id
@@ -362,6 +372,11 @@ class _Notifee(INotifee):  # type: ignore[misc]
 
 
 notifee = _Notifee
+
+
+def id_of(peer: PeerId) -> Any:
+    """Return libp2p's form of a peer's name."""
+    return ID.from_string(peer)
 
 
 def peer_of(address: str) -> Any:

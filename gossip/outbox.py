@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
+from typing import Final
 
 import trio
+
+_SMALL_BYTES: Final = 64 * 1024  # any message but a chunk
 
 
 class Budget:
@@ -27,10 +30,12 @@ class Outbox:
         self._filled = trio.Event()
 
     def put(self, frame: bytes) -> bool:
-        """Queue the frame; False if it does not fit. An empty queue takes any one frame."""
+        """Queue the frame; False if it does not fit. An empty queue takes any one frame, and a
+        small one though others have filled the budget: who reads is told on."""
         size = len(frame)
         full = self._bytes + size > self._bytes_max and self._frames
-        if full or self._budget.bytes_held + size > self._budget.bytes_max:
+        spent = self._budget.bytes_held + size > self._budget.bytes_max
+        if full or (spent and (self._frames or size > _SMALL_BYTES)):
             return False
         self._frames.append(frame)
         self._bytes += size
@@ -45,6 +50,11 @@ class Outbox:
             with trio.move_on_after(idle_s):
                 await self._filled.wait()
         return self._frames[0] if self._frames else None
+
+    @property
+    def waits(self) -> bool:
+        """True if a frame is queued."""
+        return bool(self._frames)
 
     def drop_first(self) -> None:
         size = len(self._frames.popleft())

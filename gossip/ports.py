@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType, Protocol
+from typing import Final, NewType, Protocol
 
 PeerId = NewType("PeerId", str)  # of the transport; never appears in a signed record
+REFUSED_TOO_MUCH: Final = "too much refused"  # why a peer is disconnected, and may not come back
 FRAME_BYTES_MAX = 320 * 1024  # one 256 KiB chunk and its envelope; larger frames are refused unread
 
 
@@ -16,6 +17,7 @@ class Channel(StrEnum):
 
     SYNC = "sync"  # heads, tables, cards, retractions: the bulk plane
     BUNDLE = "bundle"  # chunk requests and chunks
+    PEERS = "peers"  # where other peers can be dialled
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,6 +26,7 @@ class Connected:
 
     peer: PeerId
     address: str
+    inbound: bool = False  # the peer has dialled
 
 
 @dataclass(frozen=True, slots=True)

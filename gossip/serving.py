@@ -32,6 +32,7 @@ class Serving:
         self._reading = 0
         self._budget = Budget(config)
         self._now = 0.0  # of the last event that had a time
+        self._held = False
 
     @property
     def waits(self) -> bool:
@@ -41,6 +42,11 @@ class Serving:
     def tick(self, now: float) -> list[ExchangeEffect]:
         """Go on with what waited for the budget."""
         self._now = now
+        return self._next_reads()
+
+    def hold(self, now: float, *, on: bool) -> list[ExchangeEffect]:
+        """Answer everyone that nothing is here, from now on or no longer."""
+        self._now, self._held = now, on
         return self._next_reads()
 
     def serve(self, root: bytes, data: bytes, chunks: int) -> None:
@@ -111,7 +117,7 @@ class Serving:
 
     def _is_spent(self, peer: PeerId) -> bool:
         now = self._now
-        return self._budget.is_spent(now) or self._budget.has_had_its_share(peer, now)
+        return self._held or self._budget.is_spent(now) or self._budget.has_had_its_share(peer, now)
 
     def _refuse(self, peer: PeerId) -> list[ExchangeEffect]:
         roots = dict.fromkeys(root for root, _ in self._queues.pop(peer))

@@ -61,6 +61,12 @@ class SqliteStore:
             rows = self._db.execute("SELECT kind, key, value FROM record ORDER BY kind, key")
             return [Record(*row) for row in rows]
 
+    def of(self, name: bytes) -> Sequence[Record]:
+        """The records whose keys begin with `name`, in the order of `load`: of one origin alone."""
+        query = "SELECT * FROM record WHERE substr(key, 1, ?) = ? ORDER BY kind, key"
+        with self._lock:
+            return [Record(*row) for row in self._db.execute(query, (len(name), name))]
+
     def write(
         self, puts: Sequence[Record], deletes: Sequence[tuple[str, bytes]], *, durable: bool
     ) -> None:

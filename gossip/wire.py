@@ -7,6 +7,11 @@ where a field is optional; integers in their shortest form. Real numbers are int
 Two families live here. *Signed* structures (`Head`, `Retract`, `KeyDoc`) say something for ever and
 are opened by `envelope`; `Card`, `Usage` and the rows of `Index` are vouched for by the hashes in a
 head. *Messages* are what peers say to each other now; the first item of a message is its type.
+
+Of the machine itself one thing leaves: an `AddressRecord` with the addresses at which this node is
+listening or reserved at a relay, signed by the key that it dials with, never by its origin's. It
+goes to those it is linked with, who may pass it on for a week; addresses of a local network go no
+further than that network. `introduced = false` under [mesh.transport] keeps it back.
 """
 
 from __future__ import annotations
@@ -33,6 +38,9 @@ USAGE_ROWS_MAX: Final = 256
 RETRACTS_MAX: Final = 1024  # of one origin; one more retracts all of it
 EPOCH_MAX: Final = 255  # epochs are one a quarter: 63 years
 BLOB_BYTES_MAX: Final = 64 * KIB  # a chunk list or a label
+PEERS_FRAME_BYTES_MAX: Final = 24 * KIB  # one message of the peers channel
+ADDRESS_BYTES_MAX: Final = 256
+RECORDS_MAX: Final = 16  # told in one answer
 
 Q: Final = 10_000  # scale of every `_q`: a field of 12,345 means 1.2345
 CENTROID_SCALE: Final = 127  # a centroid's component of 127 means 1.0, before it is made unit again
@@ -466,6 +474,38 @@ class NotHere(Wire, frozen=True, tag="not-here/1"):
 BundleMessage = ListGet | ListData | ChunkGet | ChunkData | NotHere
 
 
+# Messages of the peers channel -------------------------------------------------------------------
+
+Place = Annotated[bytes, Meta(min_length=1, max_length=ADDRESS_BYTES_MAX)]
+
+
+class AddressRecord(Wire, frozen=True):
+    """Where a peer says that it can be dialled.
+
+    Each place is a multiaddr in ASCII without its end `/p2p/PEER`, for the key tells whose it is.
+    """
+
+    key: Bytes32  # Ed25519 public key of the peer's transport
+    places: Annotated[tuple[Place, ...], Meta(min_length=1, max_length=4)]
+    ts_h: UInt32
+    sig: Bytes64  # by that key, over "groove/address/1" ‖ 0x00 ‖ the array of the fields above
+
+
+class PeersGet(Wire, frozen=True, tag="peers-get/1"):
+    """Tell me of yourself and of up to so many other peers."""
+
+    count: Annotated[int, Meta(ge=0, lt=RECORDS_MAX)]
+
+
+class Peers(Wire, frozen=True, tag="peers/1"):
+    """The sender's own records, as far as it tells any, and those of peers it was linked with."""
+
+    records: Annotated[tuple[AddressRecord, ...], Meta(max_length=RECORDS_MAX)]
+
+
+PeersMessage = PeersGet | Peers
+
+
 # Encoding and decoding ----------------------------------------------------------------------------
 
 BYTES_MAX: Final[dict[Any, int]] = {
@@ -480,6 +520,8 @@ BYTES_MAX: Final[dict[Any, int]] = {
     ChunkList: 33 * KIB,
     SyncMessage: SYNC_FRAME_BYTES_MAX,
     BundleMessage: BUNDLE_FRAME_BYTES_MAX,
+    AddressRecord: 1200,
+    PeersMessage: PEERS_FRAME_BYTES_MAX,
 }
 
 T = TypeVar("T")
@@ -500,6 +542,11 @@ def decode_sync(frame: bytes) -> SyncMessage:
 def decode_bundle(frame: bytes) -> BundleMessage:
     """Parse a frame of the bundle channel, or raise WireError."""
     return decode(frame, BundleMessage)  # type: ignore[arg-type]
+
+
+def decode_peers(frame: bytes) -> PeersMessage:
+    """Parse a frame of the peers channel, or raise WireError."""
+    return decode(frame, PeersMessage)  # type: ignore[arg-type]
 
 
 def to_q(value: float) -> int:

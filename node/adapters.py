@@ -7,7 +7,7 @@ it uses. `App` holds them; nothing else in the node chooses an adapter of these 
 from __future__ import annotations
 
 import os
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,12 +18,15 @@ from gossip.ports import PeerId, Transport
 from leaves.ports import Answerer, Clusterer, Evaluator, Executor, Report, Schedule, Trainer
 
 if TYPE_CHECKING:
+    from gossip.relaying import RelayState
     from gossip.transport_config import TransportConfig
     from router.ports import Encoder
 
     from .app import App
     from .capture.second_scan import SecondScan
+    from .config import NightConfig
     from .examining import Gate
+    from .senses import SensesPort
 
 T = TypeVar("T")
 
@@ -36,6 +39,7 @@ class Pace:
     refresh_s: float = 5.0  # who is connected, what may be served
     retry_s: float = 60.0  # what was not had of peers
     rounds_s: float = 60.0  # whether a round is due
+    night_s: float = 0.8  # whether work may go on: it gives way within two seconds
 
 
 class MeshTransport(Transport, Protocol):
@@ -49,11 +53,33 @@ class MeshTransport(Transport, Protocol):
         """Connect; `Connected` follows. Raises DialError."""
         ...
 
+    def standing(self) -> dict[str, Any]:
+        """How the host does, for the run file; see `Libp2pTransport`."""
+        ...
+
+    async def probe(self, peer: PeerId, within_s: float) -> bool:
+        """Whether a connected peer answers in time. One that does not is disconnected."""
+        ...
+
+    def relays(self) -> Sequence[RelayState]:
+        """How it stands with each relay that this node is to be reached through."""
+        ...
+
+    def relayed(self) -> dict[str, int] | None:
+        """What is relayed for others; None if nothing ever is."""
+        ...
+
 
 class Examiner(Evaluator, Answerer, Protocol):
     """Measures losses and answers; what it does in another thread can be ended."""
 
     def stop(self) -> None: ...
+
+    def pause(self) -> None:
+        """Stop the computation where it is, if there is one, and its time limit."""
+        ...
+
+    def resume(self) -> None: ...
 
 
 class Adapters:
@@ -61,6 +87,7 @@ class Adapters:
 
     pace = Pace()
     watches = True  # the files of other tools, in a thread of its own
+    roams = True  # the machine sleeps, and its network changes
 
     def random(self) -> Random:
         """A generator that nobody can guess."""
@@ -78,16 +105,31 @@ class Adapters:
 
         return await trio.to_thread.run_sync(work)
 
+    async def in_spare_thread(self, work: Callable[[], T]) -> T:
+        """The same; once it is cancelled it is not waited for, and what it comes to is lost."""
+        import trio
+
+        # mypy loses the keywords of a function of no further arguments.
+        return await trio.to_thread.run_sync(work, abandon_on_cancel=True)  # type: ignore[call-arg]
+
+    def senses(self, home: Path, config: NightConfig) -> SensesPort:
+        """What is known of the machine."""
+        from .senses import MachineSenses
+
+        return MachineSenses(home, config)
+
     def transport(self, key: bytes, config: TransportConfig) -> MeshTransport:
         from gossip.libp2p_transport import Libp2pTransport
 
         return Libp2pTransport(key, config)
 
-    def start(self, command: list[str], environment: Mapping[str, str]) -> Awaitable[int]:
-        """Run one of this node's commands to its end, for its exit code."""
+    def start(
+        self, command: list[str], environment: Mapping[str, str], begun: Callable[[int], None]
+    ) -> Awaitable[int]:
+        """Run one of this node's commands to its end, for its exit code; `begun` hears its id."""
         from .schedule import start_idle
 
-        return start_idle(command, environment)
+        return start_idle(command, environment, begun)
 
     def encoder(self) -> Encoder | None:
         """None: the one that groove.toml names."""

@@ -50,7 +50,6 @@ from .told import EventFile, Tell, Told
 if TYPE_CHECKING:
     from random import Random
 
-    from gossip.addresses import AddressBook
     from gossip.core import Replica
     from gossip.interest import Wanted
     from gossip.sqlite_store import SqliteStore
@@ -120,6 +119,19 @@ def _unusable(problem: EncoderError) -> ModelError:
     return ModelError(str(problem), unchanged="Nothing was done.")
 
 
+class _Signer:
+    """Signs receipts of consent with the key of the moment: a running node may get another."""
+
+    def __init__(self, app: App) -> None:
+        app.identity  # noqa: B018 - what is wrong with the keys is said before a decision is taken
+        self._app = app
+
+    def sign(self, message: bytes) -> tuple[bytes, bytes]:
+        from .consent.receipts import KeySigner
+
+        return KeySigner(self._app.identity.keys).sign(message)
+
+
 class App:
     """One home. Stores are opened on first use and shared by all commands of a process."""
 
@@ -160,6 +172,11 @@ class App:
     def identity(self) -> Identity:
         return load_or_create(self.home, self.clock.now_s(), self.adapters.secret)
 
+    def reload_identity(self) -> Identity:
+        """Read the keys again: another process has changed them."""
+        self.__dict__.pop("identity", None)
+        return self.identity
+
     @property
     def origin(self) -> bytes:
         return self.identity.origin
@@ -171,9 +188,8 @@ class App:
     @cached_property
     def consent(self) -> ConsentManager:
         from .consent import ConsentManager
-        from .consent.receipts import KeySigner
 
-        signer = KeySigner(self.identity.keys)
+        signer = _Signer(self)
         return ConsentManager(self.home / "consent.db", clock=self.clock, signer=signer)
 
     @cached_property
@@ -267,26 +283,6 @@ class App:
             return Replica(self.identity.keys, self.config.mesh.gossip, rng, records, interest)
         except RecordError as problem:
             raise _damaged(self.home / "mesh.db", problem) from None
-
-    def address_book(self) -> AddressBook:
-        """The peers of the book on disk and of groove.toml."""
-        from gossip.addresses import AddressBook, AddressError, Source
-
-        path = self.home / "peers.json"
-        try:
-            book = AddressBook.from_json(path.read_bytes()) if path.exists() else AddressBook()
-            for address in self.config.mesh.peers:
-                book.add(address, Source.OWNER)
-        except (msgspec.DecodeError, AddressError) as problem:
-            raise HomeError(
-                f"the address book {path} or mesh.peers in groove.toml: {problem}",
-                unchanged="Nothing was dialled.",
-                next_step="Mend the address, or remove the file: peers are found again.",
-            ) from None
-        return book
-
-    def save_address_book(self, book: AddressBook) -> None:
-        write_atomic(self.home / "peers.json", book.to_json())
 
     @cached_property
     def tables(self) -> Tables:

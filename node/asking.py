@@ -14,6 +14,7 @@ from leaves.ports import EvaluateJob, Example, Report, silent
 from router.table import Considered, Entry, Route, Table
 
 from . import deploying, routing, transition
+from .shelf import Shelf
 from .tables import Kept, RoutingError, Starters
 
 if TYPE_CHECKING:
@@ -129,6 +130,8 @@ def _loss(
     example = (Example("asked", prompt, answer),)
     if bundle is not None and not _sits(app, bundle):
         bundle = None  # the chassis was changed since, and answers by itself
+    if bundle is not None:
+        Shelf.of(app).used(bundle)
     with app.adapter_files([bundle]) as (leaf,):
         adapters = (("chassis", None), *((("leaf", leaf),) if leaf else ()))
         losses = app.evaluator.losses(EvaluateJob(app.chassis.path, example, adapters), report)

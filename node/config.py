@@ -19,6 +19,7 @@ from gossip.transport_config import TransportConfig
 from leaves.lifecycle import Rules
 
 from .errors import OwnerError
+from .windows import PATTERN, Window
 
 FILE = "groove.toml"
 
@@ -31,6 +32,9 @@ Steps = Annotated[int, Meta(ge=1, le=100_000)]
 Rate = Annotated[float, Meta(gt=0, le=1)]
 Nats = Annotated[float, Meta(ge=0, le=10)]
 Pairs = Annotated[int, Meta(ge=0, le=1000)]
+Minutes = Annotated[float, Meta(ge=0, le=1440)]
+Percent = Annotated[float, Meta(ge=0, le=100)]
+Share = Annotated[float, Meta(gt=0, le=1)]
 Cosine = Annotated[float, Meta(ge=-1, le=1)]
 
 
@@ -59,9 +63,45 @@ class TrainingConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 
 class RoundsConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    auto: bool = False  # a running node starts rounds by itself; off, until nights are known to it
-    every_h: Hours = 24.0  # a round is due so long after the last one began
+    auto: bool = True  # a running node starts rounds by itself, when [night] lets it
+    every_h: Hours = 20.0  # a round is due so long after the last one began: nights are not all
+    # at the same minute, and one that is a little early must not find that none is due
     sessions: Count = 200  # or once so many are new: enough for a first leaf
+
+
+class NightConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    window: Annotated[str, Meta(pattern=PATTERN)] = "01:00-05:00"  # local time, when to work
+    # unattended; "00:00-24:00" is any hour that the rest allows, "always" heeds `pause` alone
+    idle_min: Minutes = 15.0  # min that nobody has touched the machine, before a night begins
+    again_min: Minutes = 3.0  # min of quiet before work goes on that gave way to somebody
+    on_battery: bool = False  # work without mains power: a night's work is a battery's charge
+    battery_min: Percent = 60.0  # % of charge; with on_battery, less is left for the morning
+    load_max: Share = 0.3  # of all cores; if other work takes as much, somebody needs the machine
+    metered: bool = False  # work over a connection that is paid for by volume
+    disk_gb_min: Annotated[float, Meta(ge=0, le=100_000)] = 2.0  # GB free: checkpoints and bundles
+    temperature_c_max: Annotated[float, Meta(ge=30, le=130)] = 90.0  # °C, where it can be read
+    megabytes_max: Count = 200  # MB a night in and out; then nothing is fetched
+    energy_wh_max: Annotated[float, Meta(gt=0, le=100_000)] = 150.0  # Wh a night, an estimate:
+    # hours of one core at work, times the next line
+    watts_per_core: Annotated[float, Meta(gt=0, le=1000)] = 8.0  # W more for a core that is busy
+    model_servers: tuple[str, ...] = (  # programs to which work gives way while they compute
+        "ollama",
+        "llama-server",
+        "llama-cli",
+        "vllm",
+        "lmstudio",
+        "lm-studio",
+        "koboldcpp",
+        "text-generation",
+        "tabbyapi",
+        "mlx_lm",
+        "sglang",
+        "localai",
+    )
+    server_cpu_min: Share = 0.1  # of one core; a model server that takes less waits for its owner
+
+    def __post_init__(self) -> None:
+        Window.parse(self.window)
 
 
 class PublishConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -87,6 +127,10 @@ class MeshConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     peers: tuple[str, ...] = ()  # multiaddrs ending in /p2p/PEER, dialled at start
     fetch_delay_s: Seconds = 3.0  # at most, and at least half of it: more holders may be heard of
     interest_cosine: Cosine = 0.5  # foreign leaves nearer than this to an own cluster are fetched
+    cache_bytes_max: Annotated[int, Meta(ge=0, le=1 << 50)] = 2 << 30  # of peers' bundles on disk,
+    # whole or in part; of more, those go that were used longest ago and are not pinned
+    mirror: str = ""  # a folder or s3://BUCKET/PREFIX, asked for bundles like one more peer; the
+    # endpoint and the keys are those of [registry]
     evaluate_sessions: Count = 40  # own sessions that judge a foreign leaf; below 20 no verdict
     gossip: GossipConfig = field(default_factory=GossipConfig)
     exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
@@ -100,6 +144,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     encoder: EncoderConfig = field(default_factory=EncoderConfig)
     rules: Rules = field(default_factory=Rules)
     rounds: RoundsConfig = field(default_factory=RoundsConfig)
+    night: NightConfig = field(default_factory=NightConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     publish: PublishConfig = field(default_factory=PublishConfig)
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)

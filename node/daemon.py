@@ -19,24 +19,30 @@ from typing import Any
 import msgspec
 import trio
 
-from gossip.addresses import Source
 from gossip.core import Replica
-from gossip.dialer import Dialer, DialLoop
-from gossip.driver import GossipDriver
+from gossip.driver import GossipDriver, StoreFailedError
 from gossip.events import Effect, Event
 from gossip.exchange import Exchange
 from gossip.ports import Connected, Disconnected
 from gossip.transport_config import ListenError, PortInUseError
 
+from . import swarm
 from .app import App
 from .errors import OwnerError
 from .fetch import Fetcher
 from .following import Follower, Interest
+from .governor import Work
 from .home import write_atomic
-from .mailbox import Dial, Fetch, Letter, Retract
+from .links import Links
+from .mailbox import Dial, Fetch, Forget, Letter, Rekey, Retract
+from .mirror import open_mirror
+from .night import Nights, governor_of
+from .notify import Notifier
 from .overview import RUN_FILE
 from .publisher import Publisher, Rollbacks
+from .reach import Reach
 from .schedule import Scheduler
+from .show import counted
 from .threads import bring_out
 from .told import Tell, saying
 from .watching import Watcher
@@ -67,37 +73,57 @@ class PortError(OwnerError):
     """The listening address cannot be had."""
 
 
+class DiskError(OwnerError):
+    """What the node knows cannot be stored."""
+
+
 def serve(app: App, listen: str | None, tell: Tell) -> None:
     """Run until SIGTERM or Ctrl-C. Raises OwnerError if it cannot start."""
     with app.lock("run", "a node is running here already"):
-        daemon = Daemon(app, listen, app.telling(tell))
+        daemon = Daemon(app, listen, app.telling(tell), Notifier.taken())
         try:
             trio.run(daemon.run_until_told)
         except* ListenError as group:
             taken, others = group.split(PortInUseError)
-            problem: BaseException = taken or others or group
-            while isinstance(problem, BaseExceptionGroup):  # one for each nursery on the way
-                problem = problem.exceptions[0]
             first = "End what listens there, or choose another:" if taken else "Give one such as"
             raise PortError(
-                str(problem),
+                str(_first(taken or others or group)),
                 unchanged="The node was not started; nothing in the home was changed.",
                 next_step=f"{first} `groove-node run --listen /ip4/0.0.0.0/tcp/4131`, "
                 "or `listen` under [mesh.transport] in groove.toml.",
+            ) from None
+        except* StoreFailedError as group:
+            raise DiskError(
+                f"{app.home / 'mesh.db'} cannot be written: {_first(group)}",
+                unchanged="The node has ended. What it had stored is whole, and it told nobody of "
+                "what it could not store.",
+                next_step="Make room on the disk, or see to it, and start the node again; "
+                "`groove-node doctor` looks at both.",
             ) from None
         finally:
             (app.home / RUN_FILE).unlink(missing_ok=True)
 
 
+def _first(group: BaseException) -> BaseException:
+    """The error itself: there is a group around it for each nursery on its way."""
+    while isinstance(group, BaseExceptionGroup):
+        group = group.exceptions[0]
+    return group
+
+
 class Daemon:
     """One running node."""
 
-    def __init__(self, app: App, listen: str | None, tell: Tell) -> None:
+    def __init__(
+        self, app: App, listen: str | None, tell: Tell, notifier: Notifier | None = None
+    ) -> None:
         config = app.config.mesh
-        if listen is not None:
-            transport = msgspec.structs.replace(config.transport, listen=listen)
-        else:
-            transport = config.transport
+        self._notifier = notifier or Notifier()
+        transport = msgspec.structs.replace(
+            config.transport,
+            listen=listen or config.transport.listen,
+            swarm_key=swarm.load(app.home) or config.transport.swarm_key,
+        )
         rng = app.adapters.random()
         self._app = app
         self._tell = tell
@@ -109,6 +135,13 @@ class Daemon:
             log.warning("record left out origin=%s problem=%s", origin.hex(), problem)
         rollbacks = Rollbacks(app, self._replica, self._say)
         self._core = _Watched(self._replica, rollbacks.look)
+        self._reach = Reach(
+            self._transport.dial,
+            app.clock.now_s,
+            self._transport.relays,
+            self._transport.relayed,
+        )
+        self._links = Links(app, self._transport, transport, rng, dial=self._reach.dial)
         self._driver = GossipDriver(
             self._core,
             Exchange(config.exchange, rng),
@@ -118,22 +151,38 @@ class Daemon:
             clock=app.clock.now_s,
             in_thread=app.adapters.in_thread,
             on_link=self._linked,
+            introductions=self._links.introductions,
+            on_learned=self._links.learned,
+            mirror=open_mirror(app.config),
         )
-        self._book = app.address_book()
-        self._dialing = DialLoop(
-            Dialer(self._transport.peer_id(), self._book, rng),
-            self._transport.dial,
-            clock=app.clock.now_s,
-        )
+        self._links.belongs_to(self._driver)
         self._publisher = Publisher(app, self._replica, self._driver, rollbacks, self._say)
-        self._fetcher = Fetcher(app, self._driver, self._publisher.serve_bundles, tell, rng)
+        self._governor = governor_of(app)
+        self._fetcher = Fetcher(
+            app,
+            self._driver,
+            self._publisher.serve_bundles,
+            tell,
+            rng,
+            may=partial(self._governor.allows, Work.FETCH),
+        )
         self._follower = Follower(
             app, self._replica, self._driver.changes(), self._fetcher, self._publisher, self._say
         )
-        self._scheduler = Scheduler(app, tell, app.adapters.start)
+        self._scheduler = Scheduler(
+            app, tell, app.adapters.start, may=partial(self._governor.allows, Work.ROUND)
+        )
+        self._nights = Nights(
+            app,
+            self._governor,
+            self._scheduler,
+            self._driver,
+            self._fetcher,
+            self._publisher.publish,
+            tell,
+        )
         self._at_work: set[int] = set()
         self._run_file = b""
-        self._saved_book = b""
 
     @property
     def replica(self) -> Replica:
@@ -164,18 +213,22 @@ class Daemon:
             addresses = self._transport.addresses()
             self._say("listening", f"listening on {addresses[0]}", addresses=addresses)
             await self._publisher.serve_bundles()
+            self._notifier.ready()
+            self._tell_manager()
             pace = self._app.adapters.pace
             tasks = (
-                self._dialing.run,
+                self._links.run,
                 self._follower.run,
                 self._fetcher.run,
                 self._watch_sources,
+                self._notifier.run,
                 partial(self._every, pace.poll_s, self._publisher.publish),
                 partial(self._every, pace.poll_s, self._carry_out_orders),
                 partial(self._every, pace.refresh_s, self._refresh),
                 partial(self._every, pace.refresh_s, self._look_for_interests),
                 partial(self._every, pace.retry_s, self._retry),
-                partial(self._every, pace.rounds_s, self._scheduler.look),
+                partial(self._every, pace.rounds_s, self._nights.round_if_due),
+                self._nights.run,
             )
             for task in tasks:
                 nursery.start_soon(self._fenced, task)
@@ -184,6 +237,7 @@ class Daemon:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
             async for _ in signals:
                 log.info("stopping")
+                self._notifier.stopping()
                 scope.cancel()
                 self._app.evaluator.stop()  # a thread cannot be cancelled; its child can
                 return
@@ -256,10 +310,10 @@ class Daemon:
     async def _carry_out(self, letter: Letter) -> dict[str, Any]:
         match letter.order:
             case Dial(address):
-                self._book.add(address, Source.OWNER)
-                self._app.save_address_book(self._book)
-                self._dialing.stir()
+                self._links.dial_now(address)
                 return {"dialing": address}
+            case Forget(peer):
+                return {"forgotten": await self._links.forget(peer)}
             case Retract(leaf):
                 await self._driver.retract(bytes.fromhex(leaf) if leaf else None)
                 self._publisher.show_again()
@@ -274,15 +328,21 @@ class Daemon:
                     return {"error": "it is not mature yet, so no bundle is offered"}
                 settled = await self._fetcher.bring(known, by_hand=True)
                 return {"state": settled.state.value, **settled.detail}
+            case Rekey():
+                keys = self._app.reload_identity().keys
+                await self._driver.rekey(keys)
+                self._publisher.show_again()
+                return {"epoch": keys.doc.epoch}
             case None:
                 return {"error": "the order cannot be read"}
 
     # ---- who is there ----------------------------------------------------------------------------
 
     def _linked(self, event: Connected | Disconnected) -> None:
-        self._dialing.on_link(event)
+        self._reach.linked(event)
+        self._links.linked(event)
         match event:
-            case Connected(peer, address):
+            case Connected(peer, address, _):
                 self._say("connected", f"connected to {peer[-8:]} at {address}", peer=peer)
                 self._fetcher.wake()
             case Disconnected(peer):
@@ -298,11 +358,14 @@ class Daemon:
     async def _refresh(self) -> None:
         """What changes slowly: who is connected, what is allowed, the address book."""
         self._write_run_file()
+        self._tell_manager()
         await self._publisher.serve_bundles()
-        blob = self._book.to_json()
-        if blob != self._saved_book:
-            self._app.save_address_book(self._book)
-            self._saved_book = blob
+        self._links.save()
+
+    def _tell_manager(self) -> None:
+        peers = len(self._driver.peers())
+        here = self._transport.addresses() or ["not listening"]  # while its host is started again
+        self._notifier.status(f"{here[0]}, {counted(peers, 'peer')}")
 
     def _write_run_file(self) -> None:
         peers = [
@@ -319,6 +382,9 @@ class Daemon:
             "pid": os.getpid(),
             "addresses": self._transport.addresses(),
             "peers": peers,
+            "links": {**self._links.overview(), "reach": self._reach.facts()},
+            "night": self._nights.state(),
+            "transport": self._transport.standing(),
         }
         blob = msgspec.json.encode(state)
         if blob != self._run_file:

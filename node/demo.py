@@ -1,7 +1,9 @@
 """`groove-node demo`: the main job, end to end, with real processes over real libp2p.
 
 The demo types the same commands as an owner would and reads the same event files. It knows what
-has to happen, in which order and within which time; a step that does not happen ends it.
+has to happen, in which order and within which time; a step that does not happen ends it. It looks
+after its nodes as a service manager does: one that is killed is started again, and the demo ends as
+it would have; one that ends by itself has failed.
 """
 
 from __future__ import annotations
@@ -12,10 +14,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +27,7 @@ from typing import Any
 import msgspec
 
 from .errors import MisuseError
+from .overview import RUN_FILE
 from .told import FILE as EVENTS
 
 # How much of each package is taken: all of the small ones, and of the large ones what makes leaves
@@ -46,7 +51,11 @@ EVIDENCE_OF_THREE = {
     "C": ("consent", "captured", "head", "fetched", "accepted", "routed", "dropped"),
 }
 SMALL = "[training]\nsteps = {steps}\ncontrol_pairs = 0\n"
+# What is shown is shown at any hour, in the order of the steps.
+UNATTENDED = {"rounds": "auto = false", "night": 'window = "always"'}
 SETTLED = ("accepted", "refused", "waiting")
+HAD = ("fetched", "accepted", "waiting")  # the bundle is here
+WATCH_S = 0.1
 QUIET = ("listening", "connected", "disconnected")  # printed by the step that waits for them
 
 
@@ -74,6 +83,9 @@ class Node:
     name: str
     home: Path
     process: subprocess.Popen[bytes] | None = None
+    listen: str = "/ip4/127.0.0.1/tcp/0"  # after the first start, the port that it got then
+    killed: int = 0  # times that it was killed and started again
+    caught_up: int = 0  # those after which its state was looked at
     read: int = 0  # bytes of its event file that were read
     events: list[dict[str, Any]] = field(default_factory=list)
 
@@ -93,13 +105,24 @@ class Node:
     def start(self) -> None:
         log = (self.home / "run.log").open("ab")
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "node.cli", "run", "--listen", "/ip4/127.0.0.1/tcp/0"],
+            [sys.executable, "-m", "node.cli", "run", "--listen", self.listen],
             env=self._environment(),
             stdout=log,
             stderr=log,
             stdin=subprocess.DEVNULL,
         )
         log.close()
+
+    def revive(self) -> bool:
+        """Start it again if it was killed; True if so."""
+        if self.process is None or (self.process.poll() or 0) >= 0:
+            return False
+        with suppress(OSError, msgspec.DecodeError):
+            addresses = msgspec.json.decode((self.home / RUN_FILE).read_bytes())["addresses"]
+            self.listen = str(addresses[0]).split("/p2p/")[0]  # where its peers look for it
+        self.start()
+        self.killed += 1
+        return True
 
     def stop(self) -> None:
         if self.process is None:
@@ -145,9 +168,13 @@ class Demo:
         names = ("A", "B", "C")[: plan.nodes]
         self._evidence: set[tuple[str, str]] = set()
         self._nodes = {name: Node(name, plan.folder / name) for name in names}
+        self._over = threading.Event()
 
     def run(self) -> bool:
         """True if everything happened. Whatever happens, no process is left behind."""
+        signal.signal(signal.SIGTERM, _leave)
+        watch = threading.Thread(target=self._look_after_nodes)
+        watch.start()
         try:
             for name, step in self._steps():
                 if name == self._plan.without:
@@ -159,10 +186,18 @@ class Demo:
             self._line("-", f"FAILED: {missing}")
             return False
         finally:
+            self._over.set()
+            watch.join()
             for node in self._nodes.values():
                 node.stop()
         self._line("-", "every step happened")
         return True
+
+    def _look_after_nodes(self) -> None:
+        while not self._over.wait(WATCH_S):
+            for node in self._nodes.values():
+                if node.revive():
+                    self._line(node.name, f"was killed ({node.killed}), and is started again")
 
     def _steps(self) -> list[tuple[str, Callable[[], None]]]:
         steps: list[tuple[str, Callable[[], None]]] = [
@@ -200,6 +235,9 @@ class Demo:
         """The thresholds are the real ones; only the training budget is small."""
         config = self._plan.config
         text = config.read_text() if config else SMALL.format(steps=self._plan.steps)
+        for section, line in UNATTENDED.items():
+            if f"[{section}]" not in text:
+                text += f"\n[{section}]\n{line}\n"
         (node.home / "groove.toml").write_text(text)
 
     def _consent(self) -> None:
@@ -258,11 +296,20 @@ class Demo:
         self._dial("B", "A")
 
     def _dial(self, name: str, *others: str) -> None:
-        lists = [self._nodes[other].command("peers", "list") for other in others]
-        if lists:
-            self._nodes[name].command("peers", "add", *(x["addresses"][0] for x in lists))
+        addresses = [self._address(other) for other in others]
+        if addresses:
+            self._nodes[name].command("peers", "add", *addresses)
         for _ in others:
             self._line(name, self._await(self._nodes[name], "connected", 30)["text"])
+
+    def _address(self, name: str) -> str:
+        """Where a node listens, once it does."""
+        deadline = time.monotonic() + self._plan.patience_s
+        while time.monotonic() < deadline:
+            if addresses := self._nodes[name].command("peers", "list")["addresses"]:
+                return str(addresses[0])
+            time.sleep(WATCH_S)
+        raise StepError(f"{name} does not listen within {self._plan.patience_s:.0f} s")
 
     def _first_round(self) -> None:
         for name in sorted(set(self._nodes) - {"A"}):
@@ -302,13 +349,13 @@ class Demo:
             self._await(self._nodes[name], "head", self._plan.patience_s)
             self._await(self._nodes[name], "fetched", self._plan.patience_s)
         for name in ("B", "C"):
-            while len(self._all(self._nodes[name], *SETTLED)) < matured:
+            while len({x["leaf"] for x in self._all(self._nodes[name], *SETTLED)}) < matured:
                 self._await(self._nodes[name], SETTLED, self._plan.patience_s)
             if not self._all(self._nodes[name], "accepted"):
                 raise StepError(f"{name} found no leaf of A better on its own sessions")
             self._print_tree(name)
         fetched = self._all(late, "fetched")
-        alone = all(len(each["sources"]) < 2 for each in fetched)
+        alone = all(len(each.get("sources", ())) < 2 for each in fetched) and not late.killed
         if alone and any(each["bytes"] > MANY_CHUNKS_BYTES for each in fetched):
             raise StepError("C had every bundle from one peer only")
 
@@ -394,10 +441,38 @@ class Demo:
                 if event["event"] in kinds:
                     event["seen"] = True
                     return event
-            if node.process is not None and node.process.poll() is not None:
+            if self._catch_up(node):
+                return self._await(node, wanted, limit_s)
+            code = node.process.poll() if node.process is not None else None
+            if code is not None and code >= 0:  # one that was killed is started again
                 raise StepError(f"{node.name} ended: see {node.home / 'run.log'}")
             time.sleep(0.1)
         raise StepError(f"{node.name}: no {wanted!r} within {limit_s:.0f} s")
+
+    def _catch_up(self, node: Node) -> bool:
+        """Note what a node that was killed had done and did not come to tell; True if it was."""
+        if node.caught_up == node.killed:
+            return False
+        node.caught_up = node.killed
+        told = {(event["event"], event["data"].get("leaf")) for event in node.events}
+        there = {leaf["leaf_id"]: leaf for leaf in node.command("tree")["foreign"]}
+        done = [("head", None, leaf) for leaf in list(there.values())[:1]]
+        for id_, leaf in there.items():
+            done += [("fetched", id_, leaf)] * (leaf["state"] in HAD)
+            done += [(leaf["state"], id_, leaf)] * (leaf["state"] in SETTLED)
+        for event in [each for each in node.events if each["event"] in HAD]:
+            data = event["data"]
+            if data["leaf"] not in there:
+                done.append(("dropped", data["leaf"], {**data, "origin_key": data["origin"]}))
+        for kind, id_, leaf in done:
+            if (kind, id_) not in told:
+                told.add((kind, id_))
+                what = f"{leaf.get('name', id_)} of {leaf['origin_key'][:8]}" if id_ else "a peer"
+                data = {**leaf, "leaf": id_, "origin": leaf["origin_key"]}
+                text = f"{what}: {kind}, as it shows after its restart"
+                node.events.append({"event": kind, "text": text, "data": data})
+                self._note(node, node.events[-1])
+        return True
 
     def _saw(self, node: Node, evidence: str) -> None:
         self._evidence.add((node.name, evidence))
@@ -427,6 +502,11 @@ class Demo:
 
     def _line(self, who: str, text: str) -> None:
         self._say(f"{time.monotonic() - self._began:7.1f} s  {who}  {text}")
+
+
+def _leave(number: int, _: object) -> None:
+    """End like Ctrl-C does, by way of all that is to be done at the end."""
+    raise SystemExit(128 + number)
 
 
 def _verdicts(leaves: list[dict[str, Any]]) -> str:

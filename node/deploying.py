@@ -25,7 +25,7 @@ from router.neighbours import Neighbours
 from router.table import Entry, Table, unhubbed
 from router.weights import weigh
 
-from . import replay, routing, set_aside, transition
+from . import heard, replay, routing, set_aside, transition
 from .errors import MisuseError, OwnerError
 from .foreign import Known
 from .home import private_dir
@@ -146,10 +146,13 @@ def begin(app: App) -> Kept:
     """Put the starters in force if nobody has looked for them yet; returns what is in force.
 
     Raises RoutingError if the table is damaged: only a round knows the gates of leaves. If another
-    chassis is in use than when the table was made, the table first follows that.
+    chassis is in use than when the table was made, or peers have not been heard for too long, the
+    table first follows that.
     """
     if set_aside.changed(app):
         _set_aside(app)
+    if heard.silent(app.home, app.now()):
+        _leave_peers_out(app)
     current = app.tables.current()
     if current is not None and not _wants_starters(app, current):
         return current
@@ -178,6 +181,13 @@ def _set_aside(app: App) -> None:
         follow(app)
     with suppress(OwnerError):  # a chassis that cannot be opened is looked for again
         set_aside.remember(app)
+
+
+def _leave_peers_out(app: App) -> None:
+    """No node may have run for weeks, and a command routes by the table that was left."""
+    current = app.tables.current()
+    if current is not None and any(entry.origin for entry in current.table.entries):
+        follow(app)
 
 
 def restore(app: App, number: int, *, pin: bool) -> Kept:
@@ -470,7 +480,9 @@ def _entries(app: App, forest: Forest) -> list[Entry]:
 
 
 def _foreign(app: App) -> list[Known]:
-    return app.foreign.all() if app.allows("fetch") else []
+    """Peers' leaves, unless they may have been taken back in a silence that nobody listened to."""
+    listened = not heard.silent(app.home, app.now())
+    return app.foreign.all() if listened and app.allows("fetch") else []
 
 
 def _leaves(table: Table) -> int:

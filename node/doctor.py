@@ -18,6 +18,7 @@ from .home import groove_cache, home_path
 from .rights import rescan_due
 from .show import counted, size, within
 from .tally import Tally
+from .windows import ALWAYS
 
 DISK_BYTES_WANTED = 2_000_000_000  # models 0.65 GB, then bundles and sessions
 
@@ -49,7 +50,7 @@ def examine() -> list[Finding]:
     findings.append(Finding("home", "ok", f"{app.home}, private"))
     checks: list[tuple[str, Callable[[App], Finding]]] = [
         ("encoder", _encoder),
-        ("keys", _keys),
+        ("keys", keys),
         ("consent", _consent),
         ("corpus", _corpus),
         ("stores", _stores),
@@ -60,6 +61,8 @@ def examine() -> list[Finding]:
             findings.append(check(app))
         except OwnerError as problem:
             findings.append(Finding(name, "bad", problem.what, problem.next_step))
+    findings += _network(app)
+    findings.append(_unattended(app))
     try:
         findings += _sources(app)
     except OwnerError as problem:
@@ -124,8 +127,26 @@ def _second_scan() -> Finding:
     return Finding("second scan", "ok", f"{rules_version().partition('/')[0]}, offline")
 
 
-def _keys(app: App) -> Finding:
-    return Finding("keys", "ok", f"origin {app.origin.hex()[:16]}…")
+def keys(app: App) -> Finding:
+    """What the mesh makes of the key, and whether a copy of the keys is kept."""
+    from . import rekeying
+
+    found = rekeying.standing(app)
+    text = f"origin {app.origin.hex()[:16]}…, epoch {found['epoch']}"
+    if found["standing"] != "sound":
+        what, _, advice = rekeying.advice(found).partition(" -> ")
+        return Finding("keys", "bad", f"{text}, {found['standing']}{what}", advice)
+    if found["days_left"] < rekeying.SOON_D:
+        ends = f"its key ends in {counted(found['days_left'], 'day')}"
+        return Finding("keys", "note", f"{text}; {ends}", "groove-node keys rotate")
+    kept = found["exported"]
+    if kept is None:
+        return Finding("keys", "note", f"{text}, no copy of them", "groove-node keys export FILE")
+    text += f", copied on {rekeying.moment_of(kept['at'])[:10]}"
+    if kept["epoch"] != found["epoch"]:  # the root key in it is still the one
+        text += f" with the key of epoch {kept['epoch']}"
+        return Finding("keys", "note", text, "groove-node keys export FILE")
+    return Finding("keys", "ok", text)
 
 
 def _consent(app: App) -> Finding:
@@ -184,6 +205,20 @@ def _sources(app: App) -> list[Finding]:
     return findings
 
 
+def _unattended(app: App) -> Finding:
+    """When the node works by itself, and what of the machine it cannot tell."""
+    night = app.config.night
+    if night.window == ALWAYS:
+        return Finding("night", "ok", "works at any hour, heeding `pause` alone")
+    senses = app.adapters.senses(app.home, night)
+    senses.read()
+    unknown = [f"{sense}: {without}" for sense, without in sorted(senses.unknown.items())]
+    text = "; ".join([f"works unattended {night.window}, local time", *unknown])
+    if "idle" in senses.unknown:  # it may work while somebody reads
+        return Finding("night", "note", text, "give way by hand with `groove-node pause --for 2h`")
+    return Finding("night", "ok", text)
+
+
 def _node(app: App) -> Finding:
     node = overview.running(app)
     if node is None:
@@ -193,3 +228,16 @@ def _node(app: App) -> Finding:
     if peers == 0:
         return Finding("node", "note", text, "groove-node peers add ADDRESS")
     return Finding("node", "ok", text)
+
+
+def _network(app: App) -> list[Finding]:
+    """The port, who can reach this node, its relays, and the peers that the owner has named."""
+    from gossip.addresses import Source
+
+    from . import peerbook, reach
+
+    book = peerbook.expected(app)
+    owners = {peerbook.peer_of(each.address) for each in book if each.source is Source.OWNER}
+    listen = app.config.mesh.transport.listen
+    rows = reach.findings(overview.running(app), listen, sorted(owners))
+    return [Finding(check, verdict, text, advice) for check, verdict, text, advice in rows]

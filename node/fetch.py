@@ -33,6 +33,7 @@ from leaves.training.child import TrainingError
 from leaves.training.evaluate import HELD_OUT_MIN
 
 from .foreign import SERVED, WANTED, Known, State
+from .shelf import Shelf
 from .told import Tell, Told
 from .trial import tried
 from .usage import ATTESTATIONS, attestations
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-PEERS_BYTES_MAX = 2 << 30  # on disk, of all peers' bundles together, whole or in part
+EVICTED = "evicted"  # in a leaf's detail: it made room; it comes again by hand, or when changed
 CANDIDATES_MAX = 256  # leaves looked at in one go; of more, another draw comes with the next
 FAILURES_FREE = 2  # then a leaf that cannot be had is asked for ever more rarely...
 PAUSE_S, PAUSE_S_MAX = 60.0, 3600.0  # ...at first after this long, at last this often
@@ -71,17 +72,24 @@ class Fetcher:
         serve: Callable[[], Awaitable[None]],
         tell: Tell,
         rng: Random,
+        may: Callable[[], bool] = lambda: True,
     ) -> None:
-        """serve: answers for the bundles that may be had now."""
+        """serve: answers for the bundles that may be had now. may: whether something may be
+        fetched now that nobody waits for; what may not waits until woken again."""
         self._app = app
         self._driver = driver
         self._serve = serve
         self._tell = tell
         self._rng = rng
         self._aside = app.adapters.in_thread
+        self._may = may
+        self._shelf = Shelf.of(app)
         self._woken = trio.Event()
+        self._rested = trio.Event()
+        self._rested.set()
         self._turn = trio.Lock()
         self._by_hand = False  # the leaf whose turn it is
+        self._waited_for = 0  # leaves that the owner asked for and has not got yet
         self._coming: set[str] = set()  # roots of the leaf whose turn it is
         self._failures: Counter[str] = Counter()  # by origin, since it last gave what it promised
         self._tries: dict[str, tuple[int, float]] = {}  # root → failures, not before
@@ -89,35 +97,65 @@ class Fetcher:
     def wake(self) -> None:
         """There may be something new to fetch."""
         self._woken.set()
+        if self._rested.is_set():
+            self._rested = trio.Event()
+
+    @property
+    def by_hand(self) -> bool:
+        """True while the owner waits for a leaf, also for its turn behind one that is held."""
+        return self._waited_for > 0
+
+    async def at_rest(self) -> None:
+        """Return once all that was wanted at the last `wake` has been tried, or may not be now."""
+        await self._rested.wait()
 
     async def run(self) -> None:
         """Fetch what is wanted whenever woken."""
         while True:
             await self._woken.wait()
             self._woken = trio.Event()
-            wanted = await self._aside(partial(self._wanted, trio.current_time()))
-            if wanted:
-                delay_s = self._app.config.mesh.fetch_delay_s
-                await trio.sleep(self._rng.uniform(delay_s / 2, delay_s))
-            self._rng.shuffle(wanted)  # so that peers who want the same do not ask in one order
-            # An origin that fails must not hold up the others, however many leaves it names.
-            wanted.sort(key=lambda known: self._failures[known.leaf.origin])
-            for known in wanted:
-                await self.bring(known)
-                if self._woken.is_set():
-                    break  # something better may have come
+            await self._bring_wanted()
+            if not self._woken.is_set():
+                self._rested.set()
+
+    async def _bring_wanted(self) -> None:
+        if not self._may():
+            return
+        wanted = await self._aside(partial(self._wanted, trio.current_time()))
+        if wanted:
+            delay_s = self._app.config.mesh.fetch_delay_s
+            await trio.sleep(self._rng.uniform(delay_s / 2, delay_s))
+        self._rng.shuffle(wanted)  # so that peers who want the same do not ask in one order
+        # An origin that fails must not hold up the others, however many leaves it names.
+        wanted.sort(key=lambda known: self._failures[known.leaf.origin])
+        for known in wanted:
+            if not self._may():
+                return
+            await self.bring(known)
+            if self._woken.is_set():
+                return  # something better may have come
 
     async def bring(self, known: Known, *, by_hand: bool = False) -> Known:
         """Fetch, check and judge one leaf; returns how far it came.
 
         by_hand: the owner asked for it, so it is held to no budget of bytes.
         """
+        self._waited_for += by_hand
+        try:
+            return await self._in_turn(known, by_hand=by_hand)
+        finally:
+            self._waited_for -= by_hand
+
+    async def _in_turn(self, known: Known, *, by_hand: bool) -> Known:
         async with self._turn:
             self._by_hand = by_hand
             now = self._app.foreign.get(known.leaf.origin, known.leaf.leaf)
             if now is None or now.leaf.root is None:
                 return known  # it went while it waited for its turn
-            self._coming = {now.leaf.root}
+            root = now.leaf.root
+            self._coming = {root}
+            if now.detail.get(EVICTED):
+                now = self._app.foreign.settle(now, now.state, {EVICTED: False, "reason": ""})
             try:
                 settled = await self._bring(now)
             except (FetchError, TrainingError, OSError) as problem:
@@ -126,17 +164,19 @@ class Fetcher:
                 return now  # asked for again later
             finally:
                 self._coming = set()
+                self._by_hand = False
                 await self.tidy()
             if settled.state is State.ACCEPTED:
                 self._failures.pop(now.leaf.origin, None)
             if settled.state is State.REFUSED:
                 self._failures[now.leaf.origin] += 1
-            self._tries.pop(now.leaf.root, None)
+            self._tries.pop(root, None)
             return settled
 
     async def tidy(self) -> None:
-        """Delete the bundles of peers' leaves that are gone, changed or refused."""
+        """Delete the bundles of peers' leaves that are gone, changed or refused, and not pinned."""
         needed = self._app.foreign.roots(WANTED) | self._app.own_roots()
+        needed |= self._shelf.pinned_roots(self._app.foreign.all())
         for root in self._app.foreign.expected():
             if root not in needed and root not in self._coming:
                 await self._driver.remove_bundle(bytes.fromhex(root))
@@ -187,6 +227,7 @@ class Fetcher:
             known
             for known in (*foreign.unsettled(chassis), *foreign.on_trust(chassis))
             if self._tries.get(known.leaf.root or "", (0, 0.0))[1] <= now
+            and not known.detail.get(EVICTED)
         ]
         if len(heard) > CANDIDATES_MAX:
             heard = self._rng.sample(heard, CANDIDATES_MAX)
@@ -240,19 +281,43 @@ class Fetcher:
         return await self._driver.fetch(root_bytes, size_bytes, by_hand=self._by_hand)
 
     async def _make_room(self, root: str, size_bytes: int) -> None:
-        """Keep peers' bundles within their bound, at the cost of what was begun and not had."""
+        """Keep peers' bundles within their bound, at the cost of what was begun and not had, then
+        of what was used longest ago."""
         expected = self._app.foreign.expected()
-        checked = self._app.foreign.roots(SERVED)
-        room = PEERS_BYTES_MAX - sum(size for r, size in expected.items() if r != root)
-        for other, size in expected.items():
+        held = self._app.foreign.roots(SERVED)
+        stays = self._coming | self._app.own_roots() | {root}
+        stays |= self._shelf.pinned_roots(self._app.foreign.all())
+        room = self._app.config.mesh.cache_bytes_max
+        room -= sum(size for other, size in expected.items() if other != root)
+        begun = [other for other in expected if other not in stays | held]
+        whole = self._shelf.oldest_first(other for other in expected if other in held - stays)
+        if room + sum(expected[other] for other in (*begun, *whole)) < size_bytes:
+            raise FetchError("no room for more of peers' bundles")
+        for other in (*begun, *whole):
             if room >= size_bytes:
                 return
-            if other not in self._coming | checked | {root}:
-                await self._driver.remove_bundle(bytes.fromhex(other))
-                self._app.foreign.removed(other)
-                room += size
-        if room < size_bytes:
-            raise FetchError("no room for more of peers' bundles")
+            for gone in await self._evict(other, stays) if other in held else [other]:
+                room += self._app.foreign.expected().get(gone, 0)
+                await self._driver.remove_bundle(bytes.fromhex(gone))
+                self._app.foreign.removed(gone)
+
+    async def _evict(self, root: str, stays: set[str]) -> list[str]:
+        """Use no more the leaves that a bundle is of; return their bundles that nothing needs."""
+        leaves = [
+            known
+            for known in self._app.foreign.all()
+            if known.state in SERVED and root in (known.leaf.root, known.detail.get("control_root"))
+        ]
+        for known in leaves:
+            reason = "made room for bundles in use"
+            self._settled(known, State.HEARD, {EVICTED: True, "reason": reason})
+        if any(known.state is State.ACCEPTED for known in leaves):
+            await self._aside(self._app.deploy)
+        await self._serve()
+        still = self._app.foreign.roots(SERVED) | stays
+        roots = {known.leaf.root for known in leaves}
+        roots |= {known.detail.get("control_root") for known in leaves}
+        return sorted({root, *filter(None, roots)} - still)
 
     def _check(self, root: str) -> CheckedBundle:
         blob = self._app.bundles.get(root)

@@ -15,13 +15,14 @@ from gossip.driver import Changes, GossipDriver
 from gossip.events import LeafRetracted, OriginChanged, PublishBlocked
 from gossip.view import OriginView
 from gossip.wire import Standing
-from leaves.model import Vector
+from leaves.model import LeafId, Vector
 
 from . import mesh
 from .app import App
 from .fetch import Fetcher
 from .foreign import Known, State
 from .publisher import Publisher
+from .shelf import Shelf
 from .told import Say
 
 RETRACTED = "retracted by its owner"
@@ -66,6 +67,7 @@ class Follower:
         self._fetcher = fetcher
         self._publisher = publisher
         self._say = say
+        self._shelf = Shelf.of(app)
 
     async def run(self) -> None:
         """Take in what changes; first, whatever was missed, for this may be a second start."""
@@ -77,6 +79,8 @@ class Follower:
                 case PublishBlocked(reason):
                     self._say("blocked", f"nothing can be published: {reason}", reason=reason)
                 case LeafRetracted(origin, leaf):
+                    if self._shelf.unpin(origin.hex(), LeafId(leaf.hex()) if leaf else None):
+                        await self._fetcher.tidy()
                     gone = self._app.foreign.retract(origin.hex(), leaf.hex() if leaf else None)
                     await self._drop(gone, RETRACTED)
 
@@ -103,6 +107,8 @@ class Follower:
             )  # what changed is not what was judged
         withdrawn = {leaf.hex() if leaf else "" for leaf in view.retracted}
         mature = sum(leaf.root is not None for leaf in leaves)
+        for each in withdrawn:
+            self._shelf.unpin(origin.hex(), LeafId(each) if each else None)
         if leaves and not quiet:
             self._say(
                 "head",

@@ -41,13 +41,18 @@ def groove_home() -> Path:
 
 
 def groove_cache() -> Path:
-    """The cache folder, made with mode 0700 if it is missing: GROOVE_CACHE or the platform's."""
+    """The cache folder, made with mode 0700 if it is missing."""
+    return private_dir(cache_path())
+
+
+def cache_path() -> Path:
+    """Where what can be made again is kept: GROOVE_CACHE or the platform's. It is not made here."""
     configured = os.environ.get("GROOVE_CACHE")
     if configured:
-        return private_dir(Path(configured).expanduser().absolute())
+        return Path(configured).expanduser().absolute()
     import platformdirs  # 20 ms that the capture gate must not pay
 
-    return private_dir(Path(platformdirs.user_cache_dir("groove-node")))
+    return Path(platformdirs.user_cache_dir("groove-node"))
 
 
 def state_path() -> Path:

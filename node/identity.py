@@ -1,7 +1,7 @@
 """The node's keys on disk: the root that is its origin, the key that signs, the key it dials with.
 
-The root key is needed only for key epochs and emergencies; the op key signs heads and
-retractions; the transport key names the libp2p host and never appears in a record.
+The root key is needed only for key epochs and emergencies, and may be kept elsewhere; the op key
+signs heads and retractions; the transport key names the libp2p host and never appears in a record.
 """
 
 from __future__ import annotations
@@ -12,20 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from gossip.keys import Keys, issue, private_key, public_bytes
 from gossip.wire import HOUR_S, KeyDoc, WireError, decode, encode
 
-from .errors import OwnerError
-from .home import check_private, private_dir, write_atomic
+from . import keyfiles
+from .home import check_private, private_dir
+from .keyfiles import AWAY, DOC, OP, ROOT, TRANSPORT, IdentityError
 
-_NAMES = ("root", "op", "transport")
-_DOC = "op.doc"  # the root key's word for the op key
+__all__ = ["Identity", "IdentityError", "load_or_create"]
+
 _DOC_YEARS = 10  # an epoch is ended by a new one, long before
-
-
-class IdentityError(OwnerError):
-    """The key files cannot be used."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,45 +50,73 @@ def load_or_create(home: Path, now_s: float, secret: Callable[[], bytes] = drawn
     read one.
     """
     folder = private_dir(home / "keys")
-    files = [*(f"{name}.key" for name in _NAMES), _DOC]
-    missing = [name for name in files if not (folder / name).exists()]
-    if missing and (folder / _DOC).exists():  # the document is written last
-        raise IdentityError(
-            f"{folder}: {', '.join(missing)} missing",
-            unchanged="No new key was made: it would have made this node a stranger to its peers.",
-            next_step="Put the file back from a backup, or move the whole folder aside to start "
-            "as a new origin.",
-        )
-    if missing:
-        _create(folder, now_s, secret)
-    op, transport = _read(folder / "op.key"), _read(folder / "transport.key")
+    with keyfiles.reading(folder):
+        if not _lacking(folder):
+            return _load(folder)
+    with keyfiles.writing(folder):  # of two processes that start at once one makes them
+        if missing := _lacking(folder):
+            if any((folder / name).exists() for name in (ROOT, OP, TRANSPORT, DOC)):
+                raise _missing(folder, missing)
+            _create(folder, now_s, secret)
+        return _load(folder)
+
+
+def _lacking(folder: Path) -> list[str]:
+    wanted = (OP, TRANSPORT, DOC) if (folder / AWAY).exists() else (ROOT, OP, TRANSPORT, DOC)
+    return [name for name in wanted if not (folder / name).exists()]
+
+
+def _missing(folder: Path, names: list[str]) -> IdentityError:
+    return IdentityError(
+        f"{folder}: {', '.join(names)} missing",
+        unchanged="No new key was made: it would have made this node a stranger to its peers.",
+        next_step="Put the file back from a backup, or `groove-node keys restore --replace` an "
+        "export; or move the whole folder aside to start as a new origin.",
+    )
+
+
+def _load(folder: Path) -> Identity:
+    op, transport = read_seed(folder / OP), read_seed(folder / TRANSPORT)
     try:
-        doc = decode((folder / _DOC).read_bytes(), KeyDoc)
+        doc = decode((folder / DOC).read_bytes(), KeyDoc)
         return Identity(Keys(private_key(op), doc), transport)
     except (WireError, ValueError, msgspec.ValidationError) as problem:
         raise IdentityError(
-            f"{folder / _DOC} does not fit op.key: {problem}",
+            f"{folder / DOC} does not fit op.key: {problem}",
             unchanged="The keys were left as they are.",
-            next_step="Put the folder back from a backup.",
+            next_step="Put the folder back from a backup, or `groove-node keys restore --replace` "
+            "an export.",
         ) from None
 
 
 def _create(folder: Path, now_s: float, secret: Callable[[], bytes]) -> None:
-    seeds = {name: secret() for name in _NAMES}
-    for name, seed in seeds.items():
-        write_atomic(folder / f"{name}.key", seed.hex().encode() + b"\n")
+    seeds = {name: secret() for name in (ROOT, OP, TRANSPORT)}
+    doc = next_doc(private_key(seeds[ROOT]), seeds[OP], 1, now_s)
+    files = {name: seed_file(seed) for name, seed in seeds.items()}
+    keyfiles.put(folder, keyfiles.Change({**files, DOC: encode(doc)}))
+
+
+def next_doc(
+    root: Ed25519PrivateKey, op: bytes, epoch: int, now_s: float, revoked: tuple[int, ...] = ()
+) -> KeyDoc:
+    """The root key's word for the op key of an epoch."""
     hour = int(now_s) // HOUR_S
-    doc = issue(
-        private_key(seeds["root"]),
-        public_bytes(private_key(seeds["op"])),
-        epoch=1,
+    return issue(
+        root,
+        public_bytes(private_key(op)),
+        epoch=epoch,
         not_before_h=hour - 24,  # a clock a few hours off must not make the first head void
         not_after_h=hour + _DOC_YEARS * 8766,
+        revoked=revoked,
     )
-    write_atomic(folder / _DOC, encode(doc))
 
 
-def _read(path: Path) -> bytes:
+def seed_file(seed: bytes) -> bytes:
+    return seed.hex().encode() + b"\n"
+
+
+def read_seed(path: Path) -> bytes:
+    """Read a key file. Raises IdentityError, WideOpenError."""
     check_private(path)
     text = path.read_text(encoding="ascii", errors="replace").strip()
     if len(text) != 64 or not all(c in "0123456789abcdef" for c in text):

@@ -26,6 +26,12 @@ class Dial(msgspec.Struct, frozen=True, tag="dial"):
     address: str
 
 
+class Forget(msgspec.Struct, frozen=True, tag="forget"):
+    """Remember a peer no more, and end the link with it."""
+
+    peer: str
+
+
 class Fetch(msgspec.Struct, frozen=True, tag="fetch"):
     """Get a foreign leaf's bundle now, whatever the interest in it."""
 
@@ -39,7 +45,11 @@ class Retract(msgspec.Struct, frozen=True, tag="retract"):
     leaf: str | None
 
 
-Order = Dial | Fetch | Retract
+class Rekey(msgspec.Struct, frozen=True, tag="rekey"):
+    """Sign with the keys that are in the home now: they are of a new epoch."""
+
+
+Order = Dial | Forget | Fetch | Retract | Rekey
 
 
 @dataclass(frozen=True, slots=True)

@@ -86,10 +86,6 @@ def add_peers(app: App, addresses: Sequence[str]) -> None:
     try:
         for address in addresses:
             peer_of(address)
-            if address.startswith("/ip4/0.0.0.0/"):
-                raise AddressError(
-                    f"{address!r} is where a node listens; expected the address of its machine"
-                )
     except AddressError as problem:
         raise MisuseError(f"{problem}; nothing was remembered") from None
     for address in addresses:

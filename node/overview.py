@@ -21,13 +21,16 @@ from . import (
     routing,
     set_aside,
     show,
+    show_night,
     show_routes,
+    swarm,
     transition,
 )
 from .errors import OwnerError
 from .foreign import Known, State
 from .history import History, histories
 from .rights import rescan_due
+from .shelf import Pin, Shelf
 from .tally import Tally
 
 if TYPE_CHECKING:
@@ -52,6 +55,7 @@ def status(app: App) -> dict[str, Any]:
     open_round, last = app.forests.open_round(), app.forests.last_round()
     foreign = app.foreign.all()
     counts = Tally(app.home).read()
+    node = running(app)
     return {
         "home": str(app.home),
         "origin": app.origin.hex(),
@@ -83,7 +87,8 @@ def status(app: App) -> dict[str, Any]:
         "foreign": {state.value: sum(known.state is state for known in foreign) for state in State},
         "proposals": len(app.forests.proposals.waiting()),
         "kept_back": publishing.kept_back(app),
-        "node": running(app),
+        "node": node,
+        "night": show_night.standing(app, node),
     }
 
 
@@ -146,12 +151,28 @@ def _reachable(address: str) -> list[str]:
 
 def peers(app: App) -> dict[str, Any]:
     """Connected peers, own addresses, and the address book."""
+    from . import peerbook  # only this one needs the gossip package
+
     node = running(app)
+    book = peerbook.expected(app)
     return {
         "running": node is not None,
         "addresses": node["addresses"] if node else [],
         "peers": node["peers"] if node else [],
-        "known": [entry.address for entry in app.address_book()],
+        "links": node.get("links", {}) if node else {},
+        "private_swarm": bool(swarm.load(app.home)),
+        "known": [entry.address for entry in book],
+        "book": [
+            {
+                "peer": peerbook.peer_of(entry.address),
+                "address": entry.address,
+                "named_by": peerbook.named_by(entry),
+                "score": round(book.score(entry), 3),
+                "last_reached": int(entry.last_ok_s) or None,
+                "failures": entry.failures,
+            }
+            for entry in book
+        ],
     }
 
 
@@ -196,18 +217,25 @@ def describe(
         gates = routing.gates_in_force(app)
         return facts + shared, {**show.as_json(found, gates), **details, **votes, **sharing}
     region = app.region(found.leaf)
-    details = {**show.foreign_json(found), "sessions_here": len(region)}
+    stays = Shelf.of(app).is_pinned(found)
+    details = {**show.foreign_json(found), "pinned": stays, "sessions_here": len(region)}
     if region:  # one of the owner's own, for the owner's eyes
         vectors = app.embeddings.vectors()
         nearest = max(sorted(region), key=lambda id_: float(vectors[id_] @ found.leaf.centroid))
         session = app.sessions()[nearest]
         details["sample"] = {"prompt": session.prompt, "completion": session.completion}
-    return show.foreign_facts(found), details
+    return [*show.foreign_facts(found), ("pinned", "yes" if stays else "no")], details
 
 
 def history(app: App, name: str) -> list[dict[str, Any]]:
     """Every change of one own leaf."""
     return leaf_facts.history(app, own_leaf(app, name))
+
+
+def pinned(app: App, name: str) -> Pin:
+    """The pin on a leaf of this name, id or start of an id, which may be gone by now."""
+    found = _matching([(pin.name, pin.leaf, pin) for pin in Shelf.of(app).pins()], name)
+    return _only(found, name)
 
 
 def _matching(leaves: list[tuple[str, str, T]], name: str) -> list[T]:

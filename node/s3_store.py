@@ -13,21 +13,25 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from gossip.bundle_files import chunk_list
+from gossip.wire import BLOB_BYTES_MAX, CHUNK_BYTES, encode
 from leaves.bundle import BUNDLE_BYTES_MAX
 
 from .bundles import address_of, checked
 from .errors import OwnerError
+from .mirror import list_of
 
 if TYPE_CHECKING:
     from obstore.store import S3Config, S3Store
 
     from .config import RegistryConfig
 
+FOLDER = "bundles"
 CONNECT_TIMEOUT = timedelta(seconds=3)
 TIMEOUT = timedelta(seconds=60)  # of one request: 30 MB at 4 Mbit/s
 RETRIES = 2
@@ -103,6 +107,31 @@ class S3Client:
                         next_step="It is none of groove-node's: remove it there.",
                     )
             return bytes(data), found.meta["e_tag"] or ""
+
+    def size_bytes(self, path: str) -> int | None:
+        """How long an object is, None if there is none."""
+        import obstore
+
+        with self._failures():
+            try:
+                return int(obstore.head(self._store, path)["size"])
+            except FileNotFoundError as problem:
+                if "NoSuchBucket" in str(problem):
+                    raise
+                return None
+
+    def read(self, path: str, start: int, size_bytes: int) -> bytes | None:
+        """A part of an object, shorter at its end; None if there is none, or it ends before."""
+        import obstore
+
+        with self._failures():
+            try:
+                part = obstore.get_range(self._store, path, start=start, length=size_bytes)
+            except FileNotFoundError as problem:
+                if "NoSuchBucket" in str(problem):
+                    raise
+                return None
+            return bytes(part)[:size_bytes] or None
 
     def create(self, path: str, data: bytes) -> bool:
         """Put an object where there is none; False if there is one."""
@@ -209,13 +238,15 @@ class S3Client:
 class S3BlobStore:
     """`leaves.ports.BlobStore` in an S3-compatible store. Nothing of it is kept here."""
 
-    def __init__(self, client: S3Client, folder: str = "bundles") -> None:
+    def __init__(self, client: S3Client, folder: str = FOLDER) -> None:
         self._client = client
         self._folder = folder
 
     def put(self, data: bytes) -> str:
         address = address_of(data)
         path = self._path(address)
+        # First, so that who finds the bundle finds how it is checked chunk by chunk.
+        self._client.replace(list_path(address, self._folder), encode(chunk_list(data)), None)
         if not self._client.create(path, data):
             there = self._client.get(path, BUNDLE_BYTES_MAX)
             if there is None or address_of(there[0]) != address:  # damaged there: mend it
@@ -228,7 +259,9 @@ class S3BlobStore:
         return checked(address, found[0], str(self._client.place)) if found else None
 
     def delete(self, address: str) -> bool:
-        return self._client.delete(self._path(address))
+        found = self._client.delete(self._path(address))
+        self._client.delete(list_path(address, self._folder))
+        return found
 
     def path(self, address: str) -> Path | None:
         """None: nothing of it is here."""
@@ -236,6 +269,31 @@ class S3BlobStore:
 
     def _path(self, address: str) -> str:
         return f"{self._folder}/{bytes.fromhex(address).hex()}.bundle"
+
+
+def list_path(address: str, folder: str = FOLDER) -> str:
+    """Where the list of a bundle's chunks is: a mirror is asked for parts of a bundle."""
+    return f"{folder}/{bytes.fromhex(address).hex()}.list"
+
+
+class S3Source:
+    """`mirror.Source`: ranged reads of what a registry holds."""
+
+    def __init__(self, client: S3Client) -> None:
+        self._client = client
+
+    def chunk_list(self, root: bytes) -> bytes | None:
+        listed = self._client.get(list_path(root.hex()), BLOB_BYTES_MAX)
+        if listed is not None:
+            return listed[0]
+        size_bytes = self._client.size_bytes(self._path(root))
+        return list_of(partial(self.read, root), root, size_bytes) if size_bytes else None
+
+    def read(self, root: bytes, index: int) -> bytes | None:
+        return self._client.read(self._path(root), index * CHUNK_BYTES, CHUNK_BYTES)
+
+    def _path(self, root: bytes) -> str:
+        return f"{FOLDER}/{root.hex()}.bundle"
 
 
 class S3Cell:

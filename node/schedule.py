@@ -1,9 +1,11 @@
 """When the running node starts a round by itself, and what it does about one that fails.
 
-Only with `auto = true` under [rounds] in groove.toml. The round is a process of its own at the
-lowest priority, so that the node stays small and answers; whether one is due by the number of new
-sessions is told there too, for to count them is to read the corpus. A round that was killed or
-failed is taken up again later and later, and a node that was started anew knows of that.
+Only with `auto = true` under [rounds] in groove.toml, and when the governor lets it. The round is a
+process of its own at the lowest priority, so that the node stays small and answers; whether one is
+due by the number of new sessions is told there too, for to count them is to read the corpus. A
+round that was killed or failed is taken up again later and later, and a node that was started anew
+knows of that. One that has to give way is stopped where it is, with all that it started; or ended,
+which is no failure.
 """
 
 from __future__ import annotations
@@ -23,7 +25,9 @@ from msgspec import Struct
 
 from leaves.model import Instant
 
+from . import held
 from .errors import OwnerError
+from .held import Worker
 from .home import private_dir, write_atomic
 from .rounds import round_due
 from .told import Tell, Told
@@ -39,7 +43,8 @@ BACK_OFF_S = 300
 BACK_OFF_S_MAX = 86_400
 _IDLE = 19  # the lowest priority; what a round starts inherits it
 
-Start = Callable[[list[str], Mapping[str, str]], Awaitable[int]]
+Begun = Callable[[int], None]  # hears the id of a process that has begun
+Start = Callable[[list[str], Mapping[str, str], Begun], Awaitable[int]]
 
 
 class Tries(Struct, frozen=True):
@@ -56,8 +61,9 @@ def back_off_s(failures: int) -> int:
     return min(BACK_OFF_S << min(failures - 1, 20), BACK_OFF_S_MAX)
 
 
-async def start_idle(command: list[str], environment: Mapping[str, str]) -> int:
-    """Run a command to its end at the lowest priority; cancelled, it is ended. Its exit code."""
+async def start_idle(command: list[str], environment: Mapping[str, str], begun: Begun) -> int:
+    """Run a command to its end at the lowest priority; cancelled, it is ended with all that it
+    started, be it stopped or not. Its exit code."""
     async with trio.open_nursery() as nursery:
         run = partial(
             trio.run_process,
@@ -67,40 +73,99 @@ async def start_idle(command: list[str], environment: Mapping[str, str]) -> int:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             check=False,
+            deliver_cancel=held.deliver_end,
         )
         process: trio.Process = await nursery.start(run)
         with suppress(ProcessLookupError):  # it has ended already
             os.setpriority(os.PRIO_PROCESS, process.pid, _IDLE)
+        begun(process.pid)
         return await process.wait()
 
 
 class Scheduler:
     """Starts one round at a time."""
 
-    def __init__(self, app: App, tell: Tell, start: Start = start_idle) -> None:
+    def __init__(
+        self,
+        app: App,
+        tell: Tell,
+        start: Start = start_idle,
+        may: Callable[[], bool] = lambda: True,
+    ) -> None:
+        """may: whether unattended work is allowed now."""
         self._app = app
         self._tell = tell
         self._start = start
+        self._may = may
         self._looked = 0  # when the sessions were last counted
         self._size = -1  # of the corpus then
+        self._worker: int | None = None
+        self._held = False
+        self._note: Callable[[Worker | None], None] = lambda worker: None
+        self.gave_way = False  # the last round was ended so that somebody else could work
+
+    @property
+    def runs(self) -> bool:
+        """True while a round runs, or is held."""
+        return self._worker is not None
+
+    def watched(self, note: Callable[[Worker | None], None]) -> None:
+        """Have somebody remember which process is at work, across a kill of this one."""
+        self._note = note
+
+    def hold(self) -> None:
+        """Stop the round where it is, and what it has started since the last call."""
+        if self._worker is not None:
+            held.hold(self._worker)
+            self._held = True
+
+    def release(self) -> None:
+        """Let it go on."""
+        if self._worker is not None and self._held:
+            held.release(self._worker)
+        self._held = False
+
+    def end(self) -> None:
+        """End the round; another one goes on from what is on disk."""
+        if self._worker is not None:
+            self.gave_way = True
+            held.end(self._worker)
+        self._held = False
 
     async def look(self) -> None:
         """Run a round if one is due; returns when it has ended."""
+        self.gave_way = False
         why = self._why()
         if why is None:
             return
         command = [sys.executable, "-m", "node.cli", "round", "--if-due", "--json"]
         log.info("round started why=%s", why)
-        code = await self._start(command, {**os.environ, "GROOVE_HOME": str(self._app.home)})
+        environment = {**os.environ, "GROOVE_HOME": str(self._app.home)}
+        try:
+            code = await self._start(command, environment, self._begun)
+        finally:
+            self._worker, self._held = None, False
+            self._note(None)
+        if self.gave_way:
+            self._size = -1  # its sessions may not have been counted
+            log.info("round ended to give way")
+            return
         self._ended(code)
+
+    def _begun(self, pid: int) -> None:
+        self._worker = pid
+        self._note(Worker.of(pid))
+        if not self._may():  # somebody came while it started
+            self.hold()
 
     def _why(self) -> str | None:
         app, now = self._app, self._app.now()
         tries = self.tries()
         waits = tries.at + back_off_s(tries.failures) - now
-        if not app.config.rounds.auto or not app.allows("capture"):
+        if not self._may() or not app.config.rounds.auto or not app.allows("capture"):
             return None
-        if 0 < waits <= BACK_OFF_S_MAX or self._runs():  # a clock that was set back ends no wait
+        # A clock that was set back ends no wait.
+        if 0 < waits <= BACK_OFF_S_MAX or self._runs_elsewhere():
             return None
         if app.forests.open_round() is not None:
             return "one was begun and is not finished"
@@ -119,7 +184,7 @@ class Scheduler:
         self._looked, self._size = now, size
         return "new records are counted"
 
-    def _runs(self) -> bool:
+    def _runs_elsewhere(self) -> bool:
         try:
             with self._app.lock("round", "a round is running"):
                 return False

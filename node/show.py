@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from leaves.metadata import metadata
@@ -375,28 +375,6 @@ def deletion_facts(receipt: dict[str, Any]) -> list[tuple[str, str]]:
         ("to retrain", _leaves(receipt["leaves_to_retrain"])),
         ("at", moment(Instant(int(receipt["at"])))),
     ]
-
-
-def peer_rows(result: dict[str, Any]) -> list[Sequence[str]]:
-    connected = {peer["peer"] for peer in result["peers"]}
-    rows: list[Sequence[str]] = [
-        (address.rpartition("/p2p/")[2], address, "this node", "-", "-")
-        for address in result["addresses"]
-    ]
-    rows += [
-        (
-            peer["peer"],
-            peer["address"],
-            "connected",
-            size(peer["bytes_in"]),
-            size(peer["bytes_out"]),
-        )
-        for peer in result["peers"]
-    ]
-    for address in result["known"]:
-        if address.rpartition("/p2p/")[2] not in connected:
-            rows.append((address.rpartition("/p2p/")[2], address, "not connected", "-", "-"))
-    return rows
 
 
 def as_json(leaf: Leaf, gates: Mapping[LeafId, float]) -> dict[str, Any]:

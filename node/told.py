@@ -6,6 +6,7 @@ event carries the text of a prompt.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,6 +16,8 @@ from typing import Any, Protocol
 import msgspec
 
 from .clock import Clock
+
+log = logging.getLogger(__name__)
 
 FILE = "events.jsonl"
 SIZE_BYTES_MAX = 4 << 20  # then the file becomes events.jsonl.1, and the one before that goes
@@ -48,7 +51,10 @@ def saying(tell: Tell) -> Say:
 
 
 class EventFile:
-    """Appends events to a home; one write each, so lines of several processes do not mix."""
+    """Appends events to a home; one write each, so lines of several processes do not mix.
+
+    What happened has happened: an event that cannot be written is logged, and nothing else stops.
+    """
 
     def __init__(self, home: Path, clock: Clock) -> None:
         self._path = home / FILE
@@ -56,11 +62,17 @@ class EventFile:
 
     def tell(self, told: Told) -> None:
         line = {"at": round(self._clock.now_s(), 3), **msgspec.to_builtins(told)}
+        try:
+            self._append(msgspec.json.encode(line) + b"\n")
+        except OSError as problem:
+            log.error("event not written event=%s problem=%s", told.event, problem)
+
+    def _append(self, line: bytes) -> None:
         if self._path.exists() and self._path.stat().st_size > SIZE_BYTES_MAX:
             self._path.replace(self._path.with_suffix(".jsonl.1"))
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         descriptor = os.open(self._path, flags, 0o600)
         try:
-            os.write(descriptor, msgspec.json.encode(line) + b"\n")
+            os.write(descriptor, line)
         finally:
             os.close(descriptor)

@@ -24,6 +24,7 @@ import trio
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from gossip.ports import Arrived, Channel, Connected, Disconnected, PeerId, TransportEvent
+from gossip.relaying import RelayState
 from gossip.transport_config import DialError, TransportConfig
 from leaves.bundle import Exposure, read_adapter
 from leaves.model import Matrix, Vector, unit
@@ -50,7 +51,10 @@ from leaves.training.chassis import open_chassis
 from leaves.training.tensors import pack
 from node.adapters import Adapters, Pace
 from node.capture.second_scan import SecondScan
+from node.config import NightConfig
 from node.examining import Gate
+from node.governor import Senses
+from node.senses import SensesPort
 
 T = TypeVar("T")
 
@@ -59,7 +63,7 @@ T = TypeVar("T")
 BARE, STYLE, HELP, ENOUGH = 3.0, 0.15, 0.6, 60.0
 NOISE, OWN_NOISE = 0.05, 0.02  # of a session under all adapters, and of it under each
 # Of a node whose owner sleeps: a poll each half second for thirty nights is all that would be done.
-PACE = Pace(poll_s=300.0, refresh_s=1800.0, retry_s=7200.0, rounds_s=1200.0)
+PACE = Pace(poll_s=300.0, refresh_s=1800.0, retry_s=7200.0, rounds_s=1200.0, night_s=1800.0)
 SLOTS = 16  # numbers in which an adapter says what it learned: topics are hashed to them
 
 
@@ -218,6 +222,18 @@ def _written(work: Path, chassis: Path, schedule: Schedule, examples: Sequence[E
     return Trained(done, sha256, 20 * len(examples), 1.0, 2.0, 1.0)
 
 
+@dataclass
+class QuietMachine:
+    """`node.senses.SensesPort` of a machine as the simulation says that it is."""
+
+    now: Senses = field(default_factory=Senses)
+    unknown: dict[str, str] = field(default_factory=dict)
+    own_cpu_s: float = 0.0
+
+    def read(self) -> Senses:
+        return self.now
+
+
 class TopicEvaluator:
     """An adapter is good on the topics that it learned, by how many sessions it learned them."""
 
@@ -257,6 +273,12 @@ class TopicEvaluator:
 
     def stop(self) -> None:
         """Nothing runs on."""
+
+    def pause(self) -> None:
+        """Nothing runs."""
+
+    def resume(self) -> None:
+        """Nothing was stopped."""
 
 
 # ---- the medium --------------------------------------------------------------------------------
@@ -350,6 +372,19 @@ class MemoryTransport:
         self._medium.connect(self, far)
         return far.peer
 
+    async def probe(self, peer: PeerId, within_s: float) -> bool:
+        await trio.lowlevel.checkpoint()
+        return peer in self.links
+
+    def standing(self) -> dict[str, Any]:
+        return {"lives": 1, "last_death": "", "counts": {}}
+
+    def relays(self) -> list[RelayState]:
+        return []
+
+    def relayed(self) -> None:
+        return None
+
     async def send(self, peer: PeerId, channel: Channel, frame: bytes) -> bool:
         await trio.lowlevel.checkpoint()
         return self._carry(peer, channel, frame)
@@ -417,6 +452,8 @@ class Simulated(Adapters):
     begin: Callable[[list[str]], int]
     pace: Pace = PACE
     watches: bool = False
+    roams: bool = False
+    machine: QuietMachine = field(default_factory=QuietMachine)
     starts: int = 0  # of the node so far: each draws anew
 
     def __post_init__(self) -> None:
@@ -436,7 +473,15 @@ class Simulated(Adapters):
     def transport(self, key: bytes, config: TransportConfig) -> MemoryTransport:
         return MemoryTransport(self.medium, self.peer)
 
-    def start(self, command: list[str], environment: Mapping[str, str]) -> Awaitable[int]:
+    async def in_spare_thread(self, work: Callable[[], T]) -> T:
+        return await self.in_thread(work)
+
+    def senses(self, home: Path, config: NightConfig) -> SensesPort:
+        return self.machine
+
+    def start(
+        self, command: list[str], environment: Mapping[str, str], begun: Callable[[int], None]
+    ) -> Awaitable[int]:
         async def run() -> int:
             await trio.lowlevel.checkpoint()
             return self.begin(command)

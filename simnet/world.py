@@ -75,7 +75,10 @@ merge_sessions = 400
 stay_days = 2
 [rounds]
 auto = true
+every_h = 24.0
 sessions = 1_000_000
+[night]
+window = "always"
 [training]
 chassis = "{chassis}"
 control_pairs = 0

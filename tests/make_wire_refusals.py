@@ -13,11 +13,13 @@ from msgspec.structs import replace
 
 from gossip import hearing
 from gossip.envelope import read, seal
-from gossip.keys import issue, private_key, public_bytes
+from gossip.keys import issue, private_key, public_bytes, verify
 from gossip.origin import Claims
 from gossip.wire import (
     BYTES_MAX,
     CHUNK_BYTES,
+    RECORDS_MAX,
+    AddressRecord,
     BundleMessage,
     Card,
     ChunkList,
@@ -26,6 +28,7 @@ from gossip.wire import (
     Head,
     Index,
     KeyDoc,
+    PeersMessage,
     Retract,
     SyncMessage,
     Usage,
@@ -39,8 +42,10 @@ ECHO_GET = b"\x92\xaaecho-get/1\xc4\x20" + ROOT
 KINDS: dict[str, Any] = {
     **{kind.__name__: kind for kind in (Env, Head, Retract, KeyDoc, Fork, Card, Usage, Index)},
     "ChunkList": ChunkList,
+    "AddressRecord": AddressRecord,
     "sync": SyncMessage,
     "bundle": BundleMessage,
+    "peers": PeersMessage,
 }
 Json = dict[str, Any]
 
@@ -284,6 +289,25 @@ _CHANGES: list[tuple[str, Any, list[tuple[str, str, Any]]]] = [
         example.BUNDLES["ChunkData"],
         [("data", "empty", b""), ("data", "above 256 KiB", bytes(CHUNK_BYTES + 1))],
     ),
+    (
+        "AddressRecord",
+        example.ADDRESSES,
+        [
+            ("key", "not 32 bytes", bytes(36)),
+            ("places", "none", []),
+            ("places", "more than 4", [b"/ip4/198.51.100.7/tcp/4021"] * 5),
+            ("places", "an empty one", [b""]),
+            ("places", "one above 256 bytes", [b"x" * 257]),
+            ("ts_h", "above 32 bits", 1 << 32),
+            ("sig", "not 64 bytes", bytes(63)),
+        ],
+    ),
+    ("peers", example.PEERS["PeersGet"], [("count", "above 15", RECORDS_MAX)]),
+    (
+        "peers",
+        example.PEERS["Peers"],
+        [("records", "more than 16", [example.ADDRESSES] * (RECORDS_MAX + 1))],
+    ),
 ]
 
 
@@ -322,7 +346,7 @@ def _unopened() -> Iterator[Json]:
         not_after_h=NOW_H,
     )
     later = seal(replace(example.HEAD, epoch=9), op).env
-    cases: list[tuple[str, str, Env | KeyDoc, Callable[[], object]]] = [
+    cases: list[tuple[str, str, Env | KeyDoc | AddressRecord, Callable[[], object]]] = [
         ("Head", "payload changed after signing", forged, head(forged)),
         ("Head", "signed by the root key", env := seal(example.HEAD, key).env, head(env)),
         ("Head", "signed by another's key", env := seal(example.HEAD, other.op).env, head(env)),
@@ -355,6 +379,8 @@ def _unopened() -> Iterator[Json]:
         ("KeyDoc", "of another origin", foreign, doc(foreign)),
         ("KeyDoc", "changed after signing", late := replace(_DOC, epoch=3), doc(late)),
     ]
+    moved = replace(example.ADDRESSES, places=(b"/ip4/192.0.2.1/tcp/4021",))
+    cases.append(("AddressRecord", "changed after signing", moved, lambda: _check(moved)))
     for kind, rule, value, opened in cases:
         try:
             opened()
@@ -362,3 +388,9 @@ def _unopened() -> Iterator[Json]:
             yield _entry(f"signed {kind}", rule, encode(value), error)
         else:
             raise AssertionError(f"opened: {kind}, {rule}")
+
+
+def _check(record: AddressRecord) -> None:
+    body = (record.key, record.places, record.ts_h)
+    if not verify(record.key, record.sig, b"groove/address/1\0" + encode(body)):
+        raise WireError("address record forged")

@@ -37,6 +37,7 @@ from gossip.core import Replica
 from gossip.envelope import Signed, seal
 from gossip.events import Effect, PeerUp, Publish, Received, Save, Send
 from gossip.keys import Keys, private_key, public_bytes
+from gossip.multiaddrs import peer_of_key
 from gossip.origin import Claims
 from gossip.ports import Record
 from gossip.wire import (
@@ -55,6 +56,7 @@ from gossip.wire import (
     Fork,
     Head,
     Manifest,
+    PeersMessage,
     Reason,
     Retract,
     Scope,
@@ -71,7 +73,7 @@ from router.ports import ENCODED_CHARS
 
 PATH = Path(__file__).parent.parent / "docs" / "wire-vectors.json"
 ABOUT = (
-    "Test vectors of docs/protocol.md. Bytes are in hexadecimal; the only texts are types. "
+    "Test vectors of docs/protocol.md. Bytes are in hexadecimal; texts are types and a peer. "
     "Fields are in the order of the wire. A nil is null. Refused bytes are parts end to end, "
     "where a number stands for so many zero bytes; the reason is the phrase this node counts by."
 )
@@ -88,6 +90,7 @@ def vectors() -> Json:
         "messages": [
             *(_message("sync", name, value) for name, value in example.SYNC.items()),
             *(_message("bundle", name, value) for name, value in example.BUNDLES.items()),
+            *(_message("peers", name, value) for name, value in example.PEERS.items()),
         ],
         "signatures": _signatures(),
         "merkle": [_merkle(count) for count in (0, 1, 2, 3, 5, 8)],
@@ -136,7 +139,7 @@ def _structure(name: str, value: Struct) -> Json:
     }
 
 
-def _message(plane: str, name: str, value: SyncMessage | BundleMessage) -> Json:
+def _message(plane: str, name: str, value: SyncMessage | BundleMessage | PeersMessage) -> Json:
     tag = type(value).__struct_config__.tag
     return {
         "name": name,
@@ -158,20 +161,26 @@ _SEEDS = [
     ("op of epoch 1", seed("alice", "op", 1)),
     ("op of epoch 2", seed("alice", "op", 2)),
     ("a second op of epoch 1", seed("alice", "another", 1)),
+    ("transport", seed("alice", "transport")),
 ]
 
 
 def _key(name: str, key_seed: bytes) -> Json:
     public = public_bytes(private_key(key_seed))
     made = {"name": name, "seed": key_seed.hex(), "public": public.hex()}
-    return made | ({"origin": hashlib.sha256(public).hexdigest()} if name == "root" else {})
+    match name:
+        case "root":
+            return made | {"origin": hashlib.sha256(public).hexdigest()}
+        case "transport":
+            return made | {"peer": peer_of_key(public)}
+    return made
 
 
 def _signatures() -> list[Json]:
     root, op = seed("alice", "root"), seed("alice", "op", 1)
     by_root = seal(example.RETRACT_ALL, private_key(root))
     doc = example.SIGNING.doc
-    body = encode(tuple(getattr(doc, name) for name in doc.__struct_fields__[:-1]))
+    body = encode(_fields_but_last(doc))
     return [
         _signature("Head", op, seal(example.HEAD, private_key(op))),
         _signature("Retract", op, seal(example.RETRACT, private_key(op))),
@@ -183,7 +192,18 @@ def _signatures() -> list[Json]:
             "payload": body.hex(),
             "signature": doc.sig.hex(),
         },
+        {
+            "name": "AddressRecord",
+            "seed": seed("alice", "transport").hex(),
+            "prefix": b"groove/address/1\0".hex(),
+            "payload": encode(_fields_but_last(example.ADDRESSES)).hex(),
+            "signature": example.ADDRESSES.sig.hex(),
+        },
     ]
+
+
+def _fields_but_last(value: Struct) -> tuple[Any, ...]:
+    return tuple(getattr(value, name) for name in value.__struct_fields__[:-1])
 
 
 def _signature(name: str, key_seed: bytes, signed: Signed[Any]) -> Json:

@@ -74,7 +74,7 @@ async def attacker() -> AsyncIterator[Any]:
             yield host
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(60):
-                await host.close()
+                await fence.close(host)
 
 
 async def connect(host: Any, victim: Libp2pTransport) -> Any:
@@ -82,6 +82,11 @@ async def connect(host: Any, victim: Libp2pTransport) -> Any:
     peer = fence.peer_of(victim.addresses()[0])
     await host.get_network().dial_addr(fence.address_of(victim.addresses()[0]), peer)
     return peer
+
+
+def muxer_of(host: Any, peer: Any) -> Any:
+    """The muxer of a raw host's connection to a peer, to write frames with that no muxer would."""
+    return host.get_network().get_connections(peer)[0].muxed_conn
 
 
 def peer_name(host: Any) -> PeerId:

@@ -36,6 +36,7 @@ CARD = (
     *(b(16), U32, u(3, 1), u(5, 1), b(384), LOG2, b(8), b(8)),
     *(many(b(80, 0), 8), I32, many(SCORE, 8), opt(BUNDLE)),
 )
+ADDRESS = (b(32), many(b(256, 1), 4, 1), U32, b(64))
 USAGE = (b(32), b(16), U32, LOG2, LOG2)
 ROW, ENDED = (b(16), U32, b(32)), (b(16), U32, u(5, 1), many(b(16), 8))
 INDEX = (many(ROW, 1024), many(ENDED, 1024))
@@ -68,6 +69,9 @@ LAYOUTS: dict[str, Any] = {
     "chunk-get/1": (b(32), many(INDEX32, 8, 1)),
     "chunk/1": (b(32), INDEX32, b(2**18, 1)),
     "not-here/1": (b(32),),
+    "AddressRecord": ADDRESS,
+    "peers-get/1": (u(15),),
+    "peers/1": (many(ADDRESS, 16),),
 }
 CAPS = {
     "Env": 512,
@@ -81,8 +85,14 @@ CAPS = {
     "ChunkList": 33_792,
     "sync": 65_536,
     "bundle": 327_680,
+    "AddressRecord": 1200,
+    "peers": 24_576,
 }
-BUNDLE_TYPES = {"list-get/1", "list/1", "chunk-get/1", "chunk/1", "not-here/1"}
+PLANES = {
+    "bundle": {"list-get/1", "list/1", "chunk-get/1", "chunk/1", "not-here/1"},
+    "peers": {"peers-get/1", "peers/1"},
+}
+PLANES["sync"] = {name for name in LAYOUTS if "/" in name}.difference(*PLANES.values())
 
 
 class NotSoError(Exception):
@@ -102,9 +112,8 @@ def opened(data: bytes, kind: str) -> list[Any]:
     except ValueError as error:
         raise NotSoError from error
     must(isinstance(value, list) and len(value) > 0)
-    if kind in ("sync", "bundle"):
-        must(isinstance(value[0], str) and value[0] in LAYOUTS and "/" in value[0])
-        must((value[0] in BUNDLE_TYPES) == (kind == "bundle"))
+    if kind in PLANES:
+        must(isinstance(value[0], str) and value[0] in PLANES[kind])
         kind, value = value[0], [value[0], *value[1:]]
         fits(value[1:], LAYOUTS[kind])
     else:

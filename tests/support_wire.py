@@ -11,6 +11,8 @@ from msgspec.structs import replace
 
 from gossip import merkle
 from gossip.envelope import id_of, seal
+from gossip.introductions import signed
+from gossip.keys import private_key
 from gossip.wire import (
     CHUNK_BYTES,
     ZERO32,
@@ -40,6 +42,9 @@ from gossip.wire import (
     NotHere,
     Op,
     PairedScore,
+    Peers,
+    PeersGet,
+    PeersMessage,
     Range,
     Reason,
     Retract,
@@ -83,6 +88,11 @@ SUMMARY = Summary(SLOT, 1, Standing.FROZEN, 0, bytes(16), SLOT + SLOT)
 LOW, MIDDLE, HIGH = bytes(16), b"\x80" + bytes(15), b"\xff" * 16
 CHUNKS = ChunkList(CHUNK_BYTES + 1, CHUNK_BYTES, seed("chunk") + seed("rest"))
 
+ADDRESSES = signed(
+    private_key(seed("alice", "transport")),
+    (b"/ip4/198.51.100.7/tcp/4021", b"/ip4/203.0.113.9/tcp/4021"),
+    NOW_H,
+)
 STRUCTURES: dict[str, Any] = {
     "Env": ENV,
     "Head": HEAD,
@@ -97,6 +107,7 @@ STRUCTURES: dict[str, Any] = {
     "Index": INDEX,
     "Index, empty": Index((), ()),
     "ChunkList": CHUNKS,
+    "AddressRecord": ADDRESSES,
 }
 SYNC: dict[str, SyncMessage] = {
     "Have": Have((SIGNING.doc,), (ENV,), (RETRACT_ENV,), (FORK,)),
@@ -120,13 +131,19 @@ BUNDLES: dict[str, BundleMessage] = {
     "ChunkData": ChunkData(ROOT, 3, b"a short last chunk"),
     "NotHere": NotHere(ROOT),
 }
+PEERS: dict[str, PeersMessage] = {
+    "PeersGet": PeersGet(15),
+    "Peers": Peers((ADDRESSES,)),
+    "Peers, of nothing": Peers(()),
+}
 
 
 def encodings() -> list[tuple[Any, bytes]]:
     """All examples encoded, each with the kind that it is decoded as."""
     examples = [(type(value), encode(value)) for value in STRUCTURES.values()]
     examples += [(SyncMessage, encode(message)) for message in SYNC.values()]
-    return examples + [(BundleMessage, encode(message)) for message in BUNDLES.values()]
+    examples += [(BundleMessage, encode(message)) for message in BUNDLES.values()]
+    return examples + [(PeersMessage, encode(message)) for message in PEERS.values()]
 
 
 # Mutations ----------------------------------------------------------------------------------------

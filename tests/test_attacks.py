@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import gossip_kit
+import msgspec
 import numpy as np
 import pytest
 import trio
@@ -161,7 +162,8 @@ async def test_a_bundle_larger_than_any_of_the_chassis_is_not_even_asked_for(app
 async def test_bundles_that_never_come_whole_stay_within_a_bound(
     app: App, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fetch, "PEERS_BYTES_MAX", 3500)
+    mesh = msgspec.structs.replace(app.config.mesh, cache_bytes_max=3500)
+    monkeypatch.setattr(app, "config", msgspec.structs.replace(app.config, mesh=mesh))
     leaves = [foreign(f"{n:064x}", number=n) for n in range(10)]
     app.foreign.replace_origin(ORIGIN, leaves)
     bringing = fetcher(app, Peers(app))

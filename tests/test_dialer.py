@@ -1,18 +1,17 @@
-"""The address book and the dialer, alone and over loopback."""
+"""The dialer, alone and over loopback."""
 
 from __future__ import annotations
 
 import os
 from random import Random
 
-import msgspec
 import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.addresses import AddressBook, AddressError, Source
-from gossip.dialer import Dialer, DialerConfig, DialLoop
+from gossip.addresses import AddressBook, Source
+from gossip.dialer import Dialer, DialerConfig, DialLoop, looked_up
 from gossip.ports import Connected, Disconnected, PeerId
 from gossip.transport_config import DialError
 
@@ -26,58 +25,6 @@ def address(number: int, port: int = 4021) -> str:
 
 
 ME = peer(0)
-
-
-# ---- the book ------------------------------------------------------------------------------------
-
-
-def test_a_book_survives_its_json() -> None:
-    book = AddressBook()
-    book.add(address(1), Source.OWNER)
-    book.add(address(2), Source.LEARNED)
-    book.succeeded(address(2), 1_800_000_000.0)
-    book.failed(address(1))
-    again = AddressBook.from_json(book.to_json())
-    assert list(again) == list(book)
-    assert again.peers() == [peer(1), peer(2)]
-
-
-def test_a_damaged_book_is_an_error_and_not_an_empty_book() -> None:
-    for damaged in (b"", b"{}", b'[{"address": 1}]', b'[{"address": "/x", "extra": 1}]'):
-        with pytest.raises(msgspec.DecodeError):
-            AddressBook.from_json(damaged)
-    with pytest.raises(AddressError):
-        AddressBook.from_json(b'[{"address": "/ip4/192.0.2.1/tcp/1"}]')
-
-
-@pytest.mark.parametrize(
-    "wrong", ["", "localhost:4021", "/ip4/192.0.2.1/tcp/4021", "/p2p/", f"x/p2p/{peer(1)}"]
-)
-def test_only_the_address_of_a_peer_is_noted(wrong: str) -> None:
-    with pytest.raises(AddressError, match="ends in /p2p/PEER"):
-        AddressBook().add(wrong, Source.OWNER)
-
-
-def test_learned_addresses_are_bounded_and_never_push_out_the_owners_or_what_works() -> None:
-    book = AddressBook(peers_max=10, addresses_per_peer_max=2)
-    book.add(address(1), Source.OWNER)
-    book.add(address(2), Source.LEARNED)
-    book.succeeded(address(2), 1.0)
-    for number in range(3, 100):
-        book.add(address(number), Source.LEARNED)
-        book.add(address(2, port=number), Source.LEARNED)
-    assert len(book) == 10
-    assert {peer(1), peer(2)} <= set(book.peers())
-    assert address(2) in book.addresses(peer(2)) and len(book.addresses(peer(2))) == 2
-
-
-def test_an_address_that_works_is_tried_before_one_that_fails() -> None:
-    book = AddressBook()
-    for port in (1, 2, 3):
-        book.add(address(1, port), Source.LEARNED)
-    book.failed(address(1, 1))
-    book.succeeded(address(1, 3), 5.0)
-    assert book.addresses(peer(1)) == [address(1, 3), address(1, 2), address(1, 1)]
 
 
 # ---- the dialer ----------------------------------------------------------------------------------
@@ -109,10 +56,10 @@ def test_the_owners_peers_are_dialled_always_and_learned_ones_up_to_the_links_wa
     assert [name for name, _ in one.due(4.0)] == [peer(1)]
 
 
-def test_no_more_than_four_dials_run_at_a_time() -> None:
+def test_no_more_than_eight_dials_run_at_a_time() -> None:
     one = dialer(owners=9)
     first = [name for name, _ in one.due(0.0)]
-    assert len(first) == 4 and one.next_due() is None
+    assert len(first) == 8 and one.next_due() is None
     one.failed(first[0], 0.0)
     assert len(one.due(0.0)) == 1
 
@@ -191,6 +138,215 @@ async def test_the_loop_tries_each_address_and_waits_without_spinning(
             nursery.start_soon(loop.run)
             loop.on_link(Disconnected(peer(1)))
     assert len(dialled) == before + 1  # the address that works is tried first
+
+
+def linked_in(one: Dialer, *numbers: int) -> None:
+    """Peers that have dialled this node, from one network."""
+    for number in numbers:
+        one.connected(peer(number), f"/ip4/203.0.113.{number % 250}/tcp/50000", inbound=True)
+
+
+def test_some_links_are_made_however_many_have_come_in() -> None:
+    one = dialer(learned=9, links_wanted=8, outbound_min=4, dials_max=99)
+    linked_in(one, *range(500, 550))
+    chosen = [name for name, _ in one.due(0.0)]
+    assert len(chosen) == 4
+    for name in chosen:
+        one.connected(name, address(100))
+    assert one.due(1.0) == []
+
+
+def introduced(one: Dialer, number: int, by: int, network: str = "198.51") -> PeerId:
+    where = f"/ip4/{network}.{number // 250}.{number % 250}/tcp/4021/p2p/{peer(number)}"
+    assert one.book.introduce(where, str(peer(by)), 1.0)
+    return peer(number)
+
+
+def test_no_more_than_half_of_the_links_are_to_peers_that_one_other_has_introduced() -> None:
+    one = dialer(links_wanted=8, outbound_min=8, dials_max=99)
+    of_one = {introduced(one, number, by=1) for number in range(200, 220)}
+    of_others = {introduced(one, number, by=number - 100) for number in range(300, 320)}
+    chosen = {name for name, _ in one.due(0.0)}
+    assert len(chosen) == 8 and len(chosen & of_one) == 4 and len(chosen & of_others) == 4
+    alone = dialer(links_wanted=8, outbound_min=8, dials_max=99)
+    for number in range(200, 220):
+        introduced(alone, number, by=1)
+    assert len(alone.due(0.0)) == 4
+
+
+def test_two_of_the_links_made_lie_in_different_networks_where_there_are_such() -> None:
+    one = dialer(links_wanted=4, outbound_min=4, dials_max=99)
+    for number in range(200, 210):
+        where = f"/ip4/198.51.0.{number}/tcp/4021/p2p/{peer(number)}"
+        one.book.introduce(where, str(peer(number)), 1.0)
+        one.book.succeeded(where, 5.0)  # what works comes first, but for one
+    introduced(one, 7, by=7, network="203.0")
+    chosen = [name for name, _ in one.due(0.0)]
+    assert peer(7) in chosen and len(chosen) == 4
+    later = dialer(links_wanted=4, outbound_min=4, dials_max=99)
+    for number in range(200, 206):
+        introduced(later, number, by=number)
+    for name, where in later.due(0.0):
+        later.connected(name, where[0])
+    assert later.due(1.0) == []
+    introduced(later, 7, by=7, network="203.0")
+    assert [name for name, _ in later.due(2.0)] == [peer(7)]  # beyond the links wanted
+
+
+def test_one_introducer_has_sixteen_strangers_dialled_an_hour() -> None:
+    one = dialer(links_wanted=8, dials_max=99)
+    dials = 0
+    for number in range(200, 260):
+        introduced(one, number, by=1)
+        for name, where in one.due(float(number)):
+            dials += 1
+            one.book.failed(where[0], 0.0)
+            one.failed(name, float(number))
+    assert dials == 16
+    due = one.next_due(300.0)
+    assert due is not None and 3700.0 <= due <= 3900.0
+    assert len(one.due(due)) >= 1
+
+
+def test_waking_forgets_all_waits() -> None:
+    one = dialer(owners=3, learned=2)
+    for _ in range(12):
+        due = one.next_due(0.0)
+        assert due is not None
+        for name, _ in one.due(due):
+            one.failed(name, due)
+    waiting = one.next_due(due)
+    assert waiting is not None and one.due(due) == []
+    one.woke(due)
+    assert len(one.due(due)) == 5
+
+
+def test_a_link_found_dead_after_waking_is_dialled_in_that_moment() -> None:
+    one = dialer(owners=1)
+    one.connected(peer(1), address(1))
+    one.woke(100.0)
+    one.disconnected(peer(1), 103.0)
+    assert [name for name, _ in one.due(103.0)] == [peer(1)]
+    one.connected(peer(1), address(1))
+    one.disconnected(peer(1), 200.0)
+    assert one.due(200.0) == []
+
+
+def test_a_peer_linked_through_a_relay_is_dialled_directly_now_and_then() -> None:
+    one = dialer()
+    relay = f"/ip4/198.51.100.9/tcp/4021/p2p/{peer(9)}/p2p-circuit"
+    one.book.add(address(1), Source.OWNER)
+    one.book.add(f"{relay}/p2p/{peer(1)}", Source.OWNER)
+    assert one.book.addresses(peer(1))[0] == address(1)
+    one.due(0.0)
+    one.connected(peer(1), relay, 0.0)
+    assert one.due(9.0) == [] and one.next_due(9.0) == 10.0
+    assert one.due(10.0) == [(peer(1), [address(1)])]
+    one.failed(peer(1), 12.0)
+    due = one.next_due(12.0)
+    assert due is not None and 17.0 <= due <= 22.0
+    assert one.due(due) == [(peer(1), [address(1)])]
+    one.reached(peer(1), due)
+    assert one.next_due(due) is None and one.due(due + 1000) == []
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(1, 12), st.floats(0, 100)), max_size=60))
+def test_whatever_happens_each_peer_is_dialled_once_at_a_time_and_never_when_linked(
+    steps: list[tuple[int, int, float]],
+) -> None:
+    one = dialer(owners=6, learned=6)
+    now, dialling, linked = 0.0, set(), set()
+    for kind, number, wait_s in steps:
+        now += wait_s
+        name = peer(number if number <= 6 else 93 + number)
+        if kind == 0:
+            one.connected(name, address(number), now, inbound=True)
+            linked.add(name)
+            dialling.discard(name)
+        elif kind == 1 and name in linked:
+            one.disconnected(name, now)
+            linked.discard(name)
+        elif kind == 2 and name in dialling:
+            one.failed(name, now)
+            dialling.discard(name)
+        elif kind == 3 and name in dialling:
+            one.reached(name, now)
+            dialling.discard(name)
+        elif kind == 4:
+            one.woke(now)
+        chosen = [each for each, _ in one.due(now)]
+        assert not set(chosen) & (dialling | linked) and len(set(chosen)) == len(chosen)
+        dialling.update(chosen)
+        assert len(dialling) <= 8
+        due = one.next_due(now)
+        assert due is None or due > now or len(dialling) == 8
+
+
+async def test_an_address_that_is_silent_does_not_hold_up_the_next(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    book = AddressBook()
+    for port in (1, 2, 3):
+        book.add(address(1, port), Source.OWNER)
+    start, reached = trio.current_time(), []
+
+    async def dial(where: str) -> PeerId:
+        if where != address(1, 3):
+            await trio.sleep_forever()
+        reached.append(trio.current_time() - start)
+        loop.on_link(Connected(peer(1), where))
+        return peer(1)
+
+    loop = DialLoop(Dialer(ME, book, Random(1)), dial, clock=lambda: 7.0)
+    with trio.move_on_after(60):
+        await loop.run()
+    assert reached == [2.0]
+    assert {e.address for e in book if e.last_ok_s} == {address(1, 3)}
+    assert all(entry.failures == 0 for entry in book)  # who lost the race has not failed
+
+
+async def test_waking_calls_off_what_is_dialled_and_asks_the_links_whether_they_live(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    book = AddressBook()
+    book.add(address(1), Source.OWNER)
+    dialled: list[float] = []
+    asked: list[tuple[PeerId, float]] = []
+    start = trio.current_time()
+
+    async def dial(where: str) -> PeerId:
+        dialled.append(trio.current_time() - start)
+        if len(dialled) == 1:
+            await trio.sleep_forever()  # a connection that is begun on a network that is gone
+        loop.on_link(Connected(peer(1), where))
+        return peer(1)
+
+    async def probe(name: PeerId, within_s: float) -> bool:
+        asked.append((name, within_s))
+        await trio.sleep(within_s)
+        loop.on_link(Disconnected(name))
+        return False
+
+    loop = DialLoop(Dialer(ME, book, Random(1)), dial, clock=lambda: 7.0, probe=probe)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loop.run)
+        loop.on_link(Connected(peer(2), address(2)))
+        await trio.sleep(5)
+        loop.woke()
+        await trio.sleep(20)
+        nursery.cancel_scope.cancel()
+    assert dialled == [0.0, 5.0]
+    assert asked == [(peer(2), 3.0)]
+
+
+@pytest.mark.network
+async def test_a_name_is_looked_up_when_it_is_dialled() -> None:
+    assert await looked_up(f"/dns4/localhost/tcp/4021/p2p/{peer(1)}") == [
+        f"/ip4/127.0.0.1/tcp/4021/p2p/{peer(1)}"
+    ]
+    assert await looked_up(address(1)) == [address(1)]
+    with pytest.raises(DialError, match="cannot be looked up"):
+        await looked_up(f"/dns4/no-such-name.invalid/tcp/4021/p2p/{peer(1)}")
 
 
 # ---- over loopback -------------------------------------------------------------------------------

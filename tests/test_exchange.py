@@ -29,6 +29,8 @@ from gossip.exchange_events import (
     FrameIn,
     HolderDown,
     HolderUp,
+    HoldFetching,
+    HoldServing,
     PartChecked,
     PeerRefused,
     ReadChunk,
@@ -570,8 +572,49 @@ def test_a_fetch_that_runs_is_joined_and_may_become_one_by_hand() -> None:
     root = root_of(chunk_list(data))
     desk = Desk([A], slow())
     assert len(fetching(desk, data)) == 2
-    assert desk.exchange.handle(Fetch(root, len(data), None, 0.1, by_hand=True)) == []
-    assert len(indices(desk.exchange.handle(Tick(0.2)))) == 2  # what the budget had held back
+    joined = desk.exchange.handle(Fetch(root, len(data), None, 0.1, by_hand=True))
+    assert len(indices(joined)) == 2  # what the budget had held back
+
+
+def test_a_fetch_that_is_held_asks_for_no_more_until_it_is_let_go() -> None:
+    data = bundle_of(10 * CHUNK_BYTES)
+    root = root_of(chunk_list(data))
+    desk = Desk([A])
+    owed = fetching(desk, data)
+    assert desk.exchange.handle(HoldFetching(True, 0.1)) == []
+    for index in owed:  # what was asked for may come
+        piece = data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES]
+        effects = desk.hear(A, ChunkData(root, index, piece), 0.2)
+        assert [type(effect) for effect in effects] == [StoreChunk]
+    # Nobody is blamed, and no patience runs out, however long it lasts.
+    assert sends(desk.exchange.handle(Tick(1000.0))) == []
+    desk.exchange.handle(HolderDown(A, 1001.0))
+    assert not any(isinstance(e, Failed) for e in desk.exchange.handle(Tick(2000.0)))
+    desk.exchange.handle(HolderUp(A, 2001.0))
+    let_go = desk.exchange.handle(HoldFetching(False, 2002.0))
+    assert len(indices(let_go)) == 4
+    assert not any(isinstance(e, Failed) for e in desk.exchange.handle(Tick(2003.0)))
+
+
+def test_a_fetch_by_hand_is_not_held_and_one_that_becomes_so_goes_on() -> None:
+    data = bundle_of(10 * CHUNK_BYTES)
+    root = root_of(chunk_list(data))
+    desk = Desk([A])
+    desk.exchange.handle(HoldFetching(True, 0.0))
+    assert sends(desk.fetch(root, len(data))) == []
+    joined = desk.exchange.handle(Fetch(root, len(data), None, 0.1, by_hand=True))
+    assert sends(joined) == [(A, ListGet(root))]
+
+
+def test_who_serves_nothing_for_now_says_so_also_to_those_that_wait() -> None:
+    desk = server()
+    desk.exchange.handle(Serve(ROOT, encode(LIST), 8))
+    desk.hear(A, ChunkGet(ROOT, tuple(range(8))))
+    assert sends(desk.exchange.handle(HoldServing(True, 1.0))) == [(A, NotHere(ROOT))]
+    assert sends(desk.hear(B, ListGet(ROOT), 1.1)) == [(B, NotHere(ROOT))]
+    assert sends(desk.hear(B, ChunkGet(ROOT, (0,)), 1.1)) == [(B, NotHere(ROOT))]
+    desk.exchange.handle(HoldServing(False, 2.0))
+    assert sends(desk.hear(B, ListGet(ROOT), 2.1)) == [(B, ListData(ROOT, encode(LIST)))]
 
 
 def test_uploads_of_what_is_served_no_more_are_forgotten() -> None:

@@ -15,7 +15,7 @@ from support_transport import Wire
 
 from gossip.bundle_files import BundleFiles, DiskFullError, chunk_list, root_of
 from gossip.downloads import FetchError
-from gossip.driver import DriverConfig, GossipDriver
+from gossip.driver import DriverConfig, GossipDriver, StoreFailedError
 from gossip.events import (
     Broadcast,
     Effect,
@@ -60,6 +60,7 @@ class ListStore:
 
     def __init__(self, notes: list[object]) -> None:
         self.notes = notes
+        self.fails = False
 
     def load(self) -> Sequence[Record]:
         return []
@@ -67,6 +68,8 @@ class ListStore:
     def write(
         self, puts: Sequence[Record], deletes: Sequence[tuple[str, bytes]], *, durable: bool
     ) -> None:
+        if self.fails:
+            raise OSError("no room")
         self.notes.append(("saved", durable))
 
 
@@ -124,6 +127,25 @@ async def test_what_follows_a_durable_save_is_sent_after_it(wire: Wire, tmp_path
         ("saved", False),
         ("b", Channel.SYNC, b"table"),
     ]
+
+
+async def test_what_could_not_be_stored_is_told_to_nobody_and_ends_the_driver(
+    wire: Wire, tmp_path: Path
+) -> None:
+    node, peer = Node(wire, "a", tmp_path), wire.end("b")
+    wire.connect(node.transport, peer)
+    node.core.answers[Publish] = [Save((), durable=True), Broadcast(b"head")]
+    node.core.answers[SyncDue] = [Send(peer.name, b"head")]
+    node.store.fails = True
+    with pytest.raises(BaseExceptionGroup) as raised:
+        async with running(node):
+            node.transport.sent.clear()
+            with pytest.raises(StoreFailedError, match="no room"):
+                await node.driver.publish((), (), (), urgent=True)
+            with pytest.raises(StoreFailedError, match="no room"):  # in memory it is known by now
+                await node.driver.sync()
+    assert raised.group_contains(StoreFailedError)
+    assert node.transport.sent == []
 
 
 async def test_events_reach_the_core_with_the_time(wire: Wire, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -152,14 +153,37 @@ def test_a_killed_node_never_signs_an_older_head(home: Path) -> None:
     assert sequence == sorted(set(sequence))
 
 
-def start(home: Path) -> subprocess.Popen[bytes]:
+@pytest.mark.network
+def test_a_node_that_cannot_store_what_it_hears_says_so_and_ends(home: Path) -> None:
+    groove(home, "round")
+    assert groove(home, "leaf", "publish", "--all")["published"]
+    other = home.parent / "other"
+    other.mkdir(mode=0o700)
+    groove(other, "init")
+    hearing = start(other, stderr=subprocess.PIPE)
+    address = groove(other, "peers", "list")["addresses"][0]
+    # No file may grow any more: the kernel refuses each write as it would on a full disk.
+    resource.prlimit(hearing.pid, resource.RLIMIT_FSIZE, (0, resource.RLIM_INFINITY))
+    groove(home, "peers", "add", address)
+    speaking = start(home)
+    try:
+        _, told = hearing.communicate(timeout=120)
+    finally:
+        for node in (speaking, hearing):
+            node.kill()
+            node.wait()
+    assert hearing.returncode == 1
+    assert b"mesh.db cannot be written" in told and b"Make room on the disk" in told
+
+
+def start(home: Path, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     (home / "run.json").unlink(missing_ok=True)
     node = subprocess.Popen(
         [sys.executable, "-m", "node.cli", "run", "--listen", "/ip4/127.0.0.1/tcp/0"],
         env=environment(home),
         cwd=ROOT,
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
     )
     deadline = time.monotonic() + 60
     while not (home / "run.json").exists():

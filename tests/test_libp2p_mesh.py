@@ -1,35 +1,22 @@
-"""Three whole gossip stacks (replica, exchange, driver, store, dialer) over real libp2p."""
+"""Whole gossip stacks (replica, exchange, driver, store, dialer) over real libp2p."""
 
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
-import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import AsyncExitStack
 from pathlib import Path
 from random import Random
 
 import gossip_kit
 import pytest
 import trio
-from support_libp2p import LOOPBACK
+from support_stack import Stack
 
-from gossip.addresses import AddressBook, Source
-from gossip.bundle_files import BundleFiles
-from gossip.config import GossipConfig
-from gossip.core import Replica
-from gossip.dialer import Dialer, DialLoop
-from gossip.driver import Change, Changes, GossipDriver
+from gossip.driver import Change, Changes
 from gossip.events import LeafRetracted
-from gossip.exchange import Exchange
-from gossip.exchange_events import ExchangeConfig
-from gossip.keys import Keys, issue, private_key, public_bytes
-from gossip.libp2p_transport import Libp2pTransport
-from gossip.sqlite_store import SqliteStore
 from gossip.transport_config import TransportConfig
-from gossip.wire import HOUR_S
 
 TEST_RUN = os.urandom(8).hex()  # so that nodes of two runs at once have different names
 pytestmark = pytest.mark.network
@@ -42,52 +29,8 @@ def _collect_now() -> Iterator[None]:
     gc.collect()
 
 
-class Stack:
-    def __init__(self, name: str, folder: Path) -> None:
-        folder.mkdir(exist_ok=True)
-        seed = hashlib.sha256(f"{TEST_RUN}/{name}".encode()).digest()
-        self.keys = keys_now(name)
-        self.store = SqliteStore(folder / "gossip.db")
-        self.replica = Replica(self.keys, GossipConfig(), Random(name), self.store.load())
-        self.transport = Libp2pTransport(seed, TransportConfig(listen=LOOPBACK))
-        self.book = AddressBook()
-        dialer = Dialer(self.transport.peer_id(), self.book, Random(name))
-        self.dialling = DialLoop(dialer, self.transport.dial, clock=time.time)
-        self.driver = GossipDriver(
-            self.replica,
-            Exchange(ExchangeConfig(), Random(name)),
-            self.transport,
-            self.store,
-            BundleFiles(folder / "bundles"),
-            clock=time.time,
-            on_link=self.dialling.on_link,
-        )
-        self.changes = self.driver.changes()
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[Stack]:
-        async with trio.open_nursery() as nursery:
-            await nursery.start(self.transport.run)
-            await nursery.start(self.driver.run)
-            nursery.start_soon(self.dialling.run)
-            yield self
-            nursery.cancel_scope.cancel()
-        self.store.close()
-
-    def knows(self, *others: Stack) -> None:
-        for other in others:
-            self.book.add(other.transport.addresses()[0], Source.OWNER)
-        self.dialling.stir()
-
-
-def keys_now(name: str) -> Keys:
-    hour = int(time.time()) // HOUR_S
-    signing = private_key(gossip_kit.seed(name, "op"))
-    root = private_key(gossip_kit.seed(name, "root"))
-    return Keys(
-        signing,
-        issue(root, public_bytes(signing), epoch=1, not_before_h=hour - 1, not_after_h=hour + 2000),
-    )
+def made(name: str, folder: Path, transport: TransportConfig | None = None) -> Stack:
+    return Stack(name, folder, TEST_RUN, transport=transport)
 
 
 async def heard(changes: Changes, change: Change) -> None:
@@ -114,7 +57,7 @@ async def links(stack: Stack, number: int) -> None:
 
 
 async def test_a_leaf_is_published_fetched_from_two_and_retracted(tmp_path: Path) -> None:
-    a, b, c = (Stack(name, tmp_path / name) for name in "abc")
+    a, b, c = (made(name, tmp_path / name) for name in "abc")
     data = Random(5).randbytes(3_000_000)
     async with a.running(), b.running(), c.running():
         b.knows(a)
@@ -140,20 +83,44 @@ async def test_a_leaf_is_published_fetched_from_two_and_retracted(tmp_path: Path
 
 
 async def test_a_node_that_was_away_hears_of_it_when_it_is_back(tmp_path: Path) -> None:
-    a, b = (Stack(name, tmp_path / name) for name in "ab")
+    a, b = (made(name, tmp_path / name) for name in "ab")
     async with a.running():
         async with b.running():
             b.knows(a)
             await links(a, 1)
         await a.driver.publish((gossip_kit.card(1),), (), ())
         await a.driver.publish((gossip_kit.card(1), gossip_kit.card(2)), (), ())
-        back = Stack("b", tmp_path / "b")
+        back = made("b", tmp_path / "b")
         assert back.transport.peer_id() == b.transport.peer_id()
         async with back.running():
             back.knows(a)
             await links(back, 1)
             # Published before anyone could say that no newer head is out, or after: it comes.
             await holds(back, a, 1, 2)
-    again = Stack("b", tmp_path / "b")
+    again = made("b", tmp_path / "b")
     assert len(again.replica.view(a.keys.origin).cards) == 2  # it was on disk
     again.store.close()
+
+
+async def test_one_of_five_that_is_restarted_is_linked_again_and_hears_what_it_missed(
+    tmp_path: Path,
+) -> None:
+    others = [made(name, tmp_path / name) for name in "abcd"]
+    async with AsyncExitStack() as running:
+        for stack in others:
+            await running.enter_async_context(stack.running())
+        first = made("e", tmp_path / "e")
+        async with first.running():
+            listen = first.transport.addresses()[0]
+            for stack in others:
+                stack.knows(first)
+            await links(first, 4)
+            await others[0].driver.publish((gossip_kit.card(1),), (), (), urgent=True)
+            await holds(first, others[0], 1)
+        await others[0].driver.publish((gossip_kit.card(1), gossip_kit.card(2)), (), ())
+        # Where it was before, and it dials nobody: the others find it.
+        at = TransportConfig(listen=listen.split("/p2p/")[0])
+        back = made("e", tmp_path / "e", at)
+        async with back.running():
+            await links(back, 4)
+            await holds(back, others[0], 1, 2)

@@ -6,11 +6,13 @@ import gc
 import os
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 
 import pytest
 import trio
+from support_fuzz import GO_AWAY, RawConnection, Target, TrioTCPStream, shake, target_of, tcp, yamux
 from support_libp2p import assert_answers, echo, link, next_of, running, transport
 
 from gossip.bundle_files import BundleFiles
@@ -18,9 +20,11 @@ from gossip.driver import GossipDriver
 from gossip.events import Effect, Event
 from gossip.exchange import Exchange
 from gossip.exchange_events import ExchangeConfig
+from gossip.libp2p_fence import ed25519_pair
 from gossip.libp2p_transport import Libp2pTransport
 from gossip.ports import FRAME_BYTES_MAX, Arrived, Channel, Disconnected, PeerId
 from gossip.transport_config import DialError, ListenError
+from gossip.wire import PEERS_FRAME_BYTES_MAX, SYNC_FRAME_BYTES_MAX
 
 pytestmark = pytest.mark.network
 
@@ -32,12 +36,17 @@ def _collect_now() -> Iterator[None]:
     gc.collect()
 
 
-async def test_frames_arrive_whole_and_in_order_on_both_channels() -> None:
+async def test_frames_arrive_whole_and_in_order_on_every_channel() -> None:
     a, b = transport(), transport()
-    frames = [os.urandom(size) for size in (1, 100, 70_000, FRAME_BYTES_MAX, 5)]
+    sizes = {
+        Channel.SYNC: (1, 100, 30_000, SYNC_FRAME_BYTES_MAX, 5),
+        Channel.BUNDLE: (1, 65_503, 65_504, FRAME_BYTES_MAX, 70_000, 5, FRAME_BYTES_MAX),
+        Channel.PEERS: (1, 5, PEERS_FRAME_BYTES_MAX, 100),
+    }
     async with running(a, b):
         await link(a, b)
         for channel in Channel:
+            frames = [os.urandom(size) for size in sizes[channel]]
             for frame in frames:
                 assert await a.send(b.peer_id(), channel, frame)
             got = [await next_of(b, Arrived) for _ in frames]
@@ -181,6 +190,111 @@ async def test_a_host_that_dies_is_started_again_with_its_name_and_address() -> 
         nursery.start_soon(echo, a)
         await b.send(a.peer_id(), Channel.SYNC, b"well?")
         assert (await next_of(b, Arrived)).frame == b"well?"
+
+
+async def test_a_host_that_hears_nobody_is_started_again_and_says_so() -> None:
+    a, b = transport(deaf_check_s=0.1), transport()
+    async with running(a, b) as nursery:
+        nursery.start_soon(echo, a)
+        address = a.addresses()
+        assert a._life is not None
+        (listener,) = a._life.host.get_network().listeners.values()
+        listener._nursery.cancel_scope.cancel()  # whoever accepts is gone; all else goes on
+        with trio.fail_after(60):
+            while a.lives < 2:
+                await trio.sleep(0.05)
+        assert a.addresses() == address
+        assert a.standing() == {
+            "lives": 2,
+            "last_death": "_DeafError: it heard nobody who connected",
+            "counts": {"host died": 1},
+        }
+        await b.dial(a.addresses()[0])
+        await b.send(a.peer_id(), Channel.SYNC, b"well?")
+        assert (await next_of(b, Arrived)).frame == b"well?"
+
+
+async def test_a_node_that_knocks_at_its_own_door_is_no_guest_of_its_own() -> None:
+    a = transport(deaf_check_s=0.02)
+    async with running(a):
+        await trio.sleep(0.5)
+        assert (a.lives, a.counts.total()) == (1, 0)
+
+
+async def test_deaths_leave_no_socket_and_no_thread() -> None:
+    async with running(transport()):
+        pass  # whatever the first host of a process opens for good
+    before = leftovers()
+    a, b = transport(), transport()
+    async with running(a, b):
+        for life in (2, 3):
+            await link(b, a)
+            assert a._life is not None
+
+            async def boom() -> None:
+                raise RuntimeError("a fault of libp2p's own")
+
+            a._life.host.get_network().manager.run_task(boom)
+            await next_of(a, Disconnected)
+            await next_of(b, Disconnected)
+            with trio.fail_after(60):
+                while a.lives < life:
+                    await trio.sleep(0.05)
+            assert a.last_death == "RuntimeError: a fault of libp2p's own"
+    assert leftovers() == before
+
+
+async def test_a_probe_is_answered_by_a_peer_that_is_there_and_ends_one_that_is_not() -> None:
+    a, b = transport(), transport()
+    async with running(a, b):
+        assert not await a.probe(b.peer_id(), 1.0)
+        await link(a, b)
+        assert await a.probe(b.peer_id(), 60.0)
+        assert b._life is not None
+        (connection,) = b._life.host.get_network().get_connections()
+
+        async def frozen(data: bytes) -> None:
+            await trio.sleep_forever()
+
+        connection.muxed_conn._write_frame = frozen
+        with trio.fail_after(60):
+            while await a.probe(b.peer_id(), 0.2):
+                pass  # what it had written before is an answer, too
+        assert await next_of(a, Disconnected) == Disconnected(b.peer_id())
+        del connection.muxed_conn._write_frame
+
+
+@pytest.mark.slow
+async def test_polite_connections_leave_no_slot_taken() -> None:
+    victim = transport(accept_burst=1000)
+    async with running(victim) as nursery:
+        target = target_of(victim.addresses()[0])
+        assert victim._life is not None
+        network = victim._life.host.get_network()
+
+        async def rested() -> None:
+            await wait_until(lambda: not (victim._door.connections() or network.connections))
+
+        await connect_and_close(target, 20)
+        await rested()
+        before = leftovers()
+        async with trio.open_nursery() as guests:
+            for _ in range(4):
+                guests.start_soon(connect_and_close, target, 80)
+        await rested()
+        assert leftovers() == before
+        nursery.start_soon(echo, victim)
+        await assert_answers(victim)
+
+
+async def connect_and_close(target: Target, cycles: int) -> None:
+    for _ in range(cycles):
+        async with tcp(target, "127.0.0.1") as stream:
+            secure = await shake(RawConnection(TrioTCPStream(stream), True), target, ed25519_pair())
+            await secure.write(yamux(GO_AWAY, 0, 0, 0))
+            with trio.fail_after(60), suppress(Exception):
+                while await secure.read():
+                    pass
 
 
 async def test_more_connections_in_a_life_than_slots_leave_it_open_for_others() -> None:

@@ -104,6 +104,7 @@ def test_there_is_a_refusal_for_every_kind_and_every_reason() -> None:
     assert {case["reason"] for case in refused} == {
         *("too large", "malformed", "wrong fields", "not canonical"),
         *("wrong type", "bad signature", "record without its key", "key of another origin"),
+        "address record forged",
     }
 
 
@@ -120,6 +121,17 @@ def test_a_key_follows_from_its_seed(case: Json) -> None:
     assert public.public_bytes_raw().hex() == case["public"]
     if "origin" in case:
         assert sha256(raw(case["public"])).hex() == case["origin"]
+    if "peer" in case:  # an identity multihash of the key as libp2p's protobuf, in base58
+        assert case["peer"] == base58(b"\x00\x24\x08\x01\x12\x20" + raw(case["public"]))
+
+
+def base58(data: bytes) -> str:
+    """Without leading zeros but the first byte's, as here."""
+    digits, number = "", int.from_bytes(data, "big")
+    while number:
+        number, digit = divmod(number, 58)
+        digits = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"[digit] + digits
+    return "1" * (len(data) - len(data.lstrip(b"\0"))) + digits
 
 
 @each("signatures")
@@ -152,6 +164,11 @@ def test_what_is_not_signed_as_it_must_be_does_not_open(case: Json) -> None:
             assert len(body) == 7
             must(body[0] == _public("root").public_bytes_raw())
             _public("root").verify(signature, b"groove/keydoc/1\0" + msgpack.packb(body))
+            return
+        if kind == "AddressRecord":
+            *body, signature = opened(data, kind)
+            signer = Ed25519PublicKey.from_public_bytes(body[0])
+            signer.verify(signature, b"groove/address/1\0" + msgpack.packb(body))
             return
         type_, payload, signature = opened(data, "Env")
         must(type_ == f"{kind.lower()}/1")

@@ -9,6 +9,7 @@ from cyclopts import Parameter
 
 from node import orders, overview, planning, publishing, rounds
 from node.app import App
+from node.shelf import Shelf
 from node.terminal import Terminal
 
 from .base import AsJson, Yes, command, leaf
@@ -137,3 +138,27 @@ def leaf_retract(name: str, /, *, yes: Yes = False, json: AsJson = False) -> Non
         return
     retracted = orders.retract(app, found.id)
     out.done({"retracted": retracted}, f"retracted {found.name}; peers are told {_when(app)}")
+
+
+@leaf.command(name="pin")
+def leaf_pin(name: str, /, *, json: AsJson = False) -> None:
+    """Keep a peer's leaf on disk: its bundle makes room for no other, and stays though the leaf
+    is archived or leaves its origin's table. Only if its owner retracts it does it go.
+
+    Own leaves need no pin. Example: `groove-node leaf pin k8s-networking`.
+    """
+    out = Terminal(json)
+    app = App.open()
+    found = overview.foreign_leaf(app, name)
+    Shelf.of(app).pin(found)
+    out.done({"pinned": found.leaf.leaf, "origin": found.leaf.origin}, f"{found.name} is pinned")
+
+
+@leaf.command(name="unpin")
+def leaf_unpin(name: str, /, *, json: AsJson = False) -> None:
+    """Let a pinned leaf's bundle go when there is no room, or once its leaf is gone."""
+    out = Terminal(json)
+    app = App.open()
+    pin = overview.pinned(app, name)
+    Shelf.of(app).unpin(pin.origin, pin.leaf)
+    out.done({"unpinned": pin.leaf, "origin": pin.origin}, f"{pin.name} is pinned no more")

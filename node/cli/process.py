@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import Parameter
 
-from node import consenting, overview, show
+from node import consenting, keyfiles, overview, show, show_night
 from node.app import App
 from node.consent import disclosure
 from node.errors import MisuseError
@@ -20,6 +20,12 @@ from node.told import Told
 
 from .base import AsJson, AsJsonLines, command
 
+ROOT_KEY = (
+    "The root key in `keys` is who you are in the mesh. If it is lost, a stolen key can never be "
+    "replaced, nor a fork of your node healed; there is no second one. Keep a copy: "
+    "`groove-node keys export FILE`, with a passphrase, on another machine."
+)
+
 
 @command.command
 def init(
@@ -29,7 +35,8 @@ def init(
 ) -> None:
     """Make the home and its keys, and convert the packaged models once (about a minute).
 
-    The packaged encoder is left as it is where groove.toml names another.
+    The packaged encoder is left as it is where groove.toml names another. Keep a copy of the keys
+    on another machine: who loses the root key can never replace a stolen key nor heal a fork.
     """
     out = Terminal(json)
     ready = prepare_models(out.progress)
@@ -39,6 +46,8 @@ def init(
     app = App.open(create=True)
     data = {"home": str(app.home), "user_id": app.user_id, "origin": app.origin.hex(), **ready}
     out.facts([(key, str(value)) for key, value in data.items()])
+    if not (app.home / "keys" / keyfiles.BACKUP).exists():
+        out.line(ROOT_KEY)
     out.done(data, "Nothing is captured until you allow it: `groove-node consent grant capture`.")
 
 
@@ -75,10 +84,12 @@ def run(
 
 @command.command
 def status(*, json: AsJson = False) -> None:
-    """What is allowed, captured and grown; how far the next leaf is; what the node is doing."""
+    """What is allowed, captured and grown; how far the next leaf is; what the node is doing, or why
+    it waits and until when; and how its last night was."""
     out = Terminal(json)
     data = overview.status(App.open())
-    out.facts(show.status_facts(data))
+    night = show_night.facts(data["night"], running=data["node"] is not None)
+    out.facts([*show.status_facts(data), *night])
     out.done(data)
 
 

@@ -1,240 +1,152 @@
-"""Hostile bundles: how each is refused, how soon, and what the chassis is after those that are not.
+"""How fast a bundle comes, beside what one py-libp2p stream carries; and how much comes twice.
 
-    python tests/bench/bundle.py [--tiny N] [--large N] [--seed N] [--json FILE|-]
+    python tests/bench/bundle.py [speed] [swarm] [hostile] [--runs 7] [--mb 64] [--json FILE|-]
 
-A good bundle is changed at random: bits, lengths, header, label, tensors, with and without hashes
-that fit again. What passes the check of form is attached to the chassis in the child that judges
-peers' leaves, which compares the chassis' weights with what they were after each. `tiny` is a
-random Llama of two layers, `large` the default chassis.
+Without a part named: speed and swarm. `hostile` is `bundle_hostile.py`, with its keys.
 
-{tiny,large}.files            changed files that were tried
-{tiny,large}.refused          of them refused by the check of form
-{tiny,large}.attached         and attached; `attach_refused` those that the child refused
-{tiny,large}.escaped          exceptions other than BundleError; must be 0
-{tiny,large}.changed          files after which the chassis was not what it was; must be 0
-{tiny,large}.refused_ms_p50   CPU milliseconds of a refusal; `_p99`, `_max`
-{tiny,large}.accepted_ms_p50  CPU milliseconds of the check of what passes
-{tiny,large}.reasons          how many were refused for which reason
+speed: two processes on loopback, a holder and this one. In pairs, on the same connection and in
+turn: a bundle through everything (files, hashes, exchange, drivers, frames), and as many bytes
+without meaning over one stream, read 64 KiB at a time and written in pieces of that size between
+64 KiB and 1 MiB which does best here.
+
+mb_per_s             of the bundle, in 10^6 bytes, median over the pairs
+raw_stream_mb_per_s  of the bare stream, likewise
+ratio                median of the pairs' ratios; `ratio_min`, `ratio_max`
+cpu_ratio            the same of the CPU time of both processes, which others' load changes less
+write_bytes          the best size of a write; `runs`: how many pairs
+
+swarm: four processes that hold a bundle, one of which has a wrong byte in each chunk and one of
+which sends none, and a fifth that fetches it and is killed with -9 five times on the way.
+
+swarm.exact              whether the bundle is byte for byte what it should be
+swarm.transferred_ratio  bytes of chunks that came whole into the fetching processes, all lives
+                         together, without the lies, by the size of the bundle; worst of the runs
+swarm.lost_chunks_max    at one kill: chunks that had come whole and were not on disk after it
+swarm.lies_mb            what the liar sent: it is found out anew in each life
+swarm.seconds            of one run, starts of the processes included; `runs`: how many
 """
 
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
+import logging
 import random
-import struct
+import statistics
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from pathlib import Path
+from random import Random
 from typing import Any
 
-import msgspec
-import numpy as np
+import psutil
+import trio
 
-ROOT = Path(__file__).parent.parent.parent
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+sys.path[:0] = [str(Path(__file__).parent)]
 
-import tiny_llama  # noqa: E402
+import bundle_kit as kit  # noqa: E402
+import bundle_swarm  # noqa: E402
 
-from leaves.bundle import BundleError, Privacy, check_form, pack, unpack  # noqa: E402
-from leaves.model import LeafId  # noqa: E402
-from leaves.ports import EvaluateJob, Example  # noqa: E402
-from leaves.training.chassis import Chassis, open_chassis, prepare_chassis  # noqa: E402
-from leaves.training.child import ChildEvaluator, TrainingError  # noqa: E402
-from leaves.training.package import Origin, package  # noqa: E402
-from leaves.training.tensors import pack as pack_tensors  # noqa: E402
-from node.home import groove_cache  # noqa: E402
+from gossip import libp2p_fence as fence  # noqa: E402
 
-EXAMPLE = (Example("s", "what is it?", "a stone"),)
-NUMBERS = [0.0, -0.0, 1e-45, 1e30, -3.4e38, float("inf"), float("nan")]
+PARTS = ("speed", "swarm", "hostile")
+KILLS = 5
+WRITE_BYTES = (64 << 10, 128 << 10, 256 << 10, 512 << 10, 1 << 20)
 
 
-def good_bundle(chassis: Chassis, rank: int, random_: random.Random) -> bytes:
-    """A bundle that is accepted: small random adapters on all targets."""
-    numbers = np.random.default_rng(random_.randrange(2**32))
-    shapes = chassis.adapter_shapes(rank, chassis.targets)
-    tensors = {
-        name: (numbers.standard_normal(shape) * 0.002).astype(np.float32)
-        for name, shape in shapes.items()
-    }
-    adapter = pack_tensors(tensors, {"format": "pt", "rank": str(rank), "alpha": str(2 * rank)})
-    origin = Origin(
-        LeafId("ab" * 16), "name", "sft", "float32", 100, Privacy(1, 300, None, "1"), "open"
-    )
-    return package(adapter, chassis, origin, None)
+async def timed(pid: int, work: Callable[[], Awaitable[Any]]) -> tuple[float, float]:
+    """Return the seconds that it took, and those of CPU here and in the other process."""
+    other = psutil.Process(pid)
+
+    def cpu_s() -> float:
+        times = other.cpu_times()
+        return time.process_time() + times.user + times.system
+
+    cpu, began = cpu_s(), time.perf_counter()
+    await work()
+    return time.perf_counter() - began, cpu_s() - cpu
 
 
-class Mutator:
-    """Changes a good bundle in one of many ways."""
-
-    def __init__(self, blob: bytes, draw: random.Random) -> None:
-        parts = unpack(blob)
-        self.label, self.adapter = parts.label, parts.adapter
-        self.draw = draw
-        (size,) = struct.unpack("<Q", self.adapter[:8])
-        self.header: dict[str, Any] = json.loads(self.adapter[8 : 8 + size])
-        self.body = self.adapter[8 + size :]
-        self.ways: list[Callable[[], bytes]] = [
-            self.flipped, self.cut, self.lengthened, self.spliced, self.relabelled,
-            self.reheaded, self.other_numbers, self.nested, self.renamed, self.other_lengths,
-        ]  # fmt: skip
-
-    def one(self) -> bytes:
-        return self.draw.choice(self.ways)()
-
-    def fitting(self, adapter: bytes) -> bytes:
-        """The adapter under a label that names its hash."""
-        label = json.loads(self.label)
-        label["adapter"] = hashlib.sha256(adapter).hexdigest()
-        return pack(msgspec.json.encode(label, order="sorted"), adapter)
-
-    def with_header(self, header: Any, body: bytes | None = None) -> bytes:
-        text = header if isinstance(header, bytes) else json.dumps(header).encode()
-        return self.fitting(struct.pack("<Q", len(text)) + text + (body or self.body))
-
-    def flipped(self) -> bytes:
-        whole = bytearray(pack(self.label, self.adapter))
-        for _ in range(self.draw.choice((1, 1, 2, 8))):
-            whole[self.draw.randrange(len(whole))] ^= 1 << self.draw.randrange(8)
-        return bytes(whole)
-
-    def cut(self) -> bytes:
-        whole = pack(self.label, self.adapter)
-        return whole[: self.draw.randrange(len(whole))]
-
-    def lengthened(self) -> bytes:
-        tail = self.draw.randbytes(self.draw.choice((1, 8, 4096)))
-        if self.draw.random() < 0.5:
-            return self.fitting(self.adapter + tail)
-        return pack(self.label, self.adapter) + tail
-
-    def spliced(self) -> bytes:
-        adapter = bytearray(self.adapter)
-        at, size = self.draw.randrange(len(adapter)), self.draw.choice((1, 7, 64, 1024))
-        adapter[at : at + size] = self.draw.randbytes(self.draw.choice((0, size, size + 1)))
-        return self.fitting(bytes(adapter))
-
-    def relabelled(self) -> bytes:
-        label = json.loads(self.label)
-        key = self.draw.choice(sorted(label))
-        label[key] = self.draw.choice(
-            [None, True, -1, 0, 1, 2**53 + 1, 1e308, "", "x" * 300, "\u202e", [], [[]], {}, [{}]]
-        )
-        return pack(json.dumps(label, sort_keys=True).encode(), self.adapter)
-
-    def reheaded(self) -> bytes:
-        header = json.loads(json.dumps(self.header))
-        name = self.draw.choice(sorted(header))
-        entry = header[name]
-        value = self.draw.choice([None, True, -1, 0, 2**63, "F64", "F32", [], [1], [2**40, 2**40]])
-        if isinstance(entry, dict) and self.draw.random() < 0.8:
-            entry[self.draw.choice([*sorted(entry), "more"])] = value
-        else:
-            header[name] = value
-        return self.with_header(header)
-
-    def other_numbers(self) -> bytes:
-        body = bytearray(self.body)
-        for _ in range(self.draw.choice((1, 4, 64))):
-            at = self.draw.randrange(len(body) // 4) * 4
-            value = self.draw.choice([*NUMBERS, self.draw.uniform(-1, 1)])
-            struct.pack_into("<f", body, at, value)
-        return self.with_header(self.header, bytes(body))
-
-    def nested(self) -> bytes:
-        depth = self.draw.choice((10, 1_000, 100_000, 400_000))
-        return self.with_header(self.draw.choice((b"[", b'{"a":')) * depth)
-
-    def renamed(self) -> bytes:
-        header = json.loads(json.dumps(self.header))
-        name = self.draw.choice(sorted(header))
-        other = self.draw.choice(
-            ["base_model.model.model.embed_tokens.weight", "../x", "", name + ".base_layer.weight"]
-        )
-        entry = header.pop(name) if self.draw.random() < 0.5 else header[name]
-        header[other] = entry
-        return self.with_header(header)
-
-    def other_lengths(self) -> bytes:
-        size = self.draw.choice((0, 1, 2**20, 2**20 + 1, 2**32, 2**63, 2**64 - 1))
-        return self.fitting(struct.pack("<Q", size) + self.adapter[8:])
+async def speed(runs: int, size: int, folder: Path) -> dict[str, Any]:
+    root = kit.add(folder / "holder", Random(1).randbytes(size))
+    with kit.holder(folder / "holder", root) as (pid, address):
+        async with kit.node(folder / "fetcher") as (transport, driver):
+            await transport.dial(address)
+            raw = partial(kit.pour, transport, fence.peer_of(address), size)
+            sizes = {each: min([(await timed(pid, partial(raw, each)))[0] for _ in range(3)])
+                     for each in WRITE_BYTES}  # fmt: skip
+            write_bytes = min(sizes, key=lambda each: sizes[each])
+            pairs = []
+            for number in range(runs):
+                ways = [partial(raw, write_bytes), partial(_fetch, driver, root, size)]
+                order = [0, 1] if number % 2 else [1, 0]
+                took = {way: await timed(pid, ways[way]) for way in order}
+                pairs.append((took[0], took[1]))
+                await driver.remove_bundle(root)
+                print(*(f"{size / 1e6 / each[0]:.0f} MB/s" for each in pairs[-1]), file=sys.stderr)
+    return _figures(pairs, size) | {"write_bytes": write_bytes}
 
 
-def tried(chassis: Chassis, rank: int, files: int, draw: random.Random) -> dict[str, Any]:
-    """Try changed files on one chassis."""
-    mutator = Mutator(good_bundle(chassis, rank, draw), draw)
-    refused: list[float] = []
-    accepted: list[float] = []
-    reasons: Counter[str] = Counter()
-    counts = Counter(attached=0, attach_refused=0, escaped=0, changed=0)
-    evaluator = ChildEvaluator(threads=1, dtype="float32", keep_s=600)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "adapter.safetensors"
-        for number in range(files):
-            if number % 1000 == 0:
-                print(f"{number:,} of {files:,}", file=sys.stderr, flush=True)
-            blob = mutator.one()
-            began = time.process_time()
-            try:
-                checked = check_form(blob, chassis)
-            except BundleError as problem:
-                refused.append(time.process_time() - began)
-                reasons[str(problem)] += 1
-                continue
-            except Exception as problem:  # that there is none is what is measured
-                counts["escaped"] += 1
-                reasons[f"ESCAPED {type(problem).__name__}"] += 1
-                continue
-            accepted.append(time.process_time() - began)
-            path.write_bytes(checked.adapter)
-            try:
-                evaluator.losses(EvaluateJob(chassis.path, EXAMPLE, (("x", path),)))
-                counts["attached"] += 1
-            except BundleError:
-                counts["attach_refused"] += 1
-            except TrainingError as problem:
-                counts["changed" if "was changed" in str(problem) else "escaped"] += 1
-    evaluator.close()
+async def _fetch(driver: Any, root: bytes, size: int) -> None:
+    result = await driver.fetch(root, size, by_hand=True)
+    assert result.size_bytes == size and not result.resumed_bytes
+
+
+def _figures(pairs: list[Any], size: int) -> dict[str, Any]:
+    ratios = [raw[0] / bundle[0] for raw, bundle in pairs]
     return {
-        "files": files,
-        "refused": len(refused),
-        **counts,
-        **{f"refused_ms_{name}": of(refused, share) for name, share in SHARES},
-        "accepted_ms_p50": of(accepted, 0.5),
-        "reasons": dict(reasons.most_common()),
+        "mb_per_s": round(size / 1e6 / statistics.median(bundle[0] for _, bundle in pairs), 1),
+        "raw_stream_mb_per_s": round(size / 1e6 / statistics.median(r[0] for r, _ in pairs), 1),
+        "ratio": round(statistics.median(ratios), 3),
+        "ratio_min": round(min(ratios), 3),
+        "ratio_max": round(max(ratios), 3),
+        "cpu_ratio": round(statistics.median(raw[1] / bundle[1] for raw, bundle in pairs), 3),
+        "runs": len(pairs),
     }
 
 
-SHARES = (("p50", 0.5), ("p99", 0.99), ("max", 1.0))
-
-
-def of(seconds: list[float], share: float) -> float | None:
-    """A quantile in milliseconds."""
-    if not seconds:
-        return None
-    return round(1000 * sorted(seconds)[min(int(share * len(seconds)), len(seconds) - 1)], 2)
+def swarms(runs: int, size: int) -> dict[str, Any]:
+    """The worst of several, each with other moments of death."""
+    played = []
+    for seed in range(runs):
+        with tempfile.TemporaryDirectory() as folder:
+            played.append(bundle_swarm.swarm(Path(folder), size, KILLS, seed))
+        print(played[-1], file=sys.stderr)
+    return {
+        "exact": all(each["exact"] for each in played),
+        "kills": KILLS,
+        "transferred_ratio": max(each["transferred_ratio"] for each in played),
+        "lost_chunks_max": max(each["lost_chunks_max"] for each in played),
+        "lies_mb": max(each["lies_mb"] for each in played),
+        "seconds": statistics.median(each["seconds"] for each in played),
+        "runs": runs,
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--tiny", type=int, default=100_000, metavar="N")
-    parser.add_argument("--large", type=int, default=1_000, metavar="N")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, []], metavar="PART")
+    parser.add_argument("--runs", type=int, default=7, metavar="N", help="pairs; of swarm half")
+    parser.add_argument("--mb", type=int, default=64, metavar="N")
     parser.add_argument("--json", metavar="FILE", help="- is standard output")
     args = parser.parse_args()
-    draw = random.Random(args.seed)
-    with tempfile.TemporaryDirectory() as folder:
-        tiny = open_chassis(tiny_llama.build(Path(folder)))
-        figures = {"tiny": tried(tiny, 4, args.tiny, draw)}
-    if args.large:
-        large = open_chassis(prepare_chassis(groove_cache()))
-        figures["large"] = tried(large, 8, args.large, draw)
+    logging.getLogger("gossip").setLevel(logging.ERROR)
+    parts, size = args.parts or PARTS[:2], args.mb * 1_000_000
+    figures: dict[str, Any] = {}
+    if "speed" in parts:
+        with tempfile.TemporaryDirectory() as folder:
+            figures |= trio.run(speed, args.runs, size, Path(folder))
+    if "swarm" in parts:
+        figures["swarm"] = swarms(max(1, args.runs // 2), size)
+    if "hostile" in parts:
+        import bundle_hostile
+
+        figures |= bundle_hostile.measured(100_000, 1_000, random.Random(0))
     text = json.dumps(figures, indent=1)
     if args.json and args.json != "-":
         Path(args.json).write_text(text + "\n")
