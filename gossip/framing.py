@@ -51,12 +51,16 @@ class FrameReader:
         self._bytes = 0
 
     async def next(self, *, idle_s: float, frame_s: float) -> bytes | None:
-        """Return the next frame, or None where the stream ends between two frames.
+        """Return the next frame, or None where the stream ends, or falls silent, between two.
 
         idle_s: how long to wait for a frame to begin. frame_s: how long it may then take.
-        Raises FrameError on bytes that are no frame, and on a wait that was too long.
+        Raises FrameError on bytes that are no frame, and on a frame that takes too long.
         """
-        if not self._bytes and not await self._read_more(idle_s, "idle too long"):
+        if not self._bytes:
+            with trio.move_on_after(idle_s):
+                if not await self._read_more():
+                    return None
+        if not self._bytes:
             return None
         deadline = trio.current_time() + frame_s
         await self._fill(_LENGTH.size, deadline)
@@ -80,18 +84,19 @@ class FrameReader:
         return b"".join(taken)
 
     async def _fill(self, size: int, deadline: float) -> None:
-        while self._bytes < size:
-            if not await self._read_more(deadline - trio.current_time(), "frame too slow"):
-                raise FrameError("frame cut short")
+        with trio.move_on_at(deadline):
+            while self._bytes < size:
+                if not await self._read_more():
+                    raise FrameError("frame cut short")
+        if self._bytes < size:
+            raise FrameError("frame too slow")
 
-    async def _read_more(self, wait_s: float, too_slow: str) -> bool:
-        with trio.move_on_after(max(0.0, wait_s)):
-            try:
-                data = await self._source.read(_READ_BYTES)
-            except EOFError:
-                return False
-            if data:
-                self._pieces.append(data)
-                self._bytes += len(data)
-            return bool(data)
-        raise FrameError(too_slow)
+    async def _read_more(self) -> bool:
+        """Wait for more bytes; False at the end of the stream."""
+        try:
+            data = await self._source.read(_READ_BYTES)
+        except EOFError:
+            return False
+        self._pieces.append(data)
+        self._bytes += len(data)
+        return bool(data)

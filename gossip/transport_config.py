@@ -50,7 +50,7 @@ class TransportConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     write_s: Seconds = 30.0  # for one frame: 320 KiB at 11 kB/s
     frame_s: Seconds = 60.0  # for one frame to arrive, once begun
     reader_idle_s: Seconds = 900.0  # a peer's silent stream; longer than its writer_idle_s
-    writer_idle_s: Seconds = 300.0  # our silent stream is closed and reopened on demand
+    writer_idle_s: Seconds = 100.0  # our silent stream is closed, before js-libp2p resets it
     queue_bytes_max: Count = 4 * 1024 * 1024  # for one peer on one channel; above pull_bytes_max
     queued_bytes_max: Count = 64 * 1024 * 1024  # waiting for all peers
     inbox_frames_max: Count = 32  # arrived, not yet taken; then peers are made to wait

@@ -90,6 +90,25 @@ def test_what_is_no_frame_is_an_error_of_the_peer(junk: bytes) -> None:
     trio.run(read)
 
 
+async def test_a_silent_stream_ends_and_one_that_stops_within_a_frame_is_a_fault(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    near, far = trio.testing.memory_stream_pair()
+
+    class Source:
+        async def read(self, n: int) -> bytes:
+            return bytes(await far.receive_some(n))
+
+    reader = FrameReader(Source())
+    await near.send_all(length_of(b"good") + b"good")
+    assert await reader.next(idle_s=900, frame_s=60) == b"good"
+    assert await reader.next(idle_s=900, frame_s=60) is None
+    assert trio.current_time() == pytest.approx(900)
+    await near.send_all(length_of(b"good") + b"go")
+    with pytest.raises(FrameError, match="frame too slow"):
+        await reader.next(idle_s=900, frame_s=60)
+
+
 # ---- what waits for a peer -----------------------------------------------------------------------
 
 

@@ -79,6 +79,23 @@ async def joined_mesh(node: Libp2pTransport, peer: Libp2pTransport) -> None:
     await node._life.pubsub.wait_for_mesh(peer_id, fence.URGENT_TOPIC)
 
 
+async def test_broadcasts_come_before_bulk_and_do_not_keep_it_out() -> None:
+    """A node that cannot keep up would else hear of every table and hold none."""
+    a, b = transport(), transport()
+    async with running(a, b):
+        await link(a, b)
+        await joined_mesh(a, b)
+        for number in range(30):
+            await a.broadcast(b"news %d" % number)
+        assert await a.send(b.peer_id(), Channel.SYNC, b"table")
+        with trio.fail_after(60):
+            while len(b._urgent_inbox) < 30 or not b._inbox._queues:
+                await trio.sleep(0.01)
+        heard = [(await next_of(b, Arrived)).frame for _ in range(31)]
+    assert heard[0] == b"news 0"
+    assert heard.index(b"table") <= 8
+
+
 async def test_the_end_of_a_peer_is_told_and_sends_to_it_are_refused() -> None:
     a, b = transport(), transport()
     async with running(a):
