@@ -10,7 +10,8 @@ The protocol, pure
     admission   how much is taken of one peer and of one origin; interest whose tables are kept
 
 Bundles, pure
-    exchange    asking for chunks; serving them; budget of bytes; exchange_events is their door
+    exchange    asking for chunks; serving them; budget of bytes, patience of
+                time; exchange_events is their door
 
 In the world
     driver      the loop that feeds both cores and performs their orders; downloads those to disk

@@ -1,9 +1,10 @@
 """The address book: where peers were reached, or might be, and on whose word.
 
-Bounded, and by source too: what works is dropped last, and of what was never tried the one goes
-first whose introducer, or whose network, has named the most. So a peer that introduces a thousand
-others pushes out its own. An address that a peer named is tried once: one that does not answer is
-forgotten, and not taken from anybody again for a while.
+Bounded, and by source too: what has worked in the last two weeks is dropped last, however often it
+has failed since, and of what was never tried the one goes first whose introducer, or whose network,
+has named the most. So a peer that introduces a thousand others pushes out its own. An address that
+a peer named is tried once: one that does not answer is forgotten, and not taken from anybody again
+for a while.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ _REFUSED_S: Final = 3600.0  # an address that did not answer is not learned agai
 _REFUSED_HERE_S: Final = 30.0  # of the local network, where it is announced again when it is back
 _REFUSED_MAX: Final = 1024
 _HALF_LIFE_S: Final = 3 * 86_400.0
+_PROVEN_S: Final = 14 * 86_400.0  # what has worked so lately gives way to no stranger...
+_PROVEN_SHARE: Final = 7 / 8  # ...in so many of the places; in the others there is room for news
 
 
 class Source(StrEnum):
@@ -45,6 +48,11 @@ class Entry(Struct, kw_only=True, forbid_unknown_fields=True):
     heard_s: float = 0.0  # Unix seconds; of the others too
     last_ok_s: float = 0.0  # 0 if never
     failures: Annotated[int, Meta(ge=0)] = 0  # since then, running
+
+    @property
+    def is_strangers(self) -> bool:
+        """True of what only a peer, or the local network, has named, and where nobody was yet."""
+        return self.source is Source.LEARNED and bool(self.by) and not self.last_ok_s
 
     def score(self, latest_s: float) -> float:
         """Higher is dialled first and dropped last: what worked lately, then what worked once, then
@@ -150,7 +158,7 @@ class AddressBook:
         if entry is None:
             return
         entry.failures += 1
-        if entry.by and entry.source is Source.LEARNED and not entry.last_ok_s:
+        if entry.is_strangers:
             self._drop(entry)
             pause_s = _REFUSED_HERE_S if entry.by == BY_MDNS else _REFUSED_S
             self._refused[address] = now_s + pause_s
@@ -168,6 +176,11 @@ class AddressBook:
     def is_owners(self, peer: PeerId) -> bool:
         return any(entry.source is Source.OWNER for entry in self._peers.get(peer, ()))
 
+    def is_strangers(self, address: str) -> bool:
+        """See `Entry.is_strangers`; of what is no longer known too."""
+        entry = self._find(address)
+        return entry is None or entry.is_strangers
+
     def is_proven(self, peer: PeerId) -> bool:
         """True if it was reached at any of its addresses, ever."""
         return any(entry.last_ok_s for entry in self._peers.get(peer, ()))
@@ -180,11 +193,14 @@ class AddressBook:
 
     def addresses(self, peer: PeerId) -> list[str]:
         """The peer's addresses, the best first; of equals those that need no relay."""
-        entries = sorted(
+        return [entry.address for entry in self.entries(peer)]
+
+    def entries(self, peer: PeerId) -> list[Entry]:
+        """See `addresses`."""
+        return sorted(
             self._peers.get(peer, ()),
             key=lambda entry: (-self.score(entry), "/p2p-circuit" in entry.address),
         )
-        return [entry.address for entry in entries]
 
     def score(self, entry: Entry) -> float:
         return entry.score(self._latest_s)
@@ -226,7 +242,8 @@ class AddressBook:
 
     def _least(self, learned: list[PeerId]) -> PeerId:
         """The one to give up: the worst, and of equals the one of the largest crowd, which is a
-        flood from one introducer or from one network."""
+        flood from one introducer or from one network. After an outage all that ever worked has
+        failed, and what nobody has tried scores higher; so the proven are kept by themselves."""
         firsts = {peer: self._peers[peer][0] for peer in learned}
         groups = {peer: group_of(first.address) for peer, first in firsts.items()}
         by_group, by_peer = Counter(groups.values()), Counter(e.by for e in firsts.values())
@@ -236,4 +253,10 @@ class AddressBook:
             crowd = max(by_group[groups[peer]], by_peer[named] if named else 0)
             return self._best(peer), -crowd
 
-        return min(learned, key=worth)
+        proven = sorted(filter(self._is_lately_proven, learned), key=self._best, reverse=True)
+        kept = set(proven[: int(self._peers_max * _PROVEN_SHARE)])
+        return min([peer for peer in learned if peer not in kept] or proven[-1:], key=worth)
+
+    def _is_lately_proven(self, peer: PeerId) -> bool:
+        oks = (entry.last_ok_s for entry in self._peers[peer])
+        return any(ok_s and self._latest_s - ok_s <= _PROVEN_S for ok_s in oks)

@@ -8,6 +8,8 @@ is tried every few seconds.
 Who is linked with hostile peers alone believes what they say. So the links that count are those
 that this node made itself: some are made however many others have come in, two of them to different
 networks where the book knows such, and no more than half to peers that one other has introduced.
+
+And who believes strangers dials whom they want: where they send this node is counted, see `knocks`.
 """
 
 from __future__ import annotations
@@ -15,21 +17,30 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from random import Random
 
 import trio
 from msgspec import Struct
 
-from .addresses import AddressBook, place_of
-from .multiaddrs import CIRCUIT, AddressError, Place, group_of
+from .addresses import BY_MDNS, AddressBook, Entry, place_of
+from .knocks import Knocks
+from .multiaddrs import CIRCUIT, AddressError, Place, group_of, parse
 from .ports import Connected, Disconnected, PeerId
-from .transport_config import DialError
+from .transport_config import DialError, DialReason
 
 log = logging.getLogger(__name__)
 
 _NOTE_AGAIN_S = 3600.0  # that a link still works
 _NAME_S = 5.0  # to look a name up
+_HERE_S = 30.0  # of the local network, where who has just been started is announced too early
+_NOT_TRIED = {DialReason.NO_ROUTE, DialReason.NOT_RUNNING}  # say nothing of who was dialled
+_ANSWERED = {  # so that there is a network
+    *(DialReason.WRONG_SWARM_KEY, DialReason.WRONG_PEER),
+    *(DialReason.REFUSED, DialReason.HANDSHAKE),
+}
+_RELAY_ANSWERED = {DialReason.NO_RESERVATION, DialReason.RELAY_REFUSED}
 
 
 class DialerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -38,6 +49,8 @@ class DialerConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     groups_min: int = 2  # networks (/16) that the dialled ones lie in, where there are such
     introduced_share: float = 0.5  # of the links wanted, to peers that one other has introduced
     strangers_h_max: int = 16  # never reached before, dialled on one introducer's word in an hour
+    knocks_h_max: int = 60  # dials in an hour of addresses that only strangers have named...
+    knocks_host_h_max: int = 4  # ...to one host, or /64 of IPv6, that failed
     dials_max: int = 8  # at a time
     retry_s_min: float = 1.0
     retry_s_max: float = 60.0
@@ -93,6 +106,7 @@ class Dialer:
         self._dialling: dict[PeerId, None] = {}
         self._states: dict[PeerId, _State] = {}
         self._spent: dict[str, _Spent] = {}  # by introducer
+        self._knocks = Knocks(self._config.knocks_h_max, self._config.knocks_host_h_max)
         self._woke_at: float | None = None
 
     def due(self, now: float) -> list[tuple[PeerId, list[str]]]:
@@ -105,14 +119,16 @@ class Dialer:
             if self._due_at(peer, now) <= now:
                 self._spend(peer, now)
                 self._dialling[peer] = None
-                chosen.append((peer, self.book.addresses(peer)))
+                chosen.append((peer, self._knock(self.book.entries(peer), now)))
         for peer, link in self._linked.items():
-            direct = self._direct(peer)
-            if link.direct_due is None or link.direct_due > now or peer in self._dialling:
+            if link.direct_due is None or peer in self._dialling:
                 continue
-            if direct and len(self._dialling) < self._config.dials_max:
+            if len(self._dialling) >= self._config.dials_max:
+                break
+            direct = self._direct(peer)
+            if max(link.direct_due, self._free_at(direct, now)) <= now:
                 self._dialling[peer] = None
-                chosen.append((peer, direct))
+                chosen.append((peer, self._knock(direct, now)))
         return chosen
 
     def next_due(self, now: float = 0.0) -> float | None:
@@ -121,9 +137,10 @@ class Dialer:
             return None
         times = [self._due_at(peer, now) for peer in self._wanted(now)]
         times += [
-            link.direct_due
+            max(link.direct_due, self._free_at(direct, now))
             for peer, link in self._linked.items()
-            if link.direct_due is not None and peer not in self._dialling and self._direct(peer)
+            if link.direct_due is not None and peer not in self._dialling
+            if (direct := self._direct(peer))
         ]
         return min(times, default=None)
 
@@ -181,6 +198,20 @@ class Dialer:
         """A dial was called off: it says nothing of the peer."""
         self._dialling.pop(peer, None)
 
+    def answered(self, address: str) -> None:
+        """Who was meant has answered there, if only to say no."""
+        with suppress(AddressError):
+            self._knocks.opened(parse(address))
+
+    @property
+    def is_alone(self) -> bool:
+        """True while nobody is linked: what fails then may fail for want of a network."""
+        return not self._linked
+
+    def is_linked(self, peer: PeerId) -> bool:
+        """True of who is linked, and not through a relay."""
+        return peer in self._linked and CIRCUIT not in self._linked[peer].address
+
     @property
     def stagger_s(self) -> float:
         return self._config.stagger_s
@@ -190,6 +221,7 @@ class Dialer:
         self._woke_at = now
         self._states.clear()
         self._spent.clear()
+        self._knocks.forgive()
         self.book.forgive()
         for link in self._linked.values():
             link.direct_failures = 0
@@ -229,7 +261,8 @@ class Dialer:
             if (room <= 0 and not apart) or (by and named[by] >= share):
                 continue
             wanted.append(peer)
-            if not self._state(peer).failures:
+            # Nor does one that waits for its turn, or strangers would keep out who is known.
+            if not self._state(peer).failures and self._turn_at(peer, now) <= now:
                 room -= 1
                 groups.add(self._group(peer))
                 named[by] += 1
@@ -254,15 +287,46 @@ class Dialer:
         address = link.address if link and link.address else known
         return group_of(address)
 
-    def _direct(self, peer: PeerId) -> list[str]:
-        return [address for address in self.book.addresses(peer) if CIRCUIT not in address]
+    def _direct(self, peer: PeerId) -> list[Entry]:
+        return [entry for entry in self.book.entries(peer) if CIRCUIT not in entry.address]
 
     def _due_at(self, peer: PeerId, now: float) -> float:
-        due, spent = self._state(peer).due, self._spent.get(self.book.introducer(peer))
+        return max(self._state(peer).due, self._turn_at(peer, now))
+
+    def _turn_at(self, peer: PeerId, now: float) -> float:
+        """When a peer may be dialled, as far as strangers have spent what they have; 0 if now."""
+        turn = self._free_at(self.book.entries(peer), now)
+        spent = self._spent.get(self.book.introducer(peer))
         if spent is None or self.book.is_proven(peer) or now - spent.since >= 3600.0:
-            return due
+            return turn
         full = spent.dials >= self._config.strangers_h_max
-        return max(due, spent.since + 3600.0) if full else due
+        return max(turn, spent.since + 3600.0) if full else turn
+
+    def _free_at(self, entries: list[Entry], now: float) -> float:
+        """When one of these may be dialled; 0 if now."""
+        free = min((self._entry_free_at(entry, now) for entry in entries), default=now)
+        return free if free > now else 0.0
+
+    def _entry_free_at(self, entry: Entry, now: float) -> float:
+        place = parse(entry.address)
+        # Through a relay that is linked nobody is dialled but the relay asked.
+        if not entry.is_strangers or place.relay in self._linked:
+            return now
+        vouched = entry.by != place.peer and self.book.is_proven(PeerId(entry.by))
+        return self._knocks.free_at(place, now, vouched=vouched)
+
+    def _knock(self, entries: list[Entry], now: float) -> list[str]:
+        """Those of the addresses that may be dialled now, which they then are."""
+        chosen = []
+        for entry in entries:
+            if self._entry_free_at(entry, now) > now:
+                continue
+            place = parse(entry.address)
+            if entry.is_strangers and place.relay not in self._linked:
+                pause_s = _HERE_S if entry.by == BY_MDNS else 3600.0
+                self._knocks.knock(place, now, pause_s)
+            chosen.append(entry.address)
+        return chosen
 
     def _spend(self, peer: PeerId, now: float) -> None:
         by = self.book.introducer(peer)
@@ -360,7 +424,7 @@ class DialLoop:
         with trio.CancelScope() as scope:
             self._trying[scope] = None
             try:
-                reached = await self._race(addresses)
+                reached = await self._race(peer, addresses)
             finally:
                 del self._trying[scope]
         if reached:
@@ -371,7 +435,7 @@ class DialLoop:
             self._dialer.failed(peer, trio.current_time())
         self.stir()
 
-    async def _race(self, addresses: list[str]) -> bool:
+    async def _race(self, peer: PeerId, addresses: list[str]) -> bool:
         won = False
         stagger_s = self._dialer.stagger_s
         ended = [trio.Event() for _ in addresses]
@@ -381,7 +445,7 @@ class DialLoop:
             with trio.move_on_after(number * stagger_s):
                 for before in ended[:number]:
                     await before.wait()  # those that failed at once hold up nobody
-            if await self._reaches(address):
+            if await self._reaches(peer, address):
                 won = True
                 nursery.cancel_scope.cancel()
             ended[number].set()
@@ -391,18 +455,33 @@ class DialLoop:
                 nursery.start_soon(attempt, number, address)
         return won
 
-    async def _reaches(self, address: str) -> bool:
+    async def _reaches(self, peer: PeerId, address: str) -> bool:
         book = self._dialer.book
+        # A peer may come in while it is dialled where it never was; then nobody is dialled at all.
+        linked = self._dialer.is_linked(peer)
         try:
             for each in await looked_up(address):
                 await self._dial(each)
                 break
         except DialError as error:
-            book.failed(address, self._clock())
-            log.debug("dial failed address=%s error=%s", address, error)
+            self._note_failure(address, error)
             return False
-        book.succeeded(address, self._clock())
+        if not linked:
+            self._dialer.answered(address)
+            book.succeeded(address, self._clock())
         return True
+
+    def _note_failure(self, address: str, error: DialError) -> None:
+        """Have the book know of it, if it says anything of the address: an outage must not make
+        those look bad that were always there."""
+        log.debug("dial failed address=%s error=%s", address, error)
+        if error.reason in _RELAY_ANSWERED:
+            self._dialer.answered(address)
+        book = self._dialer.book
+        blameless = error.reason in _NOT_TRIED and not book.is_strangers(address)
+        offline = self._dialer.is_alone and error.reason not in _ANSWERED
+        if not (blameless or offline):
+            book.failed(address, self._clock())
 
 
 async def looked_up(address: str) -> list[str]:

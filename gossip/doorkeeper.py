@@ -3,7 +3,8 @@
 A peer's name costs nothing to make, an address costs something. So an address pays for every
 connection with a token, and for every fault of a peer behind it with several; a public address
 may fall into debt, and is then shut out until it has paid. Addresses of the local network pay at
-other rates and never fall into debt: honest neighbours share them. All tables are bounded.
+other rates and never fall into debt: honest neighbours share them. Of public IPv6 a /64 is one
+address: whoever has one of it has all. All tables are bounded.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from __future__ import annotations
 import logging
 from collections import Counter
 from dataclasses import dataclass, field
-from ipaddress import ip_address
+from ipaddress import IPv6Address, IPv6Network, ip_address
 from typing import Final
 
 from .multiaddrs import Reach, reach_of
@@ -26,11 +27,12 @@ FAULT_TOKENS: Final = 5.0  # what a fault costs the address that it came from
 LOCAL_SHARE: Final = 2.0  # how much more often the local network may connect
 LOCAL_RESERVE: Final = 2.0  # tokens that faults never take from a local address
 BAN_DOUBLINGS_MAX: Final = 6
+_IPV6_BITS: Final = 64
 
 
 @dataclass(slots=True)
 class _Address:
-    """One IP address. tokens as of `at`; connections that are open or being made."""
+    """Who pays for one. tokens as of `at`; connections that are open or being made."""
 
     tokens: float
     at: float
@@ -51,7 +53,7 @@ class _Standing:
 
 @dataclass(slots=True, eq=False)
 class Guest:
-    """One inbound connection, from its arrival to its end."""
+    """One inbound connection, from its arrival to its end. ip: who pays, see `account_of`."""
 
     ip: str
     arrived_at: float
@@ -74,6 +76,7 @@ class Doorkeeper:
 
     def arrive(self, ip: str, now: float) -> Guest | None:
         """Take in a connection, which must `leave` later; None if it is refused."""
+        ip = account_of(ip)
         address = self._address(ip, now)
         reason = self._reason_to_refuse(address)
         if reason is not None:
@@ -102,7 +105,7 @@ class Doorkeeper:
 
     def came_from(self, peer: PeerId, ip: str) -> None:
         """Remember which address pays for a peer's faults."""
-        self._ip_of[peer] = ip
+        self._ip_of[peer] = account_of(ip)
         if len(self._ip_of) > PEERS_MAX:
             del self._ip_of[next(iter(self._ip_of))]
 
@@ -120,7 +123,7 @@ class Doorkeeper:
     def botched(self, ip: str, reason: str, now: float) -> None:
         """Count a fault of someone who never said who it is."""
         self._count(reason, f"ip={ip}")
-        self._charge(self._address(ip, now))
+        self._charge(self._address(account_of(ip), now))
 
     def blame(self, peer: PeerId, reason: str, now: float, weight: float = 1.0) -> bool:
         """Count a fault; True if it was one too many, and the peer is banned from now on."""
@@ -211,6 +214,23 @@ class Doorkeeper:
         self._counts[reason] += 1
         if self._counts[reason].bit_count() == 1:  # the first, second, fourth: a flood fills logs
             log.info("refused %s reason=%s times=%d", who, reason, self._counts[reason])
+
+
+def account_of(ip: str) -> str:
+    """Return who pays for an address: itself, or of public IPv6 its /64, all of which belongs to
+    whoever has one of it. What is no address pays for itself."""
+    ip = ip.partition("%")[0]
+    try:
+        address = ip_address(ip)
+    except ValueError:
+        return ip
+    if not isinstance(address, IPv6Address):
+        return ip
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    if reach_of(address) is not Reach.PUBLIC:
+        return ip
+    return str(IPv6Network((address, _IPV6_BITS), strict=False))
 
 
 def is_local(ip: str) -> bool:

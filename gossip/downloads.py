@@ -44,7 +44,14 @@ Progress = Callable[[int, int], None]  # bytes here, size
 
 
 class FetchError(Exception):
-    """A bundle could not be had. What has come of it stays, and the next fetch goes on from it."""
+    """A bundle could not be had. What has come of it stays, and the next fetch goes on from it.
+
+    reason: the exchange's, if it was the exchange that gave up.
+    """
+
+    def __init__(self, what: str, reason: str = "") -> None:
+        super().__init__(what)
+        self.reason = reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +121,8 @@ class Downloads:
                     await self._tell(Abandon(event.root, "cancelled", trio.current_time()))
                 self._settle(event.root, "cancelled")  # if the exchange never knew of it
         if isinstance(waited.outcome, str):
-            raise FetchError(f"{event.root.hex()[:12]}… was not fetched: {waited.outcome}")
+            why = waited.outcome
+            raise FetchError(f"{event.root.hex()[:12]}… was not fetched: {why}", why)
         assert waited.outcome is not None
         return waited.outcome
 

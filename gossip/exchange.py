@@ -42,6 +42,7 @@ from .exchange_events import (
     Tick,
     WakeAfter,
 )
+from .patience import Patience
 from .ports import PeerId
 from .serving import Serving
 from .wire import (
@@ -60,6 +61,11 @@ from .wire import (
 
 _LIARS_MAX = 10_000  # remembered; the oldest is forgotten first
 NIGHT_SPENT = "the budget of the night is spent"
+NO_HOLDER = "no holder left"
+TOO_LARGE = "bundle too large"
+CONTRADICTS_CARD = "chunk list contradicts the card"
+TOO_OFTEN = "asked too often"
+_WIDER_MAX = 6  # doublings of how many are asked: more than may be connected
 
 
 @dataclass(slots=True)
@@ -80,10 +86,12 @@ class _Job:
     size_bytes: int | None
     named: frozenset[PeerId] | None
     lonely_since: float
+    patience: Patience
     by_hand: bool = False
+    met: set[PeerId] = field(default_factory=set)  # were holders at some time
+    questions: int = 0  # asked of all
     untried: list[PeerId] = field(default_factory=list)  # may be asked for the blob
-    asked_blob: PeerId | None = None
-    asked_at: float = 0.0
+    asked_blob: dict[PeerId, float] = field(default_factory=dict)  # when; the latest is the last
     blob: bytes | None = None
     hashes: bytes = b""
     holders: dict[PeerId, _Holder] = field(default_factory=dict)
@@ -157,6 +165,8 @@ class Exchange:
                     self._end(root)
                     yield Failed(root, reason)
             case HoldFetching(on, now):
+                for job in self._jobs.values():
+                    self._pass_time(job, now)
                 self._held = on
                 for job in list(self._jobs.values()):
                     job.lonely_since = now
@@ -214,15 +224,17 @@ class Exchange:
         if job := self._jobs.get(root):
             if by_hand and not job.by_hand:
                 job.by_hand = True
+                job.patience = Patience(now)
                 yield from self._ask(job, now)
             return
         if size_bytes is not None and not 0 < size_bytes <= self._config.bundle_bytes_max:
-            yield Failed(root, "bundle too large")
+            yield Failed(root, TOO_LARGE)
             return
         if not by_hand and self._budget.is_spent(now):
             yield Failed(root, NIGHT_SPENT)
             return
-        job = self._jobs[root] = _Job(root, size_bytes, named, lonely_since=now, by_hand=by_hand)
+        job = _Job(root, size_bytes, named, now, Patience(now), by_hand)
+        self._jobs[root] = job
         present = [p for p in self._peers if p not in self._liars and job.wants(p)]
         self._rng.shuffle(present)
         for peer in present:
@@ -230,19 +242,25 @@ class Exchange:
         yield from self._ask(job, now)
 
     def _admit(self, job: _Job, peer: PeerId) -> None:
-        if peer not in job.holders:
-            job.holders[peer] = _Holder()
-            job.untried.append(peer)
+        full = len(job.met) >= self._config.holders_max
+        if peer in job.holders or (full and peer not in job.sources):
+            return  # names cost nothing: of ever new ones no more than so many
+        job.met.add(peer)
+        job.holders[peer] = _Holder()
+        job.untried.append(peer)
 
     def _ask(self, job: _Job, now: float) -> Iterator[ExchangeEffect]:
         """Ask for whatever can be asked for now."""
         if self._waits(job):
             return
         if job.blob is None:
-            if job.asked_blob is None and job.untried:
-                job.asked_blob = job.untried.pop(0)
-                job.asked_at = now
-                yield SendFrame(job.asked_blob, encode(ListGet(job.root)))
+            asked_at = next(reversed(job.asked_blob.values()), None)
+            waits = asked_at is not None and now - asked_at < self._config.blob_next_s
+            if job.untried and not waits and not self._has_asked_enough(job):
+                peer = job.untried.pop(0)
+                job.asked_blob[peer] = now
+                job.questions += 1
+                yield SendFrame(peer, encode(ListGet(job.root)))
         elif job.missing:
             yield from self._ask_chunks(job, now)
 
@@ -266,9 +284,11 @@ class Exchange:
         # The hash is right, so this is what the card's signer meant: no other peer can mend it.
         if chunks is None or chunks.size_bytes != job.size_bytes:
             self._end(root)
-            yield Failed(root, "chunk list contradicts the card")
+            yield Failed(root, CONTRADICTS_CARD)
             return
         job.blob, job.hashes = data, chunks.hashes
+        job.asked_blob.clear()
+        job.patience.came()
         for holder in job.holders.values():
             holder.strikes = 0
         yield CheckPart(root, job.size_bytes, chunks.hashes)
@@ -292,9 +312,11 @@ class Exchange:
             if not holder.owed:
                 holder.heard = now
             # A peer that has stalled gets one chunk at a time.
-            room = 1 if holder.strikes else self._config.in_flight_max
+            room = 1 if holder.strikes or self._wider(job) > 1 else self._config.in_flight_max
             if len(holder.owed) > room // 2:
                 continue  # one question for several chunks, and enough under way meanwhile
+            if self._has_asked_enough(job):
+                return
             wanted = []
             while len(holder.owed) < room:
                 index = self._next_chunk(job, holder, now) if self._may_ask(job, now) else None
@@ -304,6 +326,7 @@ class Exchange:
                 holder.asked.add(index)
                 wanted.append(index)
             if wanted:
+                job.questions += 1
                 yield SendFrame(peer, encode(ChunkGet(job.root, tuple(wanted))))
 
     def _waits(self, job: _Job) -> bool:
@@ -316,7 +339,15 @@ class Exchange:
     def _active(self, job: _Job) -> list[tuple[PeerId, _Holder]]:
         """The holders to ask now: those that owe chunks, then those that have stalled least."""
         ranked = sorted(job.holders.items(), key=lambda item: (not item[1].owed, item[1].strikes))
-        return ranked[: self._config.peers_max]
+        return ranked[: self._config.peers_max * self._wider(job)]
+
+    def _wider(self, job: _Job) -> int:
+        """How many times as many as usual are asked: the more, the longer nothing has come, for
+        those who give nothing must not keep out the one that would."""
+        return 1 << min(_WIDER_MAX, int(job.patience.idle_s / self._config.stall_s))
+
+    def _has_asked_enough(self, job: _Job) -> bool:
+        return job.questions >= self._config.questions_max + 4 * (len(job.hashes) // 32)
 
     def _next_chunk(self, job: _Job, holder: _Holder, now: float) -> int | None:
         if job.pending:
@@ -327,12 +358,12 @@ class Exchange:
         late = []
         for index in sorted(job.missing):
             asked = [h.owed[index] for h in job.owing() if index in h.owed]
-            if len(asked) == 1 and index not in holder.owed:
-                late.append((asked[0], index))
-        oldest = min(late, default=None)
-        if oldest is None or now - oldest[0] < self._config.endgame_after_s:
+            if 0 < len(asked) < 2 * self._wider(job) and index not in holder.owed:
+                late.append((len(asked), min(asked), index))
+        count, asked_at, index = min(late, default=(0, 0.0, 0))
+        if not count or now - asked_at < self._config.endgame_after_s:
             return None
-        return oldest[1]
+        return index
 
     def _chunk_arrived(
         self, peer: PeerId, root: bytes, index: int, data: bytes, now: float
@@ -358,6 +389,7 @@ class Exchange:
         holder.heard = now
         holder.strikes = 0
         if index in job.missing:
+            job.patience.came()
             job.missing.discard(index)
             if index in job.pending:
                 job.pending.remove(index)  # came after all from a peer that had stalled
@@ -418,8 +450,7 @@ class Exchange:
                 job.lonely_since = now
         if peer in job.untried:
             job.untried.remove(peer)
-        if job.asked_blob == peer:
-            job.asked_blob = None
+        job.asked_blob.pop(peer, None)
         yield from self._ask(job, now)
         yield from self._fail_if_hopeless(job, now)
 
@@ -429,11 +460,12 @@ class Exchange:
         holder.owed.clear()
 
     def _tick(self, job: _Job, now: float) -> Iterator[ExchangeEffect]:
-        asked = job.asked_blob
-        if asked and job.blob is None and now - job.asked_at >= self._config.blob_s:
-            job.asked_blob = None
-            job.untried.append(asked)  # may only be slow: its turn comes again
-            yield from self._strike(job, asked, now)
+        self._pass_time(job, now)
+        for peer, asked_at in list(job.asked_blob.items()):
+            if now - asked_at >= self._config.blob_s:
+                del job.asked_blob[peer]
+                job.untried.append(peer)  # may only be slow: its turn comes again
+                yield from self._strike(job, peer, now)
         for peer, holder in list(job.holders.items()):
             if holder.owed and now - holder.heard >= self._config.stall_s:
                 self._take_back(job, holder)
@@ -445,9 +477,28 @@ class Exchange:
             return
         yield from self._ask(job, now)
         yield from self._fail_if_hopeless(job, now)
-        if self._has_no_more(job, now):
+        reason = self._end_of(job, now)
+        if reason and self._jobs.get(job.root) is job:
             self._end(job.root)
-            yield Failed(job.root, NIGHT_SPENT)
+            yield Failed(job.root, reason)
+
+    def _pass_time(self, job: _Job, now: float) -> None:
+        job.patience.pass_to(now, counts=self._is_up_to_peers(job, now))
+
+    def _is_up_to_peers(self, job: _Job, now: float) -> bool:
+        """False while a fetch is held, waits for the budget, or its part on disk is looked at."""
+        if self._waits(job) or (job.blob is not None and job.missing is None):
+            return False
+        owed = any(holder.owed for holder in job.owing())
+        return job.blob is None or owed or self._may_ask(job, now)
+
+    def _end_of(self, job: _Job, now: float) -> str | None:
+        """Why a fetch ends though there are peers that might give more."""
+        if self._has_no_more(job, now):
+            return NIGHT_SPENT
+        if self._has_asked_enough(job) and not any(holder.owed for holder in job.owing()):
+            return TOO_OFTEN
+        return job.patience.at_end(job.size_bytes or 0, self._config)
 
     def _has_no_more(self, job: _Job, now: float) -> bool:
         """True if nothing can be asked for tonight, and nothing is on its way."""
@@ -473,4 +524,4 @@ class Exchange:
         everyone_out = not absent or (job.named is None and bool(job.out))
         if everyone_out or now - job.lonely_since >= self._config.patience_s:
             self._end(job.root)
-            yield Failed(job.root, "no holder left")
+            yield Failed(job.root, NO_HOLDER)

@@ -27,8 +27,15 @@ class ExchangeConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     endgame_after_s: float = 2.0  # "late"; sooner would fetch much twice
     stall_s: float = 15.0  # without a chunk from a peer that owes some
     strikes_max: int = 2  # stalls, then the peer is left out of this fetch
-    blob_s: float = 5.0  # for a chunk list or a label, then another peer is asked
+    blob_s: float = 5.0  # for a chunk list or a label, then its turn is over
+    blob_next_s: float = 0.5  # without an answer, then another peer is asked besides
+    holders_max: int = 256  # met in one fetch: twice what may be connected; then only who gave some
+    questions_max: int = 1024  # in one fetch, and four more for each chunk
     patience_s: float = 30.0  # without any holder connected, then the fetch fails
+    # What peers cannot stretch; time that is not theirs is not counted (`patience`).
+    idle_s_max: float = 120.0  # without a list or a new chunk
+    bytes_s_least: float = 20_000.0  # a fetch of so many must have so many seconds...
+    spare_s: float = 300.0  # ...and these besides
     bytes_s_max: Bytes = 1_000_000  # in each direction, of what goes on for long
     burst_bytes: Bytes = 64_000_000  # that may come at once: a leaf and its control, and to spare
     bytes_night_max: Bytes = 200_000_000  # in each direction and 24 hours

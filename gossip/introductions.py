@@ -2,10 +2,10 @@
 
 A peer signs its own address record, so nobody can say where another is to be found; it may still
 lie about itself, and name a victim's address. So a node passes on only the records of peers that it
-was linked with, and only as far as they name the address that it saw them at; it believes nothing
-about its own loopback or local network that comes from farther away; and it hands what it learns to
-an address book that tries each address once and lets no introducer fill it (see `addresses` and
-`dialer`).
+was linked with, and only as far as they name the address that it saw them at; what a peer says of
+itself it tries no farther than that either; it believes nothing about its own loopback or networks
+that comes from farther away; and it hands what it learns to an address book that tries each address
+once and lets no introducer fill it (see `addresses` and `dialer`).
 
 The records of one peer are kept apart by kind, for a signature covers all of a record: one that
 names a local network is told on that network only, and one address that nobody has seen is not
@@ -14,9 +14,8 @@ passed on with another that was.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from ipaddress import IPv4Network, IPv6Network, ip_network
 from random import Random
 from typing import Final, assert_never
 
@@ -29,6 +28,7 @@ from .multiaddrs import (
     AddressError,
     Place,
     Reach,
+    Vicinity,
     host_of,
     is_fit_for_strangers,
     parse,
@@ -52,7 +52,6 @@ AGE_H_MAX: Final = 7 * 24  # a record is told for so long
 AHEAD_H_MAX: Final = 2  # clocks differ
 RENEW_H: Final = 24
 _DOMAIN = b"groove/address/1\0"
-Network = IPv4Network | IPv6Network
 Kind = tuple[Reach, str]  # and "ip4", "ip6" or "relayed"
 
 
@@ -166,6 +165,7 @@ class _Bucket:
 class _Link:
     """One linked peer. times in Unix seconds."""
 
+    address: str
     reach: Reach
     host: str  # that it is linked from, or was dialled at
     gets: _Bucket  # for its questions
@@ -200,7 +200,7 @@ class Introductions:
         self._links: dict[PeerId, _Link] = {}
         self._asks: dict[PeerId, _Bucket] = {}  # for questions to it, also if it comes and goes
         self._known: dict[PeerId, _Known] = {}  # the one heard of longest ago first
-        self._networks: tuple[Network, ...] = ()
+        self._vicinity = Vicinity()
         self._places: dict[Kind, tuple[bytes, ...]] = {}
         self._records: dict[Kind, AddressRecord] = {}  # this node's own
         self._looking = False
@@ -211,7 +211,8 @@ class Introductions:
         match event:
             case Met(peer, address, now_s):
                 gets = _Bucket(float(self._config.gets_burst), now_s)
-                link = self._links[peer] = _Link(reach_of_link(address), host_of(address), gets)
+                link = _Link(address, reach_of_link(address), host_of(address), gets)
+                self._links[peer] = link
                 if known := self._known.get(peer):
                     known.linked_s, known.host = now_s, link.host
                 return [*self._ask(peer, now_s), *self._begin_to_look()]
@@ -224,7 +225,7 @@ class Introductions:
             case FrameIn(peer, frame, now_s):
                 return self._heard(peer, frame, now_s) if peer in self._links else []
             case Moved(addresses, networks, now_s):
-                self._networks = tuple(ip_network(each, strict=False) for each in networks)
+                self._vicinity = Vicinity.of(addresses, networks)
                 self._places = _by_kind(addresses)
                 self._sign(now_s)
                 return []
@@ -354,26 +355,25 @@ class Introductions:
         held = self._known.get(peer, _Known()).records.get(kind)
         if held is not None and held.ts_h > record.ts_h:
             return []
-        if not self._may_believe(self._links[by].reach, places):
+        teller = self._vicinity.teller(self._links[by].address)
+        if not all(self._vicinity.admits(place, teller) for place in places):
             return [Refused(by, "address record of another network", blame=False)]
         if not _is_signed(record):
             return [Refused(by, "address record forged")]
         self._keep(peer, kind, record, now_s)
-        addresses = tuple(f"{place}/p2p/{peer}" for place in places)
-        return [Learned(peer, addresses, by)]
+        tried = [place for place in places if by != peer or self._is_seen_at(peer, place)]
+        addresses = tuple(f"{place}/p2p/{peer}" for place in tried)
+        return [Learned(peer, addresses, by)] if addresses else []
 
-    def _may_believe(self, teller: Reach, places: Sequence[Place]) -> bool:
-        """Loopback is believed of this machine's own peers, and a local network of those near by,
-        and if this node lies in it too."""
-        for place in places:
-            if not is_fit_for_strangers(place):
-                return False
-            if place.reach < teller:
-                return False
-            inside = any(place.host in network for network in self._networks)
-            if place.reach is Reach.PRIVATE and not inside:
-                return False
-        return True
+    def _is_seen_at(self, peer: PeerId, place: Place) -> bool:
+        """True if a linked peer may name this place for itself: else whoever makes itself a new
+        name for each link would send this node wherever it likes. Through a relay, if it is linked
+        through that one, or the relay is known here at that address."""
+        link = self._links[peer]
+        if place.relay is None:
+            return str(place.host) == link.host
+        through = link.address.startswith(place.without_peer())
+        return through or self._knows(place.relay, str(place.host))
 
     def _keep(self, peer: PeerId, kind: Kind, record: AddressRecord, now_s: int) -> None:
         known = self._known.pop(peer, None) or _Known()

@@ -37,6 +37,7 @@ with warnings.catch_warnings():
     from libp2p.crypto.rsa import RSAPublicKey
     from libp2p.crypto.x25519 import create_new_key_pair as x25519_pair
     from libp2p.identity.identify_push.identify_push import ID_PUSH
+    from libp2p.io.trio import TrioTCPStream
     from libp2p.network.config import ConnectionConfig, RetryConfig
     from libp2p.network.connection.swarm_connection import SwarmConn
     from libp2p.network.exceptions import SwarmException
@@ -112,9 +113,25 @@ def _guard_connection_tasks() -> None:
     SwarmConn.start = start_fenced
 
 
+def _guard_addresses() -> None:
+    """Know the other end's address of IPv6 too: libp2p takes a name of four parts for none, and
+    whoever has no address pays for nothing."""
+
+    def get_remote_address(self: Any) -> tuple[str, int] | None:
+        if self._cached_remote_address is None:
+            with suppress(OSError, AttributeError):  # closed already
+                host, port = self.stream.socket.getpeername()[:2]
+                self._cached_remote_address = (str(host).partition("%")[0], int(port))
+        address: tuple[str, int] | None = self._cached_remote_address
+        return address
+
+    TrioTCPStream.get_remote_address = get_remote_address
+
+
 _guard_rsa_keys()
 _guard_identify_addresses()
 _guard_connection_tasks()
+_guard_addresses()
 
 
 # ---- guards of one host ------------------------------------------------------------------------
@@ -145,7 +162,7 @@ def _guard_door(network: Any, door: Doorkeeper) -> None:
     sockets: dict[Guest, Any] = {}
 
     async def admit(socket: Any, address: Any) -> None:
-        ip, port = _end_of(socket)
+        ip, port = socket.get_remote_address() or ("?", 0)  # gone already
         if port in door.knocking:
             await _close_socket(socket)  # our own knock: that it is answered is all it asks
             return
@@ -186,15 +203,6 @@ def _guard_door(network: Any, door: Doorkeeper) -> None:
 
     network._handle_inbound_connection = admit
     network.upgrade_inbound_raw_conn = upgrade_and_stay
-
-
-def _end_of(socket: Any) -> tuple[str, int]:
-    """Return the other end's address and port; libp2p knows none of IPv6."""
-    try:
-        name = socket.stream.socket.getpeername()
-        return str(name[0]), int(name[1])
-    except (OSError, AttributeError):
-        return "?", 0  # gone already, or no TCP socket
 
 
 async def _close_socket(socket: Any) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Final
 
 import trio
 
+from .doorkeeper import account_of
 from .libp2p_circuit import (
     STOP,
     CircuitError,
@@ -65,6 +66,7 @@ class Hop:
         self._clock = clock
         self._own = str(host.get_id())
         self._ledger = Ledger(limits, trio.current_time())
+        self._ends: dict[Circuit, trio.Event] = {}  # set when a circuit is to end
 
     def gone(self, peer: str) -> None:
         """The peer's last direct connection has ended."""
@@ -106,9 +108,8 @@ class Hop:
         return Status.UNEXPECTED_MESSAGE
 
     async def _reserve(self, stream: Any, peer_id: Any, now: float) -> Status:
-        remote = stream.get_remote_address()
         # For whoever holds the connection: the name in the request is the sender's to choose.
-        status = self._ledger.reserve(str(peer_id), remote[0] if remote else "", now)
+        status = self._ledger.reserve(str(peer_id), _host_of(stream), now)
         if status is Status.OK:
             expire = int(self._clock() + self._limits.reservation_s)
             addresses = tuple(
@@ -123,9 +124,14 @@ class Hop:
     async def _connect(self, stream: Any, source: Any, target: Any, now: float) -> Status:
         if str(target) in (str(source), self._own):
             return Status.PERMISSION_DENIED
-        circuit = self._ledger.open(str(source), str(target), now)
+        circuit = self._ledger.open(str(source), _host_of(stream), str(target), now)
         if isinstance(circuit, Status):
             return circuit
+        for other, ended in self._ends.items():
+            if other.dropped and not ended.is_set():
+                self._counts["relay: circuit dropped for another host's"] += 1
+                ended.set()
+        self._ends[circuit] = trio.Event()
         try:
             far = await self._call(source, target)
             if far is None:
@@ -138,6 +144,7 @@ class Hop:
             finally:
                 await reset(far)
         finally:
+            del self._ends[circuit]
             self._ledger.close(circuit)
         await reset(stream)
         return Status.OK
@@ -169,7 +176,7 @@ class Hop:
         """
         activity = _Activity(trio.current_time())
         async with trio.open_nursery() as nursery:
-            ended = trio.Event()
+            ended = self._ends[circuit]
 
             async def pump(source: Any, target: Any) -> None:
                 await self._pump(circuit, activity, source, target)
@@ -210,3 +217,9 @@ class Hop:
     def _refuse(self, peer_id: Any, reason: str) -> None:
         self._counts[reason] += 1
         log.info("relay request refused peer=%s reason=%s", peer_id, reason)
+
+
+def _host_of(stream: Any) -> str:
+    """Who pays for what a peer asks: where it is connected from."""
+    remote = stream.get_remote_address()
+    return account_of(remote[0]) if remote else ""

@@ -99,32 +99,63 @@ class Unread:
 class _Inspected:
     """A secured connection whose incoming bytes are inspected frame by frame.
 
-    The muxer reads a header by one read of twelve bytes, and then a frame's body by itself.
+    The muxer reads a header by one read of twelve bytes, and then a frame's body by another. A read
+    that gave less, or that failed and was followed by one more, would put it out of step with what
+    is counted here, and from then on no header would be seen. So whatever fails is final, and a
+    message of Noise without a word in it, which ends libp2p's reads early, is a fault.
     """
 
     def __init__(
-        self, conn: Any, heard: Callable[[], None], inspect: Callable[[bytes], float]
+        self,
+        conn: Any,
+        heard: Callable[[], None],
+        inspect: Callable[[bytes], float],
+        blame: Callable[[MuxerError], None],
     ) -> None:
         self._conn = conn
         self._heard = heard
         self._inspect = inspect
+        self._blame = blame
         self._body_left = 0
+        self._failed = False
+        self._read_message = conn.conn.read_msg
+        conn.conn.read_msg = self._read_words
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._conn, name)
 
-    async def read(self, n: int | None = None) -> bytes:
+    async def read(self, n: int) -> bytes:
+        if self._failed:
+            raise MuxerError("read after a fault")
+        self._failed = True  # until this read has come to its end
         data: bytes = await self._conn.read(n)
         self._heard()
-        if self._body_left:
-            self._body_left -= len(data)
-        elif len(data) == _HEADER.size:
-            wait_s = self._inspect(data)
-            _, kind, _, _, length = _HEADER.unpack(data)
-            self._body_left = length if kind == yamux.TYPE_DATA else 0
-            if wait_s > 0.0:
-                await trio.sleep(wait_s)  # and the kernel's buffers make the peer wait
+        wait_s = self._count(data, n)
+        self._failed = False
+        if wait_s > 0.0:
+            await trio.sleep(wait_s)  # and the kernel's buffers make the peer wait
         return data
+
+    def _count(self, data: bytes, wanted: int) -> float:
+        """Return how long to wait before what was read is dealt with. Raises MuxerError."""
+        fits = wanted <= self._body_left if self._body_left else wanted == _HEADER.size
+        if len(data) != wanted or not fits:
+            raise MuxerError("muxer out of step")
+        if self._body_left:
+            self._body_left -= wanted
+            return 0.0
+        wait_s = self._inspect(data)
+        _, kind, _, _, length = _HEADER.unpack(data)
+        self._body_left = length if kind == yamux.TYPE_DATA else 0
+        return wait_s
+
+    async def _read_words(self) -> bytes:
+        message: bytes = await self._read_message()
+        if not message:
+            error = MuxerError("empty message of Noise")
+            self._blame(error)
+            raise error
+        return message
 
 
 class GuardedYamux(Yamux):  # type: ignore[misc]
@@ -133,7 +164,7 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
     def __init__(
         self, conn: Any, peer_id: Any, config: TransportConfig, unread: Unread, blame: Blame
     ) -> None:
-        inspected = _Inspected(conn, self._note, self._inspect)
+        inspected = _Inspected(conn, self._note, self._inspect, self._at_fault)
         super().__init__(inspected, peer_id, is_initiator=conn.is_initiator)
         self._config = config
         self._unread = unread
@@ -153,6 +184,16 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
         with trio.move_on_after(_ABORT_S):
             await self._cleanup_on_error()
 
+    def give_up(self) -> None:
+        """Abort in a task of its own: whoever finds the fault may hold locks that it needs."""
+        if self._nursery is not None and not self.event_shutting_down.is_set():
+            self._nursery.start_soon(self._abort_to_the_end)
+
+    async def _abort_to_the_end(self) -> None:
+        # The reader, who is done at once, would cancel it before the host is told.
+        with trio.CancelScope(shield=True):
+            await self.abort()
+
     async def answers(self, wait_s: float) -> bool:
         """Ping the peer; whether anything at all comes from it in time."""
         heard = self._heard = trio.Event()
@@ -161,6 +202,15 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
             await self._write_frame(ping)
             await heard.wait()
         return heard.is_set()
+
+    async def _write_frame(self, data: bytes) -> None:
+        """Give up a connection that cannot be written to. libp2p leaves that to the reader, and he
+        may be busy for a while with what came before the end, no faster than it is read."""
+        try:
+            await super()._write_frame(data)
+        except Exception:
+            self.give_up()
+            raise
 
     async def _measure_rtt_loop(self) -> None:
         """Give up a peer that is frozen: silent, and without an answer to two pings.
@@ -178,7 +228,7 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
             if await self.answers(self._config.health_answer_s):
                 continue
             self._blame(self.peer_id, "silent and does not answer")
-            await self.abort()
+            self.give_up()
             return
 
     async def start(self) -> None:
@@ -197,12 +247,15 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
         self.heard_at = trio.current_time()
         self._heard.set()
 
+    def _at_fault(self, error: MuxerError) -> None:
+        self._blame(self.peer_id, error.reason)
+
     def _inspect(self, header: bytes) -> float:
         """Return how long to wait before the frame is dealt with. Raises MuxerError."""
         try:
             cost = self._cost(header)
         except MuxerError as error:
-            self._blame(self.peer_id, error.reason)
+            self._at_fault(error)
             raise
         self._tokens += (self.heard_at - self._tokens_at) * _SMALL_FRAMES_PER_S
         self._tokens = min(self._tokens, _SMALL_FRAMES_BURST) - cost
@@ -254,5 +307,4 @@ class GuardedYamux(Yamux):  # type: ignore[misc]
         if worst is not None:
             self._blame(worst.peer_id, "unread data beyond all connections' bound")
             self._unread.drop(worst)
-            if worst._nursery is not None:
-                worst._nursery.start_soon(worst.abort)
+            worst.give_up()

@@ -13,20 +13,19 @@ import logging
 import secrets
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 import trio
 
 from .addresses import peer_of
-from .multiaddrs import AddressError, Place, Reach, parse
+from .multiaddrs import AddressError, Place, Reach, Vicinity, parse
 from .ports import PeerId
 
 log = logging.getLogger(__name__)
 
 SERVICE: Final = "_groove._tcp.local."
 NAMES_MAX: Final = 256  # of services looked into, so that a flood of them costs no more
-Network = IPv4Network | IPv6Network
 _LOOKUP_MS: Final = 1500
 _RETRY_S: Final = 60.0
 
@@ -99,7 +98,7 @@ class _Radio:
 
         self._peer = peer
         self._found = found
-        self._networks = [ip_network(each) for each in networks]
+        self._near = Vicinity(frozenset(hosts), tuple(ip_network(each) for each in networks))
         self._names: dict[str, None] = {}
         name = secrets.token_hex(8)
         speaking = [host for host in hosts if ip_address(host).version == 4]
@@ -141,12 +140,13 @@ class _Radio:
             log.debug("service not understood name=%r problem=%r", name, problem)
             return
         if info is not None:
-            for address in addresses_of(info, self._peer, self._networks, self._loopback):
+            for address in addresses_of(info, self._peer, self._near, self._loopback):
                 self._found(address)
 
 
-def addresses_of(info: Any, own: PeerId, networks: Sequence[Network], loopback: bool) -> list[str]:
-    """What a neighbour announces, as far as it lies in a network that is ours too.
+def addresses_of(info: Any, own: PeerId, near: Vicinity, loopback: bool) -> list[str]:
+    """What a neighbour announces, as far as it lies in a network that is ours too and a stranger
+    may name it: anybody on this network can say that a node is at a machine that has none.
 
     info: a `ServiceInfo` of zeroconf, whatever a neighbour has put into it. loopback: believe
     this machine's own peers instead, as one that is on loopback alone.
@@ -154,15 +154,14 @@ def addresses_of(info: Any, own: PeerId, networks: Sequence[Network], loopback: 
     peer = (info.properties or {}).get(b"peer") or b""
     found = []
     for host in info.parsed_addresses()[:8]:
-        ip = ip_address(host.partition("%")[0])
-        near = ip.is_loopback if loopback else any(ip in network for network in networks)
-        if not near or not info.port:
-            continue
         try:
-            text = peer.decode("ascii")
-            address = str(Place(f"ip{ip.version}", ip, info.port, None, PeerId(text)))
-            if peer_of(address) != own:
-                found.append(address)
-        except (AddressError, UnicodeDecodeError):
-            return []
+            ip = ip_address(host.partition("%")[0])
+            place = Place(f"ip{ip.version}", ip, info.port or 0, None, PeerId(peer.decode("ascii")))
+            if peer_of(str(place)) == own:
+                return []
+        except (AddressError, ValueError):
+            continue
+        nearby = ip.is_loopback if loopback else near.is_inside(ip)
+        if nearby and near.admits(place, Reach.LOOPBACK if loopback else Reach.PRIVATE):
+            found.append(str(place))
     return found

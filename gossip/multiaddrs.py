@@ -13,11 +13,19 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
-from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+from ipaddress import (
+    IPv4Address,
+    IPv4Network,
+    IPv6Address,
+    IPv6Network,
+    ip_address,
+    ip_network,
+)
 from typing import Final
 
 from .ports import PeerId
 
+Network = IPv4Network | IPv6Network
 ADDRESS_CHARS_MAX: Final = 256
 PORT_MIN_OF_STRANGERS: Final = 1024  # below listen services of other kinds: they are no targets
 CIRCUIT: Final = "/p2p-circuit"
@@ -35,6 +43,15 @@ _LOCAL = [  # not `is_private`, which counts the networks of examples and benchm
         *("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "169.254.0.0/16"),
         "100.64.0.0/10",  # a provider's own, behind its NAT
         *("fc00::/7", "fe80::/10"),
+    )
+]
+_NOWHERE = [  # for strangers: no host of the internet has these, or an IPv4 one under a second name
+    ip_network(each)
+    for each in (
+        *("0.0.0.0/8", "192.0.0.0/24", "192.88.99.0/24", "198.18.0.0/15"),
+        *("::/96", "::ffff:0:0/96", "::ffff:0:0:0/96", "fec0::/10"),
+        *("64:ff9b::/96", "64:ff9b:1::/48"),  # translated: an IPv4 address in its last 32 bits
+        *("2001::/32", "2002::/16"),  # Teredo and 6to4: one inside as well
     )
 ]
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
@@ -126,13 +143,69 @@ def is_fit_for_strangers(place: Place) -> bool:
     """True of what may be dialled because a peer told it, as far as the address alone can say.
 
     No names: one can be made to mean a machine of our own network after it was looked at. No
-    ports of well-known services, no broadcast and no link-local addresses.
+    ports of well-known services, no broadcast and no link-local addresses, and none that a
+    translator turns into an IPv4 address, which may be one of ours.
     """
     if isinstance(place.host, str) or not is_dialable(place):
+        return False
+    if not place.host.is_loopback and any(place.host in network for network in _NOWHERE):
         return False
     if place.host.is_link_local or (place.host.version == 4 and place.host.is_reserved):
         return False
     return place.port >= PORT_MIN_OF_STRANGERS
+
+
+@dataclass(frozen=True, slots=True)
+class Vicinity:
+    """Where this machine is: the hosts that it is known by, and the networks that it lies in."""
+
+    hosts: frozenset[str] = frozenset()
+    networks: tuple[Network, ...] = ()
+
+    @classmethod
+    def of(cls, addresses: Iterable[str], networks: Iterable[str]) -> Vicinity:
+        """addresses: this node's, as multiaddrs; networks: as "10.0.0.0/8"."""
+        places = [place for place in map(parse, addresses) if not place.relay]
+        lies_in = tuple(ip_network(each, strict=False) for each in networks)
+        return cls(frozenset(str(place.host) for place in places), lies_in)
+
+    def is_inside(self, host: IPv4Address | IPv6Address) -> bool:
+        return any(host in network for network in self.networks)
+
+    def admits(self, place: Place, teller: Reach) -> bool:
+        """True if this node may be sent there by who is as near as `teller`.
+
+        A place of this machine only by its own peers, and one of a network that it lies in only by
+        those near by, whatever the range: there this node is behind firewalls that the teller is
+        not, and a public address is often one of a data centre's.
+        """
+        host = place.host
+        if not is_fit_for_strangers(place) or isinstance(host, str):
+            return False
+        inside, reach = self.is_inside(host), place.reach
+        if reach is Reach.PRIVATE and not inside:
+            return False
+        if str(host) in self.hosts:
+            reach = Reach.LOOPBACK
+        elif inside:
+            reach = min(reach, Reach.PRIVATE)
+        return reach >= teller and not self._is_broadcast(host)
+
+    def teller(self, address: str) -> Reach:
+        """How near the peer at the other end of a link is, for what it may be believed."""
+        reach = reach_of_link(address)
+        if reach is not Reach.PUBLIC or not (host := host_of(address)):
+            return reach
+        place = parse(address)
+        near = not isinstance(place.host, str) and self.is_inside(place.host)
+        return Reach.PRIVATE if near and host not in self.hosts else reach
+
+    def _is_broadcast(self, host: IPv4Address | IPv6Address) -> bool:
+        return host.version == 4 and any(
+            host in (network.broadcast_address, network.network_address)
+            for network in self.networks
+            if network.version == 4 and network.prefixlen < 31
+        )
 
 
 def reach_of_link(address: str) -> Reach:

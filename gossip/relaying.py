@@ -7,6 +7,7 @@ name. Here every number that a peer can raise has a limit in `RelayLimits`.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -66,13 +67,16 @@ class Bucket:
 
 @dataclass(slots=True, eq=False)
 class Circuit:
-    """One connection that is carried for two others."""
+    """One connection that is carried for two others. host: where its source is connected from.
+    dropped: it made room for another, and is to be ended."""
 
     source: str
+    host: str
     target: str
     ends: float
     bytes_left: int
     pace: Bucket
+    dropped: bool = False
 
 
 class Ledger:
@@ -111,19 +115,31 @@ class Ledger:
         self._reserved[peer] = (host, now + self._limits.reservation_s)
         return Status.OK
 
-    def open(self, source: str, target: str, now: float) -> Circuit | Status:
-        """Begin to carry; the caller must `close` what it gets."""
+    def open(self, source: str, host: str, target: str, now: float) -> Circuit | Status:
+        """Begin to carry; the caller must `close` what it gets, and end what is then `dropped`.
+
+        host: where the source is connected from. A name costs nothing, so the circuits of a target,
+        and of the relay, are shared among hosts: where none is free, who has least gets one of who
+        has most.
+        """
         self._expire(now)
         if target not in self._reserved:
             return Status.NO_RESERVATION
-        for end in (source, target):
-            mine = sum(end in (each.source, each.target) for each in self._circuits)
-            if mine >= self._limits.circuits_per_peer_max:
+        limits = self._limits
+        if self._held_by(source) >= limits.circuits_per_peer_max:
+            return Status.RESOURCE_LIMIT_EXCEEDED
+        if sum(each.host == host for each in self._circuits) >= limits.circuits_per_host_max:
+            return Status.RESOURCE_LIMIT_EXCEEDED
+        if self._held_by(target) >= limits.circuits_per_peer_max:
+            called = [each for each in self._circuits if each.target == target]
+            if not self._make_room(called, host):
                 return Status.RESOURCE_LIMIT_EXCEEDED
-        if len(self._circuits) >= self._limits.circuits_max:
+        full = len(self._circuits) >= limits.circuits_max
+        if full and not self._make_room(list(self._circuits), host):
             return Status.RESOURCE_LIMIT_EXCEEDED
         circuit = Circuit(
             source,
+            host,
             target,
             now + self._limits.circuit_s,
             self._limits.circuit_bytes_max,
@@ -135,12 +151,29 @@ class Ledger:
     def spend(self, circuit: Circuit, count: int, now: float) -> float | None:
         """Note bytes carried; return how long to wait before more, None if it is to end."""
         circuit.bytes_left -= count
-        if circuit.bytes_left < 0 or now >= circuit.ends:
+        if circuit.dropped or circuit.bytes_left < 0 or now >= circuit.ends:
             return None
         return max(circuit.pace.take(count, now), self._pace.take(count, now))
 
     def close(self, circuit: Circuit) -> None:
         self._circuits.pop(circuit, None)
+
+    def _held_by(self, peer: str) -> int:
+        return sum(peer in (each.source, each.target) for each in self._circuits)
+
+    def _make_room(self, among: Sequence[Circuit], host: str) -> bool:
+        """Drop one of the host that has most of these, unless that would only change who is worse
+        off: the one that it has held for longest."""
+        held = Counter(each.host for each in among)
+        if not held:
+            return False
+        most, count = held.most_common(1)[0]
+        if count < held[host] + 2:
+            return False
+        oldest = next(each for each in among if each.host == most)
+        oldest.dropped = True
+        self.close(oldest)
+        return True
 
     def gone(self, peer: str) -> None:
         """A reservation lasts only as long as the connection that it was made over."""

@@ -61,6 +61,7 @@ class Protected(RawConnection):  # type: ignore[misc]
         super().__init__(inner, inner.is_initiator)
         self._inner = inner
         self._key = key
+        self._own_nonce = b""
         self._sealing: Any = None
         self._opening: Any = None
         self._expected = _GREETING  # what is still to come of it
@@ -68,7 +69,7 @@ class Protected(RawConnection):  # type: ignore[misc]
     async def write(self, data: bytes) -> None:
         head = b""
         if self._sealing is None:
-            head = os.urandom(_NONCE_BYTES)
+            head = self._own_nonce = os.urandom(_NONCE_BYTES)
             self._sealing = cipher(self._key, head)
         await self._inner.write(head + self._sealing.encrypt(data))
 
@@ -93,6 +94,8 @@ class Protected(RawConnection):  # type: ignore[misc]
                 raise SwarmKeyError("the other end is of no private swarm")
             if not more:
                 raise IncompleteReadError("the other end closed before its first word")
+        if nonce == self._own_nonce:  # what follows would decrypt, without the key
+            raise SwarmKeyError("the other end sends our own words back")
         return nonce
 
     async def close(self) -> None:

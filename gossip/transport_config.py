@@ -27,6 +27,7 @@ class RelayLimits(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True)
     reservation_s: Seconds = 3600.0
     circuits_max: Count = 64
     circuits_per_peer_max: Count = 8
+    circuits_per_host_max: Count = 16  # of all names that call from one address
     circuit_s: Seconds = 3600.0  # then it is closed, and made again by whoever wants it
     circuit_bytes_max: Count = 1 << 30  # both ways together
     circuit_bytes_per_s: Count = 4 << 20  # both ways together

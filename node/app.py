@@ -12,6 +12,7 @@ import os
 import sqlite3
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
@@ -75,6 +76,8 @@ log = logging.getLogger(__name__)
 class NoHomeError(OwnerError):
     """There is no home yet."""
 
+    exit_code = 2
+
 
 class ConsentMissingError(OwnerError):
     """A scope is not granted."""
@@ -97,6 +100,15 @@ _MENDS = {
     "embeddings": "Move it aside: the next round embeds all sessions anew.",
 }
 
+# What SQLite says of the machine, and not of the file: moving that away would lose it for nothing.
+_HELD = frozenset((sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED))
+_NO_PLACE = frozenset(
+    (
+        *(sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_CANTOPEN),
+        *(sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM),
+    )
+)
+
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
@@ -111,8 +123,20 @@ def _damaged(path: Path, problem: Exception) -> HomeError:
     return HomeError(
         f"{path} cannot be used: {problem}",
         unchanged="The file was left as it is.",
-        next_step=_MENDS[path.name],
+        next_step=_mend(path, problem),
     )
+
+
+def _mend(path: Path, problem: Exception) -> str:
+    code = getattr(problem, "sqlite_errorcode", 0) & 0xFF  # the rest of it says where it happened
+    if code in _HELD:
+        return "Another program holds it: wait for its end, and try again."
+    if isinstance(problem, OSError) or code in _NO_PLACE:
+        return (
+            f"Make room on the disk of {path.parent}, or see to it: it is full, cannot be written, "
+            "or fails. The file itself may well be whole."
+        )
+    return _MENDS[path.name]
 
 
 def _unusable(problem: EncoderError) -> ModelError:
@@ -307,18 +331,40 @@ class App:
         return tell
 
     @contextmanager
-    def lock(self, name: str, busy: str = "", *, wait: bool = False) -> Iterator[None]:
-        """Hold GROOVE_HOME/NAME.lock; it falls with the process, so a crash leaves nothing."""
+    def lock(
+        self, name: str, busy: str = "", *, wait: bool = False, patience_s: float = 0.0
+    ) -> Iterator[None]:
+        """Hold GROOVE_HOME/NAME.lock; it falls with the process, so a crash leaves nothing.
+
+        patience_s: how long to try, for who would otherwise be refused by a look at the lock.
+        """
+        deadline = time.monotonic() + patience_s
         with (self.home / f"{name}.lock").open("a+") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-            except BlockingIOError:
-                raise BusyError(
-                    busy,
-                    unchanged="Nothing was done.",
-                    next_step="Wait for it, or look with `groove-node status`.",
-                ) from None
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+                    break
+                except BlockingIOError:
+                    if time.monotonic() < deadline:
+                        time.sleep(0.01)
+                        continue
+                    raise BusyError(
+                        busy,
+                        unchanged="Nothing was done.",
+                        next_step="Wait for it, or look with `groove-node status`.",
+                    ) from None
             yield
+
+    def is_locked(self, name: str) -> bool:
+        """Whether a process holds the lock. Those who look do not see each other."""
+        try:
+            with (self.home / f"{name}.lock").open("rb") as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            return False
+        except BlockingIOError:
+            return True
+        return False
 
     # Consent
 

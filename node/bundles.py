@@ -5,9 +5,12 @@ So a bundle made here and one that came from a peer are found, served and delete
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from pathlib import Path
 
 from gossip.bundle_files import BundleFiles, chunk_list, root_of
+from gossip.wire import CHUNK_BYTES, CHUNKS_MAX, ChunkList, encode
 
 from .errors import OwnerError
 
@@ -30,6 +33,21 @@ def checked(address: str, data: bytes, where: str) -> bytes:
             next_step="Whoever has the right one mends it: `groove-node registry push`.",
         )
     return data
+
+
+def list_of(read: Callable[[int], bytes | None], root: bytes, size_bytes: int) -> bytes | None:
+    """Make the chunk list of a bundle whose list nobody put beside it; None if it has not this
+    root. Reads all of it, and keeps nothing."""
+    if not 0 < size_bytes <= CHUNK_BYTES * CHUNKS_MAX:
+        return None
+    hashes = bytearray()
+    for index in range(-(-size_bytes // CHUNK_BYTES)):
+        chunk = read(index)
+        if chunk is None or len(chunk) != min(CHUNK_BYTES, size_bytes - index * CHUNK_BYTES):
+            return None
+        hashes += hashlib.sha256(chunk).digest()
+    chunks = ChunkList(size_bytes, CHUNK_BYTES, bytes(hashes))
+    return encode(chunks) if root_of(chunks) == root else None
 
 
 class BundleStore:

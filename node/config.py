@@ -155,6 +155,8 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
 class ConfigError(OwnerError):
     """groove.toml cannot be used."""
 
+    exit_code = 2
+
 
 def load(home: Path) -> Config:
     """Read GROOVE_HOME/groove.toml; raises ConfigError naming the key, the file and the mend."""
@@ -172,6 +174,8 @@ def load(home: Path) -> Config:
 
 
 def _suggestion(problem: str) -> str:
+    if "matching regex" in problem and "night.window" in problem:
+        return "; it may be always or HH:MM-HH:MM, such as 23:00-05:00"
     unknown = re.search(r"unknown field `(\w+)`", problem)
     if not unknown:
         return ""

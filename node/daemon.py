@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import signal
+import sqlite3
 import threading
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,15 +25,17 @@ from gossip.driver import GossipDriver, StoreFailedError
 from gossip.events import Effect, Event
 from gossip.exchange import Exchange
 from gossip.ports import Connected, Disconnected
-from gossip.transport_config import ListenError, PortInUseError
+from gossip.transport_config import ListenError, PortInUseError, TransportConfig
 
-from . import swarm
+from . import sound, started, swarm
 from .app import App
 from .errors import OwnerError
+from .fencing import Fence
 from .fetch import Fetcher
 from .following import Follower, Interest
 from .governor import Work
 from .home import write_atomic
+from .letters import Letters
 from .links import Links
 from .mailbox import Dial, Fetch, Forget, Letter, Rekey, Retract
 from .mirror import open_mirror
@@ -51,6 +54,7 @@ log = logging.getLogger(__name__)
 
 WATCHER_STOPS_S = 2.0
 HALT_S = 0.5
+LOOKED_AT_S = 0.5  # whoever looks whether a node runs here holds the lock for an instant
 
 
 class _Watched:
@@ -70,7 +74,13 @@ class _Watched:
 
 
 class PortError(OwnerError):
-    """The listening address cannot be had."""
+    """The listening address is taken."""
+
+
+class ListenAddressError(PortError):
+    """The listening address is none."""
+
+    exit_code = 2
 
 
 class DiskError(OwnerError):
@@ -79,14 +89,15 @@ class DiskError(OwnerError):
 
 def serve(app: App, listen: str | None, tell: Tell) -> None:
     """Run until SIGTERM or Ctrl-C. Raises OwnerError if it cannot start."""
-    with app.lock("run", "a node is running here already"):
+    with app.lock("run", "a node is running here already", patience_s=LOOKED_AT_S):
+        (app.home / RUN_FILE).unlink(missing_ok=True)  # of one that was killed
         daemon = Daemon(app, listen, app.telling(tell), Notifier.taken())
         try:
             trio.run(daemon.run_until_told)
         except* ListenError as group:
             taken, others = group.split(PortInUseError)
             first = "End what listens there, or choose another:" if taken else "Give one such as"
-            raise PortError(
+            raise (PortError if taken else ListenAddressError)(
                 str(_first(taken or others or group)),
                 unchanged="The node was not started; nothing in the home was changed.",
                 next_step=f"{first} `groove-node run --listen /ip4/0.0.0.0/tcp/4131`, "
@@ -97,6 +108,15 @@ def serve(app: App, listen: str | None, tell: Tell) -> None:
                 f"{app.home / 'mesh.db'} cannot be written: {_first(group)}",
                 unchanged="The node has ended. What it had stored is whole, and it told nobody of "
                 "what it could not store.",
+                next_step="Make room on the disk, or see to it, and start the node again; "
+                "`groove-node doctor` looks at both.",
+            ) from None
+        except* (OSError, sqlite3.Error) as group:  # at the start: later a fence is around it
+            if isinstance(_first(group), BrokenPipeError):  # nobody reads what it tells
+                raise
+            raise DiskError(
+                f"{app.home} cannot be written: {_first(group)}",
+                unchanged="The node has ended. What was written before stands, and is whole.",
                 next_step="Make room on the disk, or see to it, and start the node again; "
                 "`groove-node doctor` looks at both.",
             ) from None
@@ -111,6 +131,16 @@ def _first(group: BaseException) -> BaseException:
     return group
 
 
+def _transport_config(app: App, listen: str | None) -> TransportConfig:
+    """As groove.toml has it, but for what was given with the command or joined."""
+    config = app.config.mesh.transport
+    return msgspec.structs.replace(
+        config,
+        listen=listen or config.listen,
+        swarm_key=swarm.load(app.home) or config.swarm_key,
+    )
+
+
 class Daemon:
     """One running node."""
 
@@ -119,14 +149,11 @@ class Daemon:
     ) -> None:
         config = app.config.mesh
         self._notifier = notifier or Notifier()
-        transport = msgspec.structs.replace(
-            config.transport,
-            listen=listen or config.transport.listen,
-            swarm_key=swarm.load(app.home) or config.transport.swarm_key,
-        )
+        transport = _transport_config(app, listen)
         rng = app.adapters.random()
         self._app = app
         self._tell = tell
+        self._read = started.stamp(app.home, transport.swarm_key, transport.listen)
         self._transport = app.adapters.transport(app.identity.transport, transport)
         self._say = saying(tell)
         self._interest = Interest(app)
@@ -140,6 +167,7 @@ class Daemon:
             app.clock.now_s,
             self._transport.relays,
             self._transport.relayed,
+            named=lambda peer: self._links.is_owners(peer),
         )
         self._links = Links(app, self._transport, transport, rng, dial=self._reach.dial)
         self._driver = GossipDriver(
@@ -181,7 +209,8 @@ class Daemon:
             self._publisher.publish,
             tell,
         )
-        self._at_work: set[int] = set()
+        self._letters = Letters(app, self._carry_out)
+        self._fetches: trio.Nursery | None = None  # of fetches by hand, once it runs
         self._run_file = b""
 
     @property
@@ -212,26 +241,30 @@ class Daemon:
             self._write_run_file()
             addresses = self._transport.addresses()
             self._say("listening", f"listening on {addresses[0]}", addresses=addresses)
+            for key, why in sound.faults(self._app.config):
+                self._say("setting", f"{key} in groove.toml is of no use: {why}", key=key)
             await self._publisher.serve_bundles()
             self._notifier.ready()
             self._tell_manager()
             pace = self._app.adapters.pace
-            tasks = (
+            for task in (
                 self._links.run,
                 self._follower.run,
                 self._fetcher.run,
                 self._watch_sources,
                 self._notifier.run,
-                partial(self._every, pace.poll_s, self._publisher.publish),
-                partial(self._every, pace.poll_s, self._carry_out_orders),
-                partial(self._every, pace.refresh_s, self._refresh),
-                partial(self._every, pace.refresh_s, self._look_for_interests),
-                partial(self._every, pace.retry_s, self._retry),
-                partial(self._every, pace.rounds_s, self._nights.round_if_due),
                 self._nights.run,
-            )
-            for task in tasks:
-                nursery.start_soon(self._fenced, task)
+            ):
+                nursery.start_soon(Fence(task).keep)
+            for seconds, work in (
+                (pace.poll_s, self._publisher.publish),
+                (pace.poll_s, self._carry_out_orders),
+                (pace.refresh_s, self._refresh),
+                (pace.refresh_s, self._look_for_interests),
+                (pace.retry_s, self._retry),
+                (pace.rounds_s, self._nights.round_if_due),
+            ):
+                nursery.start_soon(Fence(work).every, seconds)
 
     async def _stop_on_signal(self, scope: trio.CancelScope) -> None:
         with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
@@ -241,21 +274,6 @@ class Daemon:
                 scope.cancel()
                 self._app.evaluator.stop()  # a thread cannot be cancelled; its child can
                 return
-
-    async def _fenced(self, task: Any) -> None:
-        """A task that fails is logged and started again; the others go on."""
-        while True:
-            try:
-                await task()
-                return
-            except Exception:  # the top of a task: see the rules on errors
-                log.exception("task failed task=%s", getattr(task, "__qualname__", task))
-                await trio.sleep(5)
-
-    async def _every(self, seconds: float, work: Any) -> None:
-        while True:
-            await work()
-            await trio.sleep(seconds)
 
     async def _watch_sources(self) -> None:
         """Take in what other tools write: a thread's work, for it reads, scrubs and waits.
@@ -288,24 +306,7 @@ class Daemon:
     # ---- the owner's orders ----------------------------------------------------------------------
 
     async def _carry_out_orders(self) -> None:
-        """Carry out what waits. A fetch takes minutes, and nothing may wait for it."""
-        for letter in self._app.mailbox.waiting():
-            if isinstance(letter.order, Fetch):
-                if letter.id not in self._at_work:
-                    self._at_work.add(letter.id)
-                    self._fetches.start_soon(self._answer, letter)
-            else:
-                await self._answer(letter)
-
-    async def _answer(self, letter: Letter) -> None:
-        """Carry an order out; one that fails is answered too, or it would block all others."""
-        try:
-            answer = await self._carry_out(letter)
-        except (OwnerError, ValueError, OSError) as problem:
-            log.warning("order failed letter=%d reason=%s", letter.id, type(problem).__name__)
-            answer = {"error": f"it failed: {problem}"}
-        self._app.mailbox.answer(letter.id, answer, self._app.clock.now_s())
-        self._at_work.discard(letter.id)
+        await self._letters.look(self._fetches)
 
     async def _carry_out(self, letter: Letter) -> dict[str, Any]:
         match letter.order:
@@ -385,6 +386,7 @@ class Daemon:
             "links": {**self._links.overview(), "reach": self._reach.facts()},
             "night": self._nights.state(),
             "transport": self._transport.standing(),
+            "read": self._read,
         }
         blob = msgspec.json.encode(state)
         if blob != self._run_file:

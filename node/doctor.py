@@ -8,15 +8,15 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from . import consenting, overview
+from . import consenting, overview, sound, started
 from .app import App
 from .errors import OwnerError
 from .history import SOON_DAYS, histories
 from .home import groove_cache, home_path
 from .rights import rescan_due
-from .show import counted, size, within
+from .show import counted, listening, size, within
 from .tally import Tally
 from .windows import ALWAYS
 
@@ -61,6 +61,7 @@ def examine() -> list[Finding]:
             findings.append(check(app))
         except OwnerError as problem:
             findings.append(Finding(name, "bad", problem.what, problem.next_step))
+    findings += _settings(app)
     findings += _network(app)
     findings.append(_unattended(app))
     try:
@@ -223,11 +224,43 @@ def _node(app: App) -> Finding:
     node = overview.running(app)
     if node is None:
         return Finding("node", "note", "not running", "groove-node run")
+    if node["pid"] is None:
+        text = f"running, and its run file cannot be read: {node['damaged']}"
+        return Finding("node", "bad", text, "end the node, and start it again")
     peers = len(node["peers"])
-    text = f"running at {node['addresses'][0]}, {counted(peers, 'peer')}"
+    text = f"running {listening(node)}, {counted(peers, 'peer')}"
+    if not node["addresses"]:
+        return Finding("node", "note", text, "look again in a minute")
     if peers == 0:
-        return Finding("node", "note", text, "groove-node peers add ADDRESS")
+        return Finding("node", "note", text, _alone(app, node))
     return Finding("node", "ok", text)
+
+
+def _alone(app: App, node: dict[str, Any]) -> str:
+    """What to do about a node without peers: what is amiss with one that is known comes first."""
+    from . import peerbook
+
+    dialled = node.get("links", {}).get("reach", {}).get("dialled", ())
+    known = set(peerbook.expected(app).peers())
+    for each in dialled:
+        if each["why"] and each["peer"] in known:
+            return f"{each['peer'][-8:]}: {each['why']}: {each['advice'] or 'the log says more'}"
+    if known:
+        return "look again in a minute: known peers are dialled"
+    return "meet somebody: `groove-node peers invite` here, `groove-node peers join` there"
+
+
+def _settings(app: App) -> list[Finding]:
+    """What stands in groove.toml and cannot be used, or waits for the node's next start."""
+    advice = "groove-node config set"
+    wrong = [
+        Finding("settings", "bad", f"{key}: {why}", f"{advice} {key} VALUE")
+        for key, why in sound.faults(app.config)
+    ]
+    waiting = [
+        Finding("node", "note", text) for text in started.changes(app, overview.running(app))
+    ]
+    return wrong + waiting
 
 
 def _network(app: App) -> list[Finding]:

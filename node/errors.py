@@ -4,7 +4,8 @@ from __future__ import annotations
 
 
 class OwnerError(Exception):
-    """Something the owner can mend. `cli.py` prints it and exits with `exit_code`."""
+    """Something the owner can mend. `cli.py` prints it and exits with `exit_code`: 2 where trying
+    again is no use before it is mended, so that a service manager does not."""
 
     exit_code = 1
 

@@ -20,6 +20,8 @@ import trio
 
 from gossip.downloads import FetchError, FetchResult
 from gossip.driver import GossipDriver
+from gossip.exchange import CONTRADICTS_CARD, NO_HOLDER, TOO_LARGE, TOO_OFTEN
+from gossip.patience import NO_PROGRESS, TOO_SLOW
 from gossip.wire import CHUNK_BYTES, CHUNKS_MAX
 from leaves.bundle import (
     LABEL_BYTES_MAX,
@@ -32,6 +34,7 @@ from leaves.bundle import (
 from leaves.training.child import TrainingError
 from leaves.training.evaluate import HELD_OUT_MIN
 
+from .errors import OwnerError
 from .foreign import SERVED, WANTED, Known, State
 from .shelf import Shelf
 from .told import Tell, Told
@@ -49,6 +52,17 @@ EVICTED = "evicted"  # in a leaf's detail: it made room; it comes again by hand,
 CANDIDATES_MAX = 256  # leaves looked at in one go; of more, another draw comes with the next
 FAILURES_FREE = 2  # then a leaf that cannot be had is asked for ever more rarely...
 PAUSE_S, PAUSE_S_MAX = 60.0, 3600.0  # ...at first after this long, at last this often
+_STAYS = "what has come stays: fetch it again to go on from there"
+WHY = {  # what the owner is told of a fetch by hand, by the exchange's reason
+    NO_HOLDER: "none of the connected peers has it; its origin, or a peer that uses it, must be "
+    "connected: dial one with `groove-node peers add`",
+    NO_PROGRESS: f"for minutes no peer gave anything of it; {_STAYS}, or connect to other peers",
+    TOO_SLOW: f"the peers that have it give it too slowly; {_STAYS}",
+    TOO_LARGE: "it is larger than `bundle_bytes_max` under [exchange] in groove.toml allows",
+    CONTRADICTS_CARD: "its origin's card names a bundle that is none; it can be had once that "
+    "origin publishes the leaf anew",
+    TOO_OFTEN: f"peers came, gave nothing and went too often; {_STAYS}",
+}
 _FRAME_BYTES = (1 << 20) + 4096  # what a bundle holds besides its label and tensors, at most
 
 
@@ -60,6 +74,10 @@ class Fetched:
     control: CheckedBundle
     sources: dict[str, int]
     size_bytes: int
+
+
+class _GaveWayError(Exception):
+    """The owner waits for another leaf."""
 
 
 class Fetcher:
@@ -89,6 +107,7 @@ class Fetcher:
         self._rested.set()
         self._turn = trio.Lock()
         self._by_hand = False  # the leaf whose turn it is
+        self._unattended: trio.CancelScope | None = None  # the fetch under way that nobody awaits
         self._waited_for = 0  # leaves that the owner asked for and has not got yet
         self._coming: set[str] = set()  # roots of the leaf whose turn it is
         self._failures: Counter[str] = Counter()  # by origin, since it last gave what it promised
@@ -138,9 +157,12 @@ class Fetcher:
     async def bring(self, known: Known, *, by_hand: bool = False) -> Known:
         """Fetch, check and judge one leaf; returns how far it came.
 
-        by_hand: the owner asked for it, so it is held to no budget of bytes.
+        by_hand: the owner asked for it, so it is held to no budget of bytes, a fetch that nobody
+        waits for gives way to it, and if it cannot be had an OwnerError says why.
         """
         self._waited_for += by_hand
+        if by_hand and self._unattended is not None:
+            self._unattended.cancel()
         try:
             return await self._in_turn(known, by_hand=by_hand)
         finally:
@@ -151,6 +173,8 @@ class Fetcher:
             self._by_hand = by_hand
             now = self._app.foreign.get(known.leaf.origin, known.leaf.leaf)
             if now is None or now.leaf.root is None:
+                if by_hand:
+                    raise _not_had("its origin has withdrawn it")
                 return known  # it went while it waited for its turn
             root = now.leaf.root
             self._coming = {root}
@@ -161,7 +185,13 @@ class Fetcher:
             except (FetchError, TrainingError, OSError) as problem:
                 self._failed(now)
                 log.info("bundle not had leaf=%s reason=%s", now.leaf.leaf, problem)
+                if by_hand:
+                    reason = problem.reason if isinstance(problem, FetchError) else ""
+                    raise _not_had(WHY.get(reason, str(problem))) from problem
                 return now  # asked for again later
+            except _GaveWayError:
+                self.wake()  # its turn comes again, and it is nobody's failure
+                return now
             finally:
                 self._coming = set()
                 self._by_hand = False
@@ -272,13 +302,22 @@ class Fetcher:
 
     async def _get(self, root: str, size_bytes: int) -> FetchResult:
         """Fetch a bundle, if it can be one of this chassis and there is room for it."""
+        if self._waited_for and not self._by_hand:
+            raise _GaveWayError
         if self._app.bundles.path(root) is None:
             if size_bytes > largest_bundle(self._app.chassis):
                 raise BundleError("larger than any adapter of this chassis")
             await self._make_room(root, size_bytes)
             self._app.foreign.expect(root, size_bytes)  # first: a crash must not leave an orphan
         root_bytes = bytes.fromhex(root)
-        return await self._driver.fetch(root_bytes, size_bytes, by_hand=self._by_hand)
+        if self._by_hand:
+            return await self._driver.fetch(root_bytes, size_bytes, by_hand=True)
+        with trio.CancelScope() as self._unattended:
+            try:
+                return await self._driver.fetch(root_bytes, size_bytes)
+            finally:
+                self._unattended = None
+        raise _GaveWayError
 
     async def _make_room(self, root: str, size_bytes: int) -> None:
         """Keep peers' bundles within their bound, at the cost of what was begun and not had, then
@@ -292,7 +331,10 @@ class Fetcher:
         begun = [other for other in expected if other not in stays | held]
         whole = self._shelf.oldest_first(other for other in expected if other in held - stays)
         if room + sum(expected[other] for other in (*begun, *whole)) < size_bytes:
-            raise FetchError("no room for more of peers' bundles")
+            raise FetchError(
+                "no room for more of peers' bundles: unpin some, or raise `cache_bytes_max` under "
+                "[mesh] in groove.toml"
+            )
         for other in (*begun, *whole):
             if room >= size_bytes:
                 return
@@ -350,6 +392,14 @@ def largest_bundle(chassis: Chassis) -> int:
 def shown(name: str) -> str:
     """A peer's words as they may be shown: nothing that steers a terminal, and not long."""
     return "".join(c if c.isprintable() else "?" for c in name)[:60]
+
+
+def _not_had(why: str) -> OwnerError:
+    return OwnerError(
+        why,
+        unchanged="Nothing was installed.",
+        next_step="`groove-node peers list` shows who is connected.",
+    )
 
 
 def _origins(fetched: Fetched) -> dict[str, Any]:

@@ -25,6 +25,7 @@ BETWEEN_S = 20 * 3600  # from one night's beginning to the next: never two in le
 MISSED_IDLE_S = 600  # a night that was missed is made up after so much idleness...
 MISSED_SPREAD_S = 1800  # ...and up to this much more, drawn for the date
 PRESENT_S = 60.0  # touched the machine so lately: is there
+FAILED = "failed"  # the cause of a verdict that could not be come to
 MADE_UP = " made up"  # after the date of a night that was missed
 
 
@@ -72,6 +73,7 @@ class Record:
     cpu_s: float = 0.0
     paused: bool = False
     paused_until: Instant | None = None  # None, and paused: until `resume`
+    paused_by: str = "by you"
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +136,9 @@ class Governor:
         """Whether this may be done, by the last look."""
         if work is Work.SERVE:
             metered = bool(self._senses.metered) and not self._config.metered
-            return self.verdict.state is not State.PAUSED and (self.always or not metered)
+            # Whoever cannot be judged may be paused.
+            known = self.verdict.state is not State.PAUSED and self.verdict.cause != FAILED
+            return known and (self.always or not metered)
         if not self.verdict.works:
             return False
         return work is not Work.FETCH or self.always or not self._bytes_spent()
@@ -145,13 +149,21 @@ class Governor:
         self.verdict = self._look(senses, now)
         return self.verdict
 
+    def fails(self, why: str) -> Verdict:
+        """Nobody could look, or act on what was seen: nothing may be done until somebody can."""
+        self.date = ""
+        until = "goes on when it can be judged again; `groove-node logs` says more"
+        why = f"the machine cannot be judged: {why}"
+        self.verdict = Verdict(State.WAITS, why, until, cause=FAILED)
+        return self.verdict
+
     def _look(self, senses: Senses, now: Instant) -> Verdict:
         record = self._record
         self.date = ""
         if record.paused and (record.paused_until is None or now < record.paused_until):
             at = record.paused_until
             until = f"at {self.moment(at, now)}" if at else "with `groove-node resume`"
-            return Verdict(State.PAUSED, "by you", f"goes on {until}", at)
+            return Verdict(State.PAUSED, record.paused_by, f"goes on {until}", at)
         if self._window is None:
             return Verdict(State.WORKS, "always, as `window` under [night] says")
         last, coming = around(self._window, now, self.secret, self._zone)
@@ -181,8 +193,8 @@ class Governor:
         assert self._window is not None
         record, within = self._record, now < last.closes
         idle_s = self._config.idle_min * 60
-        # What began in the future did so before the clock was set back.
-        lately = record.began is not None and 0 <= now - record.began < BETWEEN_S
+        # What began far in the future did so by a clock that was wrong and was set back.
+        lately = record.began is not None and abs(now - record.began) < BETWEEN_S
         if lately and not record.finished:
             assert record.began is not None
             if within and record.date == last.date:

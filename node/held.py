@@ -9,36 +9,66 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from contextlib import suppress
-from typing import Any
+from pathlib import Path
+from typing import Annotated, Any
 
 import psutil
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from . import process_table
+
+PID_MAX = 2**31 - 1
+_BOOT = Path("/proc/sys/kernel/random/boot_id")
+_STATE, _STARTED = 0, 19  # among the fields of a process's stat that follow its name
+_ENDED = (b"Z", b"X")
 
 
 class Worker(Struct, frozen=True):
     """A process by more than its number, which the system gives again."""
 
-    pid: int
-    created: float  # as the system tells it
+    pid: Annotated[int, Meta(gt=1, le=PID_MAX)]  # what lies below is the whole machine's
+    # Ticks since the boot that is named, for a clock that is set moves all times of the wall;
+    # without a boot (not on Linux), Unix seconds.
+    created: Annotated[float, Meta(ge=0)]
+    boot: Annotated[str, Meta(max_length=64)] = ""
 
     @classmethod
     def of(cls, pid: int) -> Worker | None:
         """None if it has ended."""
-        try:
-            return cls(pid, psutil.Process(pid).create_time())
-        except psutil.Error:
-            return None
+        started = _started(pid)
+        return None if started is None else cls(pid, *started)
 
     def lives(self) -> bool:
-        try:
-            process = psutil.Process(self.pid)
-            same = abs(process.create_time() - self.created) < 1.0
-            return bool(same and process.status() != psutil.STATUS_ZOMBIE)
-        except psutil.Error:
+        started = _started(self.pid)
+        if started is None or started[1] != self.boot:
             return False
+        return abs(started[0] - self.created) < 1.0
+
+
+def _started(pid: int) -> tuple[float, str] | None:
+    """When a process started, and in which boot; None if there is none that works."""
+    if not 1 < pid <= PID_MAX:
+        return None
+    try:
+        return _on_linux(pid) if sys.platform == "linux" else _elsewhere(pid)
+    except (OSError, ValueError, psutil.Error):
+        return None
+
+
+def _on_linux(pid: int) -> tuple[float, str] | None:
+    text = Path(f"/proc/{pid}/stat").read_bytes()
+    fields = text[text.rindex(b")") + 2 :].split()  # a name may hold any byte
+    if fields[_STATE] in _ENDED:
+        return None
+    return float(fields[_STARTED]), _BOOT.read_text(encoding="ascii").strip()
+
+
+def _elsewhere(pid: int) -> tuple[float, str] | None:
+    process = psutil.Process(pid)
+    ended = process.status() == psutil.STATUS_ZOMBIE
+    return None if ended else (process.create_time(), "")
 
 
 def hold(root: int) -> set[int]:

@@ -25,6 +25,8 @@ PRIVATE_FILE, PRIVATE_DIR = 0o600, 0o700
 class WideOpenError(OwnerError):
     """A private file or folder can be read or changed by others."""
 
+    exit_code = 2
+
 
 class HomeError(OwnerError):
     """The home cannot be used."""

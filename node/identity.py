@@ -50,6 +50,7 @@ def load_or_create(home: Path, now_s: float, secret: Callable[[], bytes] = drawn
     read one.
     """
     folder = private_dir(home / "keys")
+    keyfiles.sweep(folder)
     with keyfiles.reading(folder):
         if not _lacking(folder):
             return _load(folder)

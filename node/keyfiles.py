@@ -11,13 +11,14 @@ from __future__ import annotations
 import fcntl
 import os
 import shutil
+import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from .errors import OwnerError
 from .home import check_private, sync_dir, write_atomic
@@ -30,11 +31,18 @@ BACKUP = "backup.json"  # when the keys were last exported; nothing of them is i
 RESTORED = "restored.json"  # these keys came from an export, so there may be later ones
 CHANGE = "change.json"  # a change that holds, and may not be carried out yet
 CHANGE_BYTES_MAX = 64 << 10
+MOMENT_MAX: Final = 253_402_300_799  # Unix seconds at the end of the year 9999
 _NAMES: Final = frozenset((ROOT, OP, TRANSPORT, DOC, SWARM, AWAY, BACKUP, RESTORED))
 
 
 class IdentityError(OwnerError):
     """The key files cannot be used."""
+
+    exit_code = 2
+
+
+class DamagedChangeError(IdentityError):
+    """A change was begun, and what it was cannot be read any more."""
 
 
 class Change(Struct, frozen=True, forbid_unknown_fields=True):
@@ -51,8 +59,8 @@ class Change(Struct, frozen=True, forbid_unknown_fields=True):
 class Backup(Struct, frozen=True):
     """When the keys were last exported or restored, and of which epoch they were."""
 
-    at: float  # Unix seconds
-    epoch: int
+    at: Annotated[float, Meta(ge=0, le=MOMENT_MAX)]  # Unix seconds
+    epoch: Annotated[int, Meta(ge=0, le=255)]
     root_only: bool = False
 
 
@@ -88,21 +96,45 @@ def put(folder: Path, change: Change) -> None:
     _carry_out(folder)
 
 
+def replace(folder: Path, change: Change) -> None:
+    """As `commit`, also over a change that cannot be read any more: that is set aside."""
+    with _turn(folder, fcntl.LOCK_EX):
+        try:
+            _carry_out(folder)
+        except DamagedChangeError:
+            (folder / CHANGE).rename(folder / f"{CHANGE}.{uuid.uuid4().hex[:8]}.aside")
+        put(folder, change)
+
+
 def found(folder: Path, change: Change) -> None:
-    """Make a folder of keys where there is none, whole or not at all."""
-    for left in folder.parent.glob(f".{folder.name}.*.tmp"):  # by a process that was killed
+    """Make a folder of keys where there is none, whole or not at all; by one process at a time."""
+    for left in _staged(folder):  # by a process that was killed
         shutil.rmtree(left)
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     staged.mkdir(mode=0o700)
-    try:
-        write_atomic(staged / CHANGE, msgspec.json.encode(change))
-        staged.rename(folder)  # over an empty one at most
-    except OSError:
-        shutil.rmtree(staged)
-        raise
+    with _turn(staged, fcntl.LOCK_EX):  # or `sweep` would take it for a killed process's
+        try:
+            write_atomic(staged / CHANGE, msgspec.json.encode(change))
+            staged.rename(folder)  # over an empty one at most
+        except OSError:
+            shutil.rmtree(staged)
+            raise
     sync_dir(folder.parent)
     with reading(folder):
         return
+
+
+def sweep(folder: Path) -> None:
+    """Remove the secrets that a process left which was killed while it made the folder."""
+    for left in _staged(folder):
+        # One that is at work has the lock, or nothing in its folder yet; another may sweep too.
+        with suppress(OSError), _turn(left, fcntl.LOCK_EX | fcntl.LOCK_NB):
+            if any(left.iterdir()):
+                shutil.rmtree(left)
+
+
+def _staged(folder: Path) -> Iterator[Path]:
+    return folder.parent.glob(f".{folder.name}.*.tmp")
 
 
 def _carry_out(folder: Path) -> None:
@@ -118,10 +150,11 @@ def _carry_out(folder: Path) -> None:
         with path.open("rb") as file:
             change = msgspec.json.decode(file.read(CHANGE_BYTES_MAX), type=Change)
     except (msgspec.DecodeError, ValueError):
-        raise IdentityError(
+        raise DamagedChangeError(
             f"{path} is damaged: a change of the keys was begun and cannot be finished",
             unchanged="The keys were left as they are.",
-            next_step="Put the folder back from a backup, or `groove-node keys restore` an export.",
+            next_step="Put the folder back from a backup, or `groove-node keys restore --replace` "
+            "an export.",
         ) from None
     for name, data in change.files.items():
         write_atomic(folder / name, data)

@@ -17,9 +17,11 @@ import msgspec
 from msgspec import Meta, Struct
 
 from gossip.keys import doc_is_signed, origin_of, private_key, public_bytes
-from gossip.wire import KeyDoc, WireError, decode
+from gossip.wire import HOUR_S, KeyDoc, WireError, decode
 
+from . import swarm
 from .errors import OwnerError
+from .keyfiles import MOMENT_MAX
 
 FILE_BYTES_MAX: Final = 64 << 10
 PASSPHRASE_CHARS_MIN: Final = 10
@@ -29,7 +31,7 @@ LOG2_N: Final = 17
 _LOG2_N_MAX: Final = 18
 
 Seed = Annotated[bytes, Meta(min_length=32, max_length=32)]
-Hex = Annotated[str, Meta(pattern="^[0-9a-f]+$", max_length=64)]
+Hex = Annotated[str, Meta(pattern=r"\A[0-9a-f]+\Z", max_length=64)]  # `$` takes a final newline
 
 
 class SafeError(OwnerError):
@@ -43,7 +45,7 @@ class Header(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     version: Literal[1] = 1
     origin: Hex
     holds: Literal["all", "root"]
-    made: float  # Unix seconds
+    made: Annotated[float, Meta(ge=0, le=MOMENT_MAX)]  # Unix seconds
     kdf: Literal["scrypt"] = "scrypt"
     log2_n: Annotated[int, Meta(ge=10, le=_LOG2_N_MAX)]
     r: Literal[8] = 8
@@ -73,6 +75,8 @@ class Secrets(Struct, frozen=True, forbid_unknown_fields=True):
             doc = decode(self.doc, KeyDoc)
         except WireError as problem:
             raise _no_sense(str(problem)) from None
+        if doc.not_after_h * HOUR_S > MOMENT_MAX:
+            raise _no_sense("the document's end is not a date")
         if self.op is None or self.transport is None or not doc_is_signed(doc):
             raise _no_sense("a part is missing")
         if public_bytes(private_key(self.op)) != doc.op:
@@ -152,6 +156,8 @@ def unseal(blob: bytes, passphrase: str) -> tuple[Header, Secrets]:
         kept = msgspec.json.decode(plain, type=Secrets)
     except (msgspec.DecodeError, UnicodeDecodeError):
         raise _no_sense("what was sealed are no keys") from None
+    if kept.swarm and not swarm.key_in(kept.swarm):
+        raise _no_sense("its swarm key is none")
     if origin_in(kept).hex() != header.origin:
         raise _no_sense("its keys are of another origin than it says")
     return header, kept

@@ -131,6 +131,10 @@ class Links:
         await self._transport.disconnect(PeerId(peer), "removed by the owner")
         return known
 
+    def is_owners(self, peer: PeerId) -> bool:
+        """True of a peer that the owner has named."""
+        return any(entry.source is Source.OWNER for entry in self._book.entries(peer))
+
     def save(self) -> None:
         """Keep the book, if it has changed."""
         blob = self._book.to_json()

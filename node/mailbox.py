@@ -1,12 +1,13 @@
 """Orders from commands to the running node, kept on disk until they are carried out.
 
 A command writes its order and is done: the order survives a crash of either side, and is carried
-out at the next start if no node is running. The node polls; an idle poll reads one counter.
+out at the next start if no node is running. The node polls; an idle poll reads an empty index.
 """
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,14 @@ _SCHEMA = """
 CREATE TABLE IF NOT EXISTS letter (
     id INTEGER PRIMARY KEY, order_ BLOB NOT NULL, posted REAL NOT NULL,
     answer BLOB, answered REAL);
+CREATE INDEX IF NOT EXISTS letter_waiting ON letter (id) WHERE answer IS NULL;
+"""
+ANSWERED_KEPT_S, ANSWERED_KEPT_MAX = 7 * 86_400, 1_000  # nobody waits longer for an answer
+# The last letter stays whatever its age, for its number would be given again.
+_PRUNE = f"""
+DELETE FROM letter WHERE answer IS NOT NULL AND id < (SELECT max(id) FROM letter)
+    AND (answered < ? OR id NOT IN (SELECT id FROM letter WHERE answer IS NOT NULL
+        ORDER BY answered DESC, id DESC LIMIT {ANSWERED_KEPT_MAX}))
 """
 
 
@@ -72,6 +81,10 @@ class Mailbox:
     def close(self) -> None:
         self._db.close()
 
+    def wait_at_most(self, seconds: float) -> None:
+        """Raise OperationalError so soon if another process holds the database; at first 30 s."""
+        self._db.execute(f"PRAGMA busy_timeout = {int(seconds * 1000)}")
+
     def post(self, order: Order, now_s: float) -> int:
         """Leave an order; once this returns it will be carried out, even after a crash."""
         cursor = self._db.execute(
@@ -89,10 +102,21 @@ class Mailbox:
 
     def answer(self, letter: int, answer: dict[str, Any], now_s: float) -> None:
         """Mark an order as carried out, or refused, with what came of it."""
-        self._db.execute(
-            "UPDATE letter SET answer = ?, answered = ? WHERE id = ?",
-            (msgspec.json.encode(answer), now_s, letter),
-        )
+        self.answer_all({letter: answer}, now_s)
+
+    def answer_all(self, answers: Mapping[int, dict[str, Any]], now_s: float) -> bool:
+        """Answer several, all or none, and forget the oldest answers. Raises sqlite3.Error."""
+        rows = [(msgspec.json.encode(answer), now_s, letter) for letter, answer in answers.items()]
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            self._db.executemany("UPDATE letter SET answer = ?, answered = ? WHERE id = ?", rows)
+            self._db.execute(_PRUNE, (now_s - ANSWERED_KEPT_S,))
+            self._db.execute("COMMIT")
+        except BaseException:
+            if self._db.in_transaction:  # a full disk may have ended it already
+                self._db.execute("ROLLBACK")
+            raise
+        return True
 
     def answer_to(self, letter: int) -> dict[str, Any] | None:
         row = self._db.execute("SELECT answer FROM letter WHERE id = ?", (letter,)).fetchone()

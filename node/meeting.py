@@ -11,9 +11,10 @@ from gossip.multiaddrs import Reach, expand, parse, peer_of_key
 from gossip.ports import PeerId
 from gossip.wakefulness import interfaces
 
-from . import overview, peerbook, swarm
+from . import overview, peerbook, started, swarm
 from .errors import MisuseError, OwnerError
 from .mailbox import Dial, Forget
+from .reach import is_example
 
 if TYPE_CHECKING:
     from .app import App
@@ -28,7 +29,6 @@ def invite(app: App, *, private: bool = False) -> dict[str, Any]:
 
     private: with the key of a private swarm, which is made if there is none.
     """
-    made = False
     addresses = _own_addresses(app)
     if not addresses:
         raise MeetingError(
@@ -37,16 +37,18 @@ def invite(app: App, *, private: bool = False) -> dict[str, Any]:
             next_step="Start it with `groove-node run`, then invite again.",
         )
     if private and not swarm.load(app.home):
-        made = swarm.store(app.home, swarm.make())
+        swarm.store(app.home, swarm.make())
     key = swarm.load(app.home)
     text = written(Invite(tuple(addresses), app.origin, bytes.fromhex(key)))
+    node = overview.running(app)
     return {
         "invite": text,
         "addresses": addresses,
-        "reach": max(parse(address).reach for address in addresses).name.lower(),
+        "reach": _reach(addresses),
         "origin": app.origin.hex(),
         "private_swarm": bool(key),
-        "restart": made and overview.running(app) is not None,
+        "running": node is not None,
+        "restart": started.swarm_changed(app, node),
     }
 
 
@@ -83,21 +85,32 @@ def join(app: App, text: str, *, switch: bool = False) -> dict[str, Any]:
             next_step="A node is in one swarm at a time. `groove-node peers join STRING --switch` "
             "leaves the one that it is in; its peers there are not reached any more.",
         )
-    changed = swarm.store(app.home, key)
+    swarm.store(app.home, key)
     for address in found.addresses:
         app.mailbox.post(Dial(address), app.clock.now_s())
-    running = overview.running(app) is not None
+    node = overview.running(app)
     return {
         "peer": found.peer,
         "addresses": list(found.addresses),
         "origin": found.origin.hex(),
         "private_swarm": bool(key),
-        "running": running,
-        "restart": changed and running,
+        "left_open": bool(key) and not here,
+        "running": node is not None,
+        "restart": started.swarm_changed(app, node),
     }
 
 
-def remove(app: App, who: str) -> str:
+def leave(app: App) -> dict[str, Any]:
+    """Go from the private swarm back to the one that is open to all."""
+    if not swarm.store(app.home, ""):
+        raise MeetingError(
+            "this node is in the swarm that is open to all", unchanged="Nothing was changed."
+        )
+    node = overview.running(app)
+    return {"running": node is not None, "restart": started.swarm_changed(app, node)}
+
+
+def remove(app: App, who: str) -> dict[str, Any]:
     """Forget a peer, by its id, the end of it, or an address; a running node ends the link."""
     unchanged = "Nothing was forgotten."
     book = peerbook.expected(app)
@@ -120,7 +133,7 @@ def remove(app: App, who: str) -> str:
             )
     forgotten = str(found[0])
     app.mailbox.post(Forget(forgotten), app.clock.now_s())
-    return forgotten
+    return {"removed": forgotten, "was_connected": forgotten in linked}
 
 
 def own_peer(app: App) -> PeerId:
@@ -141,6 +154,12 @@ def _own_addresses(app: App) -> list[str]:
     told = worth_telling([*peerbook.announced(config.announce, peer), *addresses])
     wide = [address for address in told if parse(address).reach is not Reach.LOOPBACK]
     return wide or told
+
+
+def _reach(addresses: list[str]) -> str:
+    """From how far away a guest can come, in a word."""
+    real = [parse(address).reach for address in addresses if not is_example(address)]
+    return max(real).name.lower() if real else "nowhere"
 
 
 def _peer_in(who: str) -> str:

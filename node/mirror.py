@@ -8,7 +8,6 @@ nothing and asked for nothing but bundles; `registry push` is how they get there
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Awaitable, Callable
 from functools import partial
@@ -19,15 +18,13 @@ from urllib.parse import urlsplit
 import msgspec
 import trio
 
-from gossip.bundle_files import BundleFiles, root_of
+from gossip.bundle_files import BundleFiles
 from gossip.ports import PeerId
 from gossip.wire import (
     BLOB_BYTES_MAX,
     CHUNK_BYTES,
-    CHUNKS_MAX,
     ChunkData,
     ChunkGet,
-    ChunkList,
     ListData,
     ListGet,
     NotHere,
@@ -166,18 +163,3 @@ def open_mirror(config: Config) -> Mirror | None:
 
     place = S3Place.of(msgspec.structs.replace(config.registry, url=url))
     return Mirror(S3Source(S3Client(place)), str(place))
-
-
-def list_of(read: Callable[[int], bytes | None], root: bytes, size_bytes: int) -> bytes | None:
-    """Make the chunk list of a bundle whose list nobody put beside it; None if it has not this
-    root. Reads all of it, and keeps nothing."""
-    if not 0 < size_bytes <= CHUNK_BYTES * CHUNKS_MAX:
-        return None
-    hashes = bytearray()
-    for index in range(-(-size_bytes // CHUNK_BYTES)):
-        chunk = read(index)
-        if chunk is None or len(chunk) != min(CHUNK_BYTES, size_bytes - index * CHUNK_BYTES):
-            return None
-        hashes += hashlib.sha256(chunk).digest()
-    chunks = ChunkList(size_bytes, CHUNK_BYTES, bytes(hashes))
-    return encode(chunks) if root_of(chunks) == root else None

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from leaves.model import Instant
 
@@ -32,7 +32,7 @@ HEADINGS: Mapping[str, tuple[str, ...]] = {
     "accepted": ("accepted",),
     "refused": ("refused",),
     "dropped": ("dropped",),
-    "failed": ("round failed", "blocked", "table damaged", "table kept"),
+    "failed": ("round failed", "blocked", "nights damaged", "table damaged", "table kept"),
 }
 _HEADING_OF = {event: heading for heading, events in HEADINGS.items() for event in events}
 
@@ -46,6 +46,43 @@ class Line(Struct, frozen=True):
     data: dict[str, Any] = {}
 
 
+class Report(Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """What of a report is shown, as a file must hold it to be one."""
+
+    date: str
+    began: Annotated[int, Meta(ge=0, le=253_370_764_800)]
+    ended: Annotated[int, Meta(ge=0, le=253_370_764_800)]
+    minutes: float
+    left: list[str]
+    sessions: int
+    published: int
+    counts: dict[str, int]
+    put_off: dict[str, float]
+    bytes_in: int
+    bytes_out: int
+    cpu_hours: float
+    energy_wh: float
+    grown: list[str] = []
+    reshaped: list[str] = []
+    trained: list[str] = []
+    not_trained: list[str] = []
+    asked: list[str] = []
+    fetched: list[str] = []
+    accepted: list[str] = []
+    refused: list[str] = []
+    dropped: list[str] = []
+    failed: list[str] = []
+
+
+def checked(report: Mapping[str, Any]) -> dict[str, Any]:
+    """A report as it was read from a file; empty if it cannot be shown."""
+    try:
+        found: dict[str, Any] = msgspec.to_builtins(msgspec.convert(report, Report))
+    except (msgspec.ValidationError, RecursionError):
+        return {}
+    return found
+
+
 def lines(home: Path, began: Instant, ended: Instant) -> Iterator[Line]:
     """The events of a stretch of time; lines that cannot be read are left out."""
     path = home / told.FILE
@@ -57,7 +94,7 @@ def lines(home: Path, began: Instant, ended: Instant) -> Iterator[Line]:
         for raw in blob.splitlines():
             try:
                 line = msgspec.json.decode(raw, type=Line)
-            except (msgspec.DecodeError, UnicodeDecodeError):
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
                 continue
             if began <= line.at <= ended + 1:
                 yield line

@@ -23,7 +23,7 @@ from gossip.ports import Channel, PeerId
 from leaves.model import Instant
 
 from . import heard, held, morning
-from .governor import Governor, Senses, State, Verdict, Work
+from .governor import FAILED, Governor, Senses, State, Verdict, Work
 from .night_book import Book, Phase
 from .schedule import Scheduler
 from .told import Tell, Told
@@ -148,19 +148,25 @@ class Nights:
         self._held_since_s: float | None = None
         self._holds = _Holds()
         self._night: trio.CancelScope | None = None
-        governor.knows(self._book.record())
-        governor.look(self._seen, app.now())
+        self._judge()
 
     async def run(self) -> None:
-        """Watch and work until cancelled. May be run again after it failed."""
+        """Watch and work until cancelled. May be run again after it failed; until then nothing
+        works that nobody waits for."""
         self._night, self._held_since_s = None, None
-        self._end_forgotten()
-        self._scheduler.watched(self._book.works)
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._watch)
-            nursery.start_soon(self._listen)
-            if not self._governor.always:
-                nursery.start_soon(self._work)
+        try:
+            self._tell_of_damage()
+            self._end_forgotten()
+            self._scheduler.watched(self._book.works)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch)
+                nursery.start_soon(self._listen)
+                if not self._governor.always:
+                    nursery.start_soon(self._work)
+        except Exception as problem:
+            self._night = None
+            self._act(self._governor.fails(_reason(problem)))
+            raise
 
     async def round_if_due(self) -> None:
         """A round at any hour, of a node that is to work always; else nights see to it."""
@@ -210,8 +216,7 @@ class Nights:
             self._seen = await self._sense()
             self._looked_s = trio.current_time()
         self._count()
-        self._governor.knows(self._book.record())
-        verdict = self._governor.look(self._seen, self._app.now())
+        verdict = self._judge()
         if (verdict.state, verdict.cause) != (before.state, before.cause):
             log.info("unattended work state=%s why=%s", verdict.state, verdict.why)
         if verdict.works != before.works:
@@ -222,6 +227,16 @@ class Nights:
         self._act(verdict)
         if verdict.state is State.RESTS and self._night is None:
             self._report_what_was_cut_off()
+
+    def _judge(self) -> Verdict:
+        """Come to a verdict. A judgement that fails is one that nothing may work."""
+        try:
+            self._governor.knows(self._book.record())
+            return self._governor.look(self._seen, self._app.now())
+        except Exception as problem:  # the node must run, and must not do what it may not
+            if self._governor.verdict.cause != FAILED:
+                log.exception("nobody can tell whether unattended work is allowed")
+            return self._governor.fails(_reason(problem))
 
     async def _sense(self) -> Senses:
         """Look at the machine, in a thread that is given up if it hangs: on a dead disk, say."""
@@ -297,6 +312,8 @@ class Nights:
 
     def _end_forgotten(self) -> None:
         """The round of a node that was killed goes on from disk: its process may lie stopped."""
+        if self._scheduler.runs:  # after a failure of this task alone
+            return
         worker = self._book.pages.worker
         if worker is not None and worker.lives():
             log.warning("round of a former process ended pid=%d", worker.pid)
@@ -414,6 +431,11 @@ class Nights:
         """The phase that a night is in; "" between nights."""
         return "" if self._night is None else self._next_phase()
 
+    def _tell_of_damage(self) -> None:
+        if self._book.damaged:
+            self._tell(Told("nights damaged", self._book.damaged))
+            self._book.damaged = ""
+
     def _report_what_was_cut_off(self) -> None:
         """A night whose node was killed or off before its end has a report all the same."""
         pages = self._book.pages
@@ -450,3 +472,10 @@ def governor_of(app: App) -> Governor:
     """The governor of a home; its secret follows from the key that this node dials with."""
     secret = hmac.digest(app.identity.transport, b"groove-node night 1", hashlib.sha256)
     return Governor(app.config.night, secret)
+
+
+def _reason(problem: BaseException) -> str:
+    """The first of the failures of a group of tasks, by its name."""
+    while isinstance(problem, BaseExceptionGroup):
+        problem = problem.exceptions[0]
+    return type(problem).__name__

@@ -8,26 +8,36 @@ it while the node writes the other.
 from __future__ import annotations
 
 import logging
+import os
+import stat
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from leaves.model import Instant
 
 from .governor import Record
 from .held import Worker
-from .home import write_atomic
+from .home import sync_dir, write_atomic
+from .morning import checked
 
 log = logging.getLogger(__name__)
 
 FILE = "night.json"
 PAUSE_FILE = "pause.json"
 REASONS_MAX = 32
+SIZE_BYTES_MAX = 1 << 20  # a book that is whole takes some kilobytes
+
+# A file may hold anything: what is read from it must not break what is computed with it.
+At = Annotated[int, Meta(ge=0, le=253_370_764_800)]  # Unix seconds until the year 9999
+Bytes = Annotated[int, Meta(ge=0, le=1 << 60)]
+Lasted = Annotated[float, Meta(ge=0, le=1e12)]  # seconds
 
 changed = msgspec.structs.replace
+T = TypeVar("T")
 
 
 class Phase(StrEnum):
@@ -44,14 +54,14 @@ class Phase(StrEnum):
 class Pages(Struct, frozen=True, kw_only=True, omit_defaults=True):
     """The book. Times are Unix seconds; the figures are of the night that began last."""
 
-    since: int
-    began: int | None = None
-    date: str = ""
-    done: tuple[Phase, ...] = ()
-    bytes_in: int = 0
-    bytes_out: int = 0
-    cpu_s: float = 0.0
-    waited_s: dict[str, float] = {}  # for what, within the night
+    since: At
+    began: At | None = None
+    date: Annotated[str, Meta(max_length=64)] = ""
+    done: Annotated[tuple[Phase, ...], Meta(max_length=len(Phase))] = ()
+    bytes_in: Bytes = 0
+    bytes_out: Bytes = 0
+    cpu_s: Lasted = 0.0
+    waited_s: Annotated[dict[str, Lasted], Meta(max_length=REASONS_MAX)] = {}  # in the night
     worker: Worker | None = None  # the process of its round, while it runs
     report: dict[str, Any] = {}  # of the last night, or round, that ended
 
@@ -59,8 +69,15 @@ class Pages(Struct, frozen=True, kw_only=True, omit_defaults=True):
 class Pause(Struct, frozen=True):
     """The owner's word. until: Unix seconds; None: until `resume`."""
 
-    at: int
-    until: int | None = None
+    at: At
+    until: At | None = None
+
+
+UNREADABLE = Pause(0)  # a file that cannot be read was written to have a pause: it lasts
+
+
+class DamagedError(Exception):
+    """A file of nights holds nothing that can be read."""
 
 
 class Book:
@@ -69,7 +86,13 @@ class Book:
     def __init__(self, home: Path, now: Instant) -> None:
         self._path = home / FILE
         self._home = home
-        self.pages = read(home) or Pages(since=now)
+        self.damaged = ""  # why what was remembered is lost, for the owner
+        try:
+            self.pages = _read(home) or Pages(since=now)
+        except DamagedError as problem:
+            self.pages = Pages(since=now)
+            self.damaged = f"nights are not remembered, {problem}; {_set_aside(self._path)}"
+            log.warning("nights not remembered reason=%s", problem)
 
     def begin(self, date: str, now: Instant) -> None:
         """A night begins: what was remembered of the one before goes, except its report."""
@@ -130,28 +153,58 @@ def record_of(pages: Pages, home: Path) -> Record:
         cpu_s=pages.cpu_s,
         paused=pause is not None,
         paused_until=until,
+        paused_by=f"{PAUSE_FILE} cannot be read" if pause is UNREADABLE else "by you",
     )
 
 
 def read(home: Path) -> Pages | None:
     """The book as another process reads it; None if there is none that can be read."""
     try:
-        return msgspec.json.decode((home / FILE).read_bytes(), type=Pages)
-    except FileNotFoundError:
+        return _read(home)
+    except DamagedError as problem:
+        log.warning("nights not remembered reason=%s", problem)
         return None
-    except (OSError, msgspec.DecodeError) as problem:
-        log.warning("nights not remembered reason=%s", type(problem).__name__)
-        return None
+
+
+def _read(home: Path) -> Pages | None:
+    pages = _decoded(home / FILE, Pages)
+    return pages and changed(pages, report=checked(pages.report))
 
 
 def read_pause(home: Path) -> Pause | None:
-    """The owner's pause; a file that cannot be read is one: it was written to have one."""
+    """The owner's pause, or UNREADABLE."""
     try:
-        return msgspec.json.decode((home / PAUSE_FILE).read_bytes(), type=Pause)
+        return _decoded(home / PAUSE_FILE, Pause)
+    except DamagedError:
+        return UNREADABLE
+
+
+def _decoded(path: Path, type_: type[T]) -> T | None:
+    """What a file holds; None if there is none. Raises DamagedError."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe would be waited for
+        with os.fdopen(fd, "rb") as file:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                raise DamagedError(f"{path.name} is no file")
+            blob = file.read(SIZE_BYTES_MAX + 1)
+        if len(blob) > SIZE_BYTES_MAX:
+            raise DamagedError(f"{path.name} has more than {SIZE_BYTES_MAX:,} bytes")
+        return msgspec.json.decode(blob, type=type_)
     except FileNotFoundError:
         return None
-    except (OSError, msgspec.DecodeError):
-        return Pause(0)
+    except (OSError, msgspec.MsgspecError, ValueError, RecursionError) as problem:
+        raise DamagedError(f"{path.name} is damaged ({type(problem).__name__})") from None
+
+
+def _set_aside(path: Path) -> str:
+    """Keep a damaged file for whoever wants to look; what was done, in words."""
+    aside = path.with_name(f"{path.name}.damaged")
+    try:
+        path.replace(aside)
+        sync_dir(path.parent)
+    except OSError as problem:
+        return f"it cannot be set aside: {problem.strerror}"
+    return f"it was set aside as {aside.name}"
 
 
 def pause(home: Path, now: Instant, for_s: int | None) -> Pause:

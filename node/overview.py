@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import socket
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import msgspec
 
@@ -23,6 +23,7 @@ from . import (
     show,
     show_night,
     show_routes,
+    started,
     swarm,
     transition,
 )
@@ -39,6 +40,26 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 RUN_FILE = "run.json"  # who runs here, where it listens, whom it is connected to
+
+
+class _Peer(msgspec.Struct):
+    peer: str
+    address: str
+    bytes_in: int
+    bytes_out: int
+    refused: dict[str, int]
+
+
+class _Running(msgspec.Struct):
+    """The run file, as far as it must be right to be shown at all."""
+
+    pid: Annotated[int, msgspec.Meta(gt=0, lt=1 << 31)]
+    addresses: list[str]
+    peers: list[_Peer]
+    links: dict[str, Any] = {}
+    night: dict[str, Any] = {}
+    transport: dict[str, Any] = {}
+    read: dict[str, str] = {}
 
 
 class UnknownLeafError(OwnerError):
@@ -81,13 +102,15 @@ def status(app: App) -> dict[str, Any]:
         "routing": transition.standing(app),
         "round": {
             "open": open_round.phase if open_round else None,
-            "running": open_round is not None and _round_runs(app),
+            "running": open_round is not None and app.is_locked("round"),
             "last_finished": last.finished if last else None,
         },
         "foreign": {state.value: sum(known.state is state for known in foreign) for state in State},
         "proposals": len(app.forests.proposals.waiting()),
         "kept_back": publishing.kept_back(app),
         "node": node,
+        "changed": started.changes(app, node),
+        "network": _network(node),
         "night": show_night.standing(app, node),
     }
 
@@ -113,25 +136,28 @@ def _source(history: History, restricted_outputs: bool) -> dict[str, Any]:
     }
 
 
-def _round_runs(app: App) -> bool:
-    """True if a process carries the open round out, False if it was stopped."""
-    try:
-        with app.lock("round", "a round is running"):
-            return False
-    except OwnerError:
-        return True
-
-
 def running(app: App) -> dict[str, Any] | None:
-    """What the running node says of itself; None if none is running."""
-    path = app.home / RUN_FILE
-    try:
-        state: dict[str, Any] = msgspec.json.decode(path.read_bytes())
-        os.kill(state["pid"], 0)
-        addresses = [reached for address in state["addresses"] for reached in _reachable(address)]
-    except (OSError, msgspec.DecodeError, KeyError):
+    """What the running node says of itself; None if none is running.
+
+    A node runs while its lock is held: a process of the number in the file may be any by now. Of
+    one whose file cannot be read, `damaged` says so, its process is None, and the rest is empty.
+    """
+    if not app.is_locked("run"):
         return None
-    return {**state, "addresses": addresses}
+    try:
+        told = msgspec.json.decode((app.home / RUN_FILE).read_bytes(), type=_Running)
+    except FileNotFoundError:
+        return None  # it is being started
+    except (OSError, msgspec.DecodeError, UnicodeDecodeError, RecursionError) as problem:
+        return {"pid": None, "damaged": str(problem), "addresses": [], "peers": []}
+    try:
+        os.kill(told.pid, 0)
+    except ProcessLookupError:
+        return None  # the lock is another's, who puts keys back or is about to start
+    except PermissionError:
+        pass
+    addresses = [reached for address in told.addresses for reached in _reachable(address)]
+    return {**msgspec.to_builtins(told), "addresses": addresses}
 
 
 def _reachable(address: str) -> list[str]:
@@ -149,17 +175,32 @@ def _reachable(address: str) -> list[str]:
     return [address.replace("0.0.0.0", ip, 1) for ip in sorted(set(found)) or ["127.0.0.1"]]
 
 
+def _network(node: dict[str, Any] | None) -> str:
+    if node is None or node["pid"] is None:
+        return ""
+    from . import reach
+
+    return reach.summary(node)
+
+
 def peers(app: App) -> dict[str, Any]:
     """Connected peers, own addresses, and the address book."""
     from . import peerbook  # only this one needs the gossip package
 
     node = running(app)
     book = peerbook.expected(app)
+    links = node.get("links", {}) if node else {}
+    connected = {each["peer"] for each in node["peers"]} if node else set()
+    why = {
+        each["peer"]: each["why"] or ""
+        for each in links.get("reach", {}).get("dialled", ())
+        if each["peer"] not in connected
+    }
     return {
         "running": node is not None,
         "addresses": node["addresses"] if node else [],
         "peers": node["peers"] if node else [],
-        "links": node.get("links", {}) if node else {},
+        "links": links,
         "private_swarm": bool(swarm.load(app.home)),
         "known": [entry.address for entry in book],
         "book": [
@@ -170,6 +211,7 @@ def peers(app: App) -> dict[str, Any]:
                 "score": round(book.score(entry), 3),
                 "last_reached": int(entry.last_ok_s) or None,
                 "failures": entry.failures,
+                "why": why.get(peerbook.peer_of(entry.address), ""),
             }
             for entry in book
         ],

@@ -102,7 +102,8 @@ def arguments_of(pid: int) -> list[str]:
 def _called(word: str, names: Sequence[str]) -> str:
     """Which name a word begins with: the system cuts names off after 15 letters."""
     lowered = word.lower()
-    return next((name for name in names if lowered.startswith(name[:15].lower())), "")
+    # Every word begins with an empty one, which would hide the names after it.
+    return next((name for name in names if name and lowered.startswith(name[:15].lower())), "")
 
 
 def _linux(proc: Path) -> Rows:

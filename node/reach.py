@@ -7,15 +7,19 @@ is the only proof that he can, so before that it is a guess, and said to be one.
 
 from __future__ import annotations
 
+import logging
 import socket
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import ip_network
 from typing import Any, Final, Literal
 
 from gossip.multiaddrs import CIRCUIT, AddressError, parse
 from gossip.multiaddrs import Reach as Far
 from gossip.ports import Connected, Disconnected, PeerId
 from gossip.transport_config import DialError, DialReason
+
+log = logging.getLogger(__name__)
 
 _OUTCOMES_MAX: Final = 512
 _ADVICE: Final = {
@@ -31,6 +35,11 @@ _ADVICE: Final = {
     DialReason.NO_ANSWER: "it is off, or a router or firewall drops it: let both use a relay",
     DialReason.NO_ADDRESS: "groove-node peers remove, then add it again",
 }
+
+_EXAMPLES: Final = [  # of documents: nobody has these
+    ip_network(each)
+    for each in ("192.0.2.0/24", "198.51.100.0/24", "203.0.113.0/24", "2001:db8::/32")
+]
 
 Verdict = Literal["ok", "note", "bad"]
 Row = tuple[str, Verdict, str, str]  # check, verdict, finding, what to do
@@ -49,7 +58,8 @@ class Reach:
     """What one running node has seen of the network.
 
     dial: the transport's. relays: (relay, whether reserved, why not) of each relay that it uses.
-    carried: what it relays for others; None if it does not.
+    carried: what it relays for others; None if it does not. named: whether a peer is one of the
+    owner's, of whom the log says why they are not reached.
     """
 
     def __init__(
@@ -58,11 +68,14 @@ class Reach:
         clock: Callable[[], float],
         relays: Callable[[], Iterable[Any]] = tuple,
         carried: Callable[[], Mapping[str, int] | None] = lambda: None,
+        named: Callable[[PeerId], bool] = lambda peer: False,
     ) -> None:
         self._dial = dial
         self._clock = clock
         self._relays = relays
         self._carried = carried
+        self._named = named
+        self._logged: dict[str, DialReason] = {}  # by address: one of several may fail otherwise
         self._outcomes: dict[PeerId, _Outcome] = {}
         self._came_from: Far | None = None  # as far away as any that has dialled this node
         self._links: dict[PeerId, Connected] = {}
@@ -115,10 +128,59 @@ class Reach:
 
     def _note(self, address: str, reason: DialReason | None) -> None:
         peer = PeerId(address.rpartition("/p2p/")[2])
+        self._log(peer, address, reason)
         self._outcomes.pop(peer, None)
         self._outcomes[peer] = _Outcome(address, self._clock(), reason)
         if len(self._outcomes) > _OUTCOMES_MAX:
             del self._outcomes[next(iter(self._outcomes))]
+
+    def _log(self, peer: PeerId, address: str, reason: DialReason | None) -> None:
+        """The first failure of an owner's peer at an address, and each change of its reason."""
+        if reason is None:
+            self._logged.pop(address, None)
+        elif self._logged.get(address) is not reason and self._named(peer):
+            self._logged[address] = reason
+            log.info("peer not reached peer=%s address=%s reason=%s", peer, address, reason.value)
+            if len(self._logged) > _OUTCOMES_MAX:
+                del self._logged[next(iter(self._logged))]
+
+
+def is_example(address: str) -> bool:
+    """True of a multiaddr that leads nowhere, for it is of a range that documents use."""
+    try:
+        host = parse(address).host
+    except AddressError:
+        return False
+    return not isinstance(host, str) and any(host in network for network in _EXAMPLES)
+
+
+def summary(node: Mapping[str, Any]) -> str:
+    """The network in a line, for `status`. node: the run file's."""
+    facts = node.get("links", {}).get("reach", {})
+    direct = [each for each in node["addresses"] if CIRCUIT not in each]
+    relayed = len(direct) < len(node["addresses"])
+    linked = len(node["peers"])
+    parts = [f"{linked} peer{'s' * (linked != 1)} linked"]
+    _, verdict, text, _ = _reachable(facts, direct, relayed, "")
+    outside = "yes" if verdict == "ok" else "not known yet" if text.startswith("unknown") else "no"
+    parts.append(f"reachable from outside: {outside}")
+    if node.get("read", {}).get("swarm"):
+        parts.append("private swarm")
+    if relays := facts.get("relays"):
+        parts.append("relay reserved" if any(x["reserved"] for x in relays) else "no relay answers")
+    failing = {each["peer"] for each in facts.get("dialled", ()) if each["why"]}
+    if not linked and failing:
+        parts.append("`groove-node doctor` says why peers are not reached")
+    return "; ".join(parts)
+
+
+def _is_loopback(address: str) -> bool:
+    """Of what to listen on; "everywhere" is not."""
+    try:
+        host = parse(address).host
+    except AddressError:
+        return False
+    return not isinstance(host, str) and host.is_loopback
 
 
 def _far(address: str) -> Far:
@@ -139,8 +201,11 @@ def findings(node: Mapping[str, Any] | None, listen: str, owners: Iterable[str])
     facts = node.get("links", {}).get("reach", {})
     relayed = [each for each in node["addresses"] if CIRCUIT in each]
     direct = [each for each in node["addresses"] if CIRCUIT not in each]
-    rows: list[Row] = [("port", "ok", f"listening at {direct[0]}", "")]
-    rows.append(_reachable(facts, direct, bool(relayed)))
+    rows: list[Row] = [("port", "note", "not listening now", "look again in a minute")]
+    if direct:
+        rows = [("port", "ok", f"listening at {direct[0]}", "")]
+    listen = node.get("read", {}).get("listen", listen)  # `run --listen` goes before the file
+    rows.append(_reachable(facts, direct, bool(relayed), listen))
     rows += [_relay(each) for each in facts.get("relays", ())]
     if carried := facts.get("carried"):
         text = f"relays for others: {carried['reservations']} reserved, {carried['circuits']} open"
@@ -166,13 +231,13 @@ def _port(listen: str) -> Row:
     return ("port", "ok", f"{listen} is free", "")
 
 
-def _reachable(facts: Mapping[str, Any], direct: list[str], relayed: bool) -> Row:
+def _reachable(facts: Mapping[str, Any], direct: list[str], relayed: bool, listen: str) -> Row:
     came_from = facts.get("dialled_from")
     if came_from == "public":
         return ("reachable", "ok", "from outside: a peer of another network has connected", "")
     if relayed:
         return ("reachable", "ok", "from outside, through a relay", "")
-    reaches = [_far(each) for each in direct]
+    reaches = [_far(each) for each in direct if not is_example(each)]
     port = parse(direct[0]).port if direct else 0
     if Far.PUBLIC in reaches:
         text = "unknown: this machine has a public address, and nobody has dialled it yet"
@@ -188,6 +253,8 @@ def _reachable(facts: Mapping[str, Any], direct: list[str], relayed: bool) -> Ro
         )
         return ("reachable", "note", text, advice)
     text = "from this machine alone: the node listens on loopback"
+    if _is_loopback(listen):  # the owner's will, and nothing to mend
+        return ("reachable", "ok", f"{text}, as `listen` says", "")
     return ("reachable", "note", text, 'listen = "/ip4/0.0.0.0/tcp/4021" under [mesh.transport]')
 
 

@@ -8,6 +8,7 @@ epoch, begins none before a peer has told what it holds.
 
 from __future__ import annotations
 
+import errno
 import os
 import uuid
 from dataclasses import dataclass
@@ -19,17 +20,30 @@ import msgspec
 from gossip.keys import Keys, private_key, public_bytes
 from gossip.wire import EPOCH_MAX, HOUR_S, Standing, encode
 
-from . import keyfiles, keysafe
+from . import keyfiles, keysafe, swarm
 from .errors import OwnerError
-from .home import check_private, private_dir, remembered_path, sync_dir, write_atomic
+from .home import PRIVATE_FILE, private_dir, remembered_path, sync_dir, write_atomic
 from .identity import next_doc, read_seed, seed_file
-from .keyfiles import AWAY, BACKUP, DOC, OP, RESTORED, ROOT, SWARM, TRANSPORT, Backup, Change
+from .keyfiles import (
+    AWAY,
+    BACKUP,
+    DOC,
+    MOMENT_MAX,
+    OP,
+    RESTORED,
+    ROOT,
+    SWARM,
+    TRANSPORT,
+    Backup,
+    Change,
+)
 from .keysafe import Secrets
 from .mailbox import Rekey
 from .show import moment
 
 if TYPE_CHECKING:
     from gossip.origin import Claims
+    from gossip.wire import KeyDoc
 
     from .app import App
 
@@ -37,6 +51,9 @@ DAY_S = 86_400
 SOON_D = 30  # days before a key's end at which the owner hears of it
 UNREADABLE = "unreadable"  # in the place of an origin
 OTHER_KEYS = "the keys of this home were replaced by those of another origin"
+BUSY = "the keys are being copied or changed already"
+# What file systems without a second name for a file (those of USB sticks) say of one.
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS}
 
 
 class KeysError(OwnerError):
@@ -63,31 +80,51 @@ class Restored:
 # A copy -------------------------------------------------------------------------------------------
 
 
-def export(app: App, path: Path, passphrase: str, *, root_only: bool = False) -> None:
+def export(
+    app: App, path: Path, passphrase: str, *, root_only: bool = False, take_out: bool = False
+) -> None:
     """Write all keys, or the root key alone, to a new file, and read it back.
 
-    Raises KeysError if there is such a file, SafeError for a poor passphrase.
+    take_out: with root_only: remove the root key that was written from this machine. Raises
+    KeysError if there is such a file, SafeError for a poor passphrase.
     """
+    assert root_only or not take_out
     keysafe.check_passphrase(passphrase)
+    with app.lock("keys", BUSY):
+        kept = _secrets(app, root_only=root_only)
+        now_s = app.clock.now_s()
+        _write_new(path, keysafe.seal(kept, passphrase, now_s))
+        if keysafe.unseal(path.read_bytes(), passphrase)[1] != kept:
+            raise KeysError(
+                f"{path} does not read back as it was written", unchanged="Trust it not."
+            )
+        doc = app.identity.keys.doc
+        files = {BACKUP: msgspec.json.encode(Backup(now_s, doc.epoch, root_only))}
+        if take_out:
+            files[AWAY] = moment_of(now_s).encode() + b"\n"
+        _change(app, doc, Change(files, gone=(ROOT,) if take_out else ()), kept.root)
+    app.reload_identity()
+
+
+def _change(app: App, doc: KeyDoc, change: Change, root: bytes | None = None) -> None:
+    """Change the keys, if they are those still that were read: with this document, and this root
+    key where that is to go. Raises KeysError."""
     folder = app.home / "keys"
-    kept = _secrets(app, root_only=root_only)
-    now_s = app.clock.now_s()
-    blob = keysafe.seal(kept, passphrase, now_s)
-    _write_new(path, blob)
-    if keysafe.unseal(path.read_bytes(), passphrase)[1] != kept:
-        raise KeysError(f"{path} does not read back as it was written", unchanged="Trust it not.")
-    note = Backup(now_s, app.identity.keys.doc.epoch, root_only)
-    keyfiles.commit(folder, Change({BACKUP: msgspec.json.encode(note)}))
-
-
-def take_root_out(app: App) -> None:
-    """Remove the root key from this machine; it was exported a moment ago."""
-    date = moment_of(app.clock.now_s()).encode() + b"\n"
-    keyfiles.commit(app.home / "keys", Change({AWAY: date}, gone=(ROOT,)))
+    with keyfiles.writing(folder):
+        same = (folder / DOC).read_bytes() == encode(doc)
+        if same and ROOT in change.gone:
+            same = read_seed(folder / ROOT) == root
+        if not same:
+            raise KeysError(
+                "the keys were changed by another process meanwhile",
+                unchanged="They were left as that process wrote them.",
+                next_step="Look at them with `groove-node keys show`, then try again.",
+            )
+        keyfiles.put(folder, change)
 
 
 def _secrets(app: App, *, root_only: bool) -> Secrets:
-    folder, keys = app.home / "keys", app.identity.keys
+    folder, keys = app.home / "keys", app.reload_identity().keys
     with keyfiles.reading(folder):
         away = (folder / AWAY).exists()
         if root_only and away:
@@ -95,15 +132,13 @@ def _secrets(app: App, *, root_only: bool) -> Secrets:
         root = None if away else read_seed(folder / ROOT)
         if root_only:
             return Secrets(root)
-        swarm = folder / SWARM
-        if swarm.exists():
-            check_private(swarm)
+        in_swarm = bool(swarm.load(app.home))  # a damaged one could not be put back
         return Secrets(
             root,
             read_seed(folder / OP),
             app.identity.transport,
             encode(keys.doc),
-            swarm.read_bytes() if swarm.exists() else b"",
+            (folder / SWARM).read_bytes() if in_swarm else b"",
         )
 
 
@@ -112,7 +147,12 @@ def _write_new(path: Path, blob: bytes) -> None:
     fresh = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
         write_atomic(fresh, blob)
-        os.link(fresh, path)
+        try:
+            os.link(fresh, path)
+        except OSError as problem:
+            if problem.errno not in _NO_LINKS:
+                raise
+            _write_in_place(path, blob)
     except FileExistsError:
         raise KeysError(
             f"{path} exists",
@@ -124,17 +164,35 @@ def _write_new(path: Path, blob: bytes) -> None:
     sync_dir(path.parent)
 
 
+def _write_in_place(path: Path, blob: bytes) -> None:
+    """Write a file where there is none; a kill may leave a part of it, which opens as nothing."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, PRIVATE_FILE)
+    try:
+        with os.fdopen(descriptor, "wb") as out:
+            out.write(blob)
+            out.flush()
+            os.fsync(out.fileno())
+    except BaseException:
+        path.unlink()
+        raise
+
+
 def restore(app: App, path: Path, passphrase: str, *, replace: bool = False) -> Restored:
     """Put exported keys into this home, all or none of them.
 
     replace: also over those that are there. Raises KeysError, SafeError.
     """
     header, kept = keysafe.unseal(read_export(path), passphrase)
+    with app.lock("keys", BUSY):
+        return _put_back(app, kept, header.made, replace=replace)
+
+
+def _put_back(app: App, kept: Secrets, made: float, *, replace: bool) -> Restored:
     folder = app.home / "keys"
     origin, before = keysafe.origin_in(kept), origin_here(app)
     doc = kept.key_doc()
     if doc is None:
-        return _root_put_back(app, kept, origin, header.made)
+        return _root_put_back(app, kept, origin, made)
     if before and not replace:
         raise KeysError(
             f"{folder} holds keys already, of origin {before[:16]}…",
@@ -143,20 +201,20 @@ def restore(app: App, path: Path, passphrase: str, *, replace: bool = False) -> 
             "a copy of what is here.",
         )
     with app.lock("run", "a node is running here with the keys that are to be replaced"):
-        files, gone = _restored_files(kept, header.made, app.clock.now_s(), doc.epoch)
+        files, gone = _restored_files(kept, made, app.clock.now_s(), doc.epoch)
         other = bool(before) and before != origin.hex()
         if other:
             if before != UNREADABLE:  # first: a kill must not leave what was granted to another
                 app.consent.suspend(OTHER_KEYS)
             _put_mesh_aside(app)  # the last head in it is signed by a key that will be a stranger's
         if folder.exists() and any(folder.iterdir()):
-            keyfiles.commit(folder, Change(files, gone))
+            keyfiles.replace(folder, Change(files, gone))
         else:
             keyfiles.found(folder, Change(files, gone))
         app.reload_identity()
         if other:
             app.consent.suspend(OTHER_KEYS)
-    return Restored(origin, doc.epoch, before if before != origin.hex() else "", header.made)
+    return Restored(origin, doc.epoch, before if before != origin.hex() else "", made)
 
 
 def _restored_files(
@@ -188,8 +246,9 @@ def _root_put_back(app: App, kept: Secrets, origin: bytes, made: float) -> Resto
             next_step="Restore a copy of all keys first: `keys export` without --root-only.",
         )
     assert kept.root is not None
-    keyfiles.commit(app.home / "keys", Change({ROOT: seed_file(kept.root)}, gone=(AWAY,)))
-    return Restored(origin, app.identity.keys.doc.epoch, "", made)
+    doc = app.identity.keys.doc
+    _change(app, doc, Change({ROOT: seed_file(kept.root)}, gone=(AWAY,)))
+    return Restored(origin, doc.epoch, "", made)
 
 
 def read_export(path: Path) -> bytes:
@@ -229,7 +288,7 @@ def rotate(
     is not on this machine. unheard: the owner knows that there is no later epoch than what is
     known here. Raises KeysError.
     """
-    with app.lock("keys", "the keys are being changed already"):
+    with app.lock("keys", BUSY):
         before, known = app.reload_identity().keys, claims_known(app)
         _check_may_rotate(app, before, known, unheard)
         seed = root if root is not None else root_here(app)
@@ -247,7 +306,7 @@ def rotate(
         keys = Keys(private_key(op), doc)
         files = {OP: seed_file(op), DOC: encode(doc)}
         _remember(app, epoch)  # first: an epoch that is skipped does no harm
-        keyfiles.commit(app.home / "keys", Change(files, gone=(RESTORED,)))
+        _change(app, before.doc, Change(files, gone=(RESTORED,)))
     app.mailbox.post(Rekey(), app.clock.now_s())
     app.reload_identity()
     return keys
@@ -406,4 +465,4 @@ def peer_id(transport: bytes) -> str:
 def moment_of(seconds: float) -> str:
     from leaves.model import Instant
 
-    return moment(Instant(int(seconds)))
+    return moment(Instant(min(int(seconds), MOMENT_MAX)))  # a document may name any hour

@@ -22,9 +22,8 @@ from gossip.bundle_files import chunk_list
 from gossip.wire import BLOB_BYTES_MAX, CHUNK_BYTES, encode
 from leaves.bundle import BUNDLE_BYTES_MAX
 
-from .bundles import address_of, checked
+from .bundles import address_of, checked, list_of
 from .errors import OwnerError
-from .mirror import list_of
 
 if TYPE_CHECKING:
     from obstore.store import S3Config, S3Store

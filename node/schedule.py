@@ -17,11 +17,11 @@ import sys
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import msgspec
 import trio
-from msgspec import Struct
+from msgspec import Meta, Struct
 
 from leaves.model import Instant
 
@@ -50,8 +50,8 @@ Start = Callable[[list[str], Mapping[str, str], Begun], Awaitable[int]]
 class Tries(Struct, frozen=True):
     """What became of the rounds that the node started. failures: in a row."""
 
-    failures: int = 0
-    at: int = 0  # when the last one ended, Unix seconds
+    failures: Annotated[int, Meta(ge=0)] = 0
+    at: Annotated[int, Meta(ge=0)] = 0  # when the last one ended, Unix seconds
 
 
 def back_off_s(failures: int) -> int:
@@ -195,7 +195,7 @@ class Scheduler:
         """What became of the last ones; nothing is known if the file is damaged."""
         try:
             return msgspec.json.decode((self._app.home / "rounds" / FILE).read_bytes(), type=Tries)
-        except (OSError, msgspec.DecodeError):
+        except (OSError, msgspec.DecodeError, ValueError, RecursionError):
             return Tries()
 
     def _ended(self, code: int) -> None:

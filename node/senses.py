@@ -14,6 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -158,7 +159,10 @@ class MachineSenses:
         if idle_s is not None:
             self._says("idle")
             return idle_s
-        touched = [path.stat().st_atime for path in self._terminals() if path.exists()]
+        touched = []
+        for path in self._terminals():
+            with suppress(OSError):  # closed since it was listed
+                touched.append(path.stat().st_atime)
         if touched:
             self._says("idle", "not known here: judged by load and by terminals")
             return max(0.0, self._wall_s() - max(touched))

@@ -11,6 +11,7 @@ import hashlib
 import os
 import plistlib
 import re
+import stat
 import sys
 from dataclasses import dataclass
 from enum import StrEnum
@@ -101,7 +102,7 @@ def launchd(place: Place) -> Service:
 
 
 def _unit(place: Place, version: int) -> str:
-    command = " ".join(_quoted(word).replace("$", "$$") for word in place.command)
+    command = _command(place)
     environment = "\n".join(
         f"Environment={_quoted(f'{name}={value}')}" for name, value in place.environment.items()
     )
@@ -163,7 +164,18 @@ WantedBy=default.target
 """
 
 
+def _command(place: Place) -> str:
+    words = [_quoted(word).replace("$", "$$") for word in place.command]
+    if "$" in place.python:
+        # systemd takes the program's path literally, and has variables in what it is told of its
+        # own name, by which Python finds its environment: so both are given.
+        words.insert(0, _quoted("@" + place.python))
+    return " ".join(words)
+
+
 def _plist(place: Place, label: str) -> str:
+    for word in (*place.command, *place.environment.values()):
+        _check_printable(word)
     return plistlib.dumps(
         {
             "Label": label,
@@ -187,14 +199,18 @@ def _plist(place: Place, label: str) -> str:
 
 def _quoted(word: str) -> str:
     """A word of a unit file as it is meant: spaces, quotes and % have a meaning there."""
+    _check_printable(word)
+    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
+    return f'"{escaped}"'
+
+
+def _check_printable(word: str) -> None:
     if not word.isprintable():
         raise ServiceError(
             f"{word!r} holds a character that no service file can",
             unchanged="Nothing was written.",
             next_step="Give the home, or the virtual environment, another name.",
         )
-    escaped = word.replace("\\", "\\\\").replace('"', '\\"').replace("%", "%%")
-    return f'"{escaped}"'
 
 
 # Whose it is --------------------------------------------------------------------------------------
@@ -209,9 +225,9 @@ def _signed(text: str, comment: str) -> str:
 
 def state_of(path: Path) -> State:
     """Whose file lies there. A link is never ours: its end may be anywhere."""
-    if path.is_symlink():
-        return State.FOREIGN
     try:
+        if not stat.S_ISREG(path.lstat().st_mode):  # to open a pipe would wait for its writer
+            return State.FOREIGN
         with path.open("rb") as file:
             lines = file.read(_FILE_BYTES_MAX).decode("utf-8", "replace").splitlines(keepends=True)
     except FileNotFoundError:

@@ -18,7 +18,7 @@ from msgspec import Struct
 
 from leaves.rules import Rules, bounds
 
-from . import show
+from . import overview, show, started
 from .config import FILE, Config, load
 from .errors import MisuseError
 from .home import write_atomic
@@ -29,8 +29,10 @@ if TYPE_CHECKING:
 _HEADER = re.compile(r"\s*\[([^\[\]]+)\]\s*(?:#.*)?")
 _COMMENT = re.compile(r"#\s*(.+)$")
 _MORE = re.compile(r"\s+#\s*(.+)")  # a comment that goes on below its field
+_EMPTY = """an empty text is written '""', in both quotes"""
 _CLAUSE = re.compile(r"^§\d+[^:]*:\s*")
-FOLDERS = ("training.chassis", "encoder.path")
+WINDOW = "always or HH:MM-HH:MM, such as 23:00-05:00"
+TEXTS = """a list of texts, such as '[\"…\"]'"""
 
 
 def values(config: Config) -> dict[str, Any]:
@@ -64,10 +66,7 @@ def explain(app: App, key: str) -> dict[str, Any]:
     """One key: its value, its default, what it may be, and the reason that stands beside it."""
     if key not in values(app.config):
         raise _unknown(key)
-    section: Struct = Config()
-    *path, name = key.split(".")
-    for each in path:
-        section = getattr(section, each)
+    section, name = _field(key)
     return {
         "key": key,
         "value": values(app.config)[key],
@@ -75,6 +74,21 @@ def explain(app: App, key: str) -> dict[str, Any]:
         "allowed": _allowed(type(section), name),
         "why": _why(type(section), name),
     }
+
+
+def allowed(key: str) -> str:
+    """What a key may be, in words."""
+    section, name = _field(key)
+    return _allowed(type(section), name)
+
+
+def _field(key: str) -> tuple[Struct, str]:
+    """The section of a key with its defaults, and the name in it."""
+    section: Struct = Config()
+    *path, name = key.split(".")
+    for each in path:
+        section = getattr(section, each)
+    return section, name
 
 
 def explain_all(app: App, section: str | None) -> list[dict[str, Any]]:
@@ -105,9 +119,11 @@ def _allowed(section: type[Struct], name: str) -> str:
                 return "a number"
             low = f"above {told.gt:,}" if told.gt is not None else f"from {told.ge:,}"
             return f"{low} to {told.le:,}" if told.le is not None else low
+        case msgspec.inspect.StrType(pattern=str()):
+            return WINDOW if name == "window" else "64 hexadecimal digits, or an empty text"
         case msgspec.inspect.StrType():
             return "a text"
-    return "a list of texts"
+    return TEXTS
 
 
 def _toml(value: object) -> str:
@@ -139,15 +155,19 @@ def change(app: App, key: str, value: str) -> dict[str, Any]:
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         changed, after = _checked(path, text, key, value, before[key])
         write_atomic(path, changed.encode())
-    return {"key": key, "old": before[key], "new": after[key]}
+    node = overview.running(app)
+    restart = bool(started.changes(app, node)) and key.partition(".")[0] != "rules"
+    return {"key": key, "old": before[key], "new": after[key], "restart": restart}
 
 
 def _checked(
     path: Path, text: str, key: str, value: str, before: object
 ) -> tuple[str, dict[str, Any]]:
     """The text with the key set, and all values that it then holds. Raises MisuseError."""
+    from . import sound  # it needs the gossip package, which most commands do without
+
     section, _, name = key.rpartition(".")
-    why = "it is more than one line"
+    why = "it is more than one line" if value else _EMPTY
     quoted = _toml(value)  # `ask` means "ask"
     tries = (value, quoted) if len(value.splitlines()) == 1 else ()
     for written in tries:
@@ -155,14 +175,14 @@ def _checked(
         try:
             after = values(msgspec.toml.decode(changed, type=Config))
         except msgspec.ValidationError as problem:
-            why = str(problem)
+            why = _plain(key, str(problem))
             if isinstance(before, str):
                 continue
             break  # it was a value of TOML, so this is what is wrong with it
         except (msgspec.DecodeError, ValueError) as problem:
             why = str(problem)
             continue
-        why = _no_folder(key, after[key])
+        why = sound.fault(key, after[key])
         if not why:
             return changed, after
         break
@@ -173,16 +193,11 @@ def _checked(
     )
 
 
-def _no_folder(key: str, value: object) -> str:
-    """Why a key that names a model's folder cannot be this; empty if it can."""
-    if key not in FOLDERS or not isinstance(value, str) or not value:
-        return ""
-    folder = Path(value).expanduser()
-    if not folder.is_absolute():
-        return f"a node may run anywhere: give the whole path, {folder.resolve()}"
-    if not folder.is_dir():
-        return f"there is no folder {folder}"
-    return "" if (folder / "config.json").is_file() else f"{folder} holds no config.json"
+def _plain(key: str, problem: str) -> str:
+    """What msgspec says of a value, with what the key may be where that is no help."""
+    if re.search(r"matching regex|`bool`|`array`", problem):
+        return f"expected {allowed(key)}"
+    return problem
 
 
 def edited(text: str, section: str, name: str, value: str) -> str:

@@ -8,8 +8,11 @@ Own bundles are not on this shelf: they are kept for as long as their leaf may b
 
 from __future__ import annotations
 
+import fcntl
 import logging
-from collections.abc import Collection, Iterable
+import os
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,7 +25,7 @@ from leaves.model import LeafId
 
 from .errors import OwnerError
 from .foreign import Known
-from .home import write_atomic
+from .home import PRIVATE_FILE, write_atomic
 
 if TYPE_CHECKING:
     from .app import App
@@ -30,6 +33,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 FILE = "pins.json"
+LOCK_FILE = "pins.lock"
 PINS_MAX = 10_000
 
 
@@ -63,7 +67,7 @@ class Shelf:
             return msgspec.json.decode(self._path.read_bytes(), type=tuple[Pin, ...])
         except FileNotFoundError:
             return ()
-        except (msgspec.DecodeError, ValueError) as problem:
+        except (OSError, msgspec.DecodeError, ValueError, RecursionError) as problem:
             raise PinsError(
                 f"{self._path} cannot be read: {problem}",
                 unchanged="It was left as it is; until it is mended nothing counts as pinned.",
@@ -85,36 +89,39 @@ class Shelf:
     def pin(self, known: Known) -> None:
         """Keep a leaf's bundles from now on; those that are not here yet, once they are."""
         leaf = known.leaf
-        others = [pin for pin in self.pins() if not _is_of(pin, leaf.origin, leaf.leaf)]
-        if len(others) >= PINS_MAX:
-            raise PinsError(
-                f"{PINS_MAX:,} leaves are pinned already",
-                unchanged="Nothing was pinned.",
-                next_step="`groove-node leaf unpin` lets one go.",
-            )
-        self._write([*others, Pin(leaf.origin, leaf.leaf, known.name, _roots(known))])
+        with self._turn():
+            others = [pin for pin in self.pins() if not _is_of(pin, leaf.origin, leaf.leaf)]
+            if len(others) >= PINS_MAX:
+                raise PinsError(
+                    f"{PINS_MAX:,} leaves are pinned already",
+                    unchanged="Nothing was pinned.",
+                    next_step="`groove-node leaf unpin` lets one go.",
+                )
+            self._write([*others, Pin(leaf.origin, leaf.leaf, known.name, _roots(known))])
 
     def unpin(self, origin: str, leaf: LeafId | None) -> bool:
         """Let a leaf's bundles go, or all of an origin's (None); False if none was pinned."""
-        pins = self._pins()
-        kept = [pin for pin in pins if not _is_of(pin, origin, leaf)]
-        if len(kept) < len(pins):
-            self._write(kept)
-        return len(kept) < len(pins)
+        with self._turn():
+            pins = self._pins()
+            kept = [pin for pin in pins if not _is_of(pin, origin, leaf)]
+            if len(kept) < len(pins):
+                self._write(kept)
+            return len(kept) < len(pins)
 
     def pinned_roots(self, present: Collection[Known]) -> set[str]:
         """The bundles that stay. present: the leaves that are known now, whose bundles may be
         others than when they were pinned."""
         now = {(known.leaf.origin, known.leaf.leaf): known for known in present}
-        pins = self._pins()
-        renewed = [
-            msgspec.structs.replace(pin, roots=_roots(known), name=known.name)
-            if (known := now.get((pin.origin, pin.leaf))) and known.leaf.root
-            else pin
-            for pin in pins
-        ]
-        if renewed != list(pins):
-            self._write(renewed)
+        with self._turn():
+            pins = self._pins()
+            renewed = [
+                msgspec.structs.replace(pin, roots=_roots(known), name=known.name)
+                if (known := now.get((pin.origin, pin.leaf))) and known.leaf.root
+                else pin
+                for pin in pins
+            ]
+            if renewed != list(pins):
+                self._write(renewed)
         return {root for pin in renewed for root in pin.roots}
 
     def used(self, root: str) -> None:
@@ -130,6 +137,17 @@ class Shelf:
             return self._files.path(bytes.fromhex(root)).stat().st_mtime
         except FileNotFoundError:
             return 0.0  # only begun
+
+    @contextmanager
+    def _turn(self) -> Iterator[None]:
+        """A command and the running node change pins one after the other: each writes all that it
+        has read. Falls with the process; held for as long as a small file takes to be written."""
+        fd = os.open(self._path.with_name(LOCK_FILE), os.O_RDWR | os.O_CREAT, PRIVATE_FILE)
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(fd)
 
     def _write(self, pins: Iterable[Pin]) -> None:
         ordered = sorted(pins, key=lambda pin: (pin.origin, pin.leaf))

@@ -147,17 +147,11 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
     foreign = ", ".join(f"{n} {state}" for state, n in status["foreign"].items() if n)
     last = status["round"]["last_finished"]
     node = status["node"]
-    running = (
-        f"running (process {node['pid']}), {counted(len(node['peers']), 'peer')}, "
-        f"at {node['addresses'][0]}"
-        if node
-        else "not running: `groove-node run`"
-    )
     facts = [
         ("home", status["home"]),
         ("origin", status["origin"]),
         ("allowed", disclosure.standing_line(status["consent"])),
-        ("node", running),
+        ("node", node_line(node)),
         ("captured", captured_line(status)),
         *queue_facts(status["queue"]),
         *source_facts(status["sources"], watched=node is not None),
@@ -177,6 +171,26 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
         facts.append(("waits for you", f"{counted(waiting, 'proposal')}: `groove-node approve`"))
     facts += [("kept back", text) for text in publishing.lines(status["kept_back"])]
     return facts + [("next", text) for text in status["next"]]
+
+
+def node_line(node: Mapping[str, Any] | None) -> str:
+    """Whether a node runs, and where. node: what `overview.running` found."""
+    if node is None:
+        return "not running: `groove-node run`"
+    if node["pid"] is None:
+        return f"running, {process(node)}: end the node, and start it again"
+    return f"running ({process(node)}), {counted(len(node['peers']), 'peer')}, {listening(node)}"
+
+
+def process(node: Mapping[str, Any]) -> str:
+    if node["pid"] is None:
+        return "and its run file cannot be read"
+    return f"process {node['pid']}"
+
+
+def listening(node: Mapping[str, Any]) -> str:
+    """Where it listens: nowhere for the moments in which its host is started again."""
+    return f"at {node['addresses'][0]}" if node["addresses"] else "not listening now"
 
 
 def captured_line(status: dict[str, Any]) -> str:

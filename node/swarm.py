@@ -20,6 +20,8 @@ FILE: Final = "swarm.key"
 class SwarmKeyError(OwnerError):
     """The swarm key cannot be used."""
 
+    exit_code = 2
+
 
 def load(home: Path) -> str:
     """The key, "" if there is none. Raises SwarmKeyError, WideOpenError."""
@@ -27,15 +29,22 @@ def load(home: Path) -> str:
     if not path.exists():
         return ""
     check_private(path)
-    text = path.read_text(encoding="ascii", errors="replace").strip().lower()
-    if not re.fullmatch(r"[0-9a-f]{64}", text):
+    data = path.read_bytes()
+    key = key_in(data)
+    if not key:
         raise SwarmKeyError(
-            f"{path}: expected 64 hexadecimal digits, found {len(text)} characters",
+            f"{path}: expected 64 hexadecimal digits, found {len(data.strip())} characters",
             unchanged="Nothing was dialled: without the key it would be another swarm.",
             next_step="Join again by an invitation of this swarm; or remove the file, to belong "
             "to the swarm that is open to all.",
         )
-    return text
+    return key
+
+
+def key_in(data: bytes) -> str:
+    """The key in the bytes of such a file; "" if they are none."""
+    text = data.decode("ascii", "replace").strip().lower()
+    return text if re.fullmatch(r"[0-9a-f]{64}", text) else ""
 
 
 def store(home: Path, key: str) -> bool:

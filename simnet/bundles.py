@@ -37,6 +37,7 @@ class Fetched:
     lies: int  # chunks that were not what their hashes say
     false_bytes: int  # of those
     kills: int
+    failures: int  # fetches that ended without it
     lost_bytes: int  # that had arrived, and went with a death
     trace_hash: str
 
@@ -100,6 +101,7 @@ def fetch_under_fire(
         lies=me.false_chunks_in,
         false_bytes=me.false_bytes_in,
         kills=me.kills,
+        failures=me.failures,
         lost_bytes=me.lost_bytes,
         trace_hash=time.trace_hash(),
     )

@@ -170,3 +170,40 @@ def test_of_strangers_the_one_of_the_largest_crowd_goes_first() -> None:
     for number in range(100, 200):  # each in the name of another introducer, from one network
         book.introduce(f"/ip4/198.51.0.1/tcp/{number + 1024}/p2p/{peer(number)}", f"x{number}", 1.0)
     assert {peer(number) for number in range(4)} <= set(book.peers()) and len(book) == 12
+
+
+def test_what_worked_lately_outlives_an_outage_and_a_flood_of_new_names() -> None:
+    book = AddressBook()
+    proven = [f"/ip4/{20 + n}.1.1.1/tcp/4021/p2p/{peer(n)}" for n in range(200)]
+    for number, where in enumerate(proven):
+        book.introduce(where, peer(1000 + number), 1e6)
+        book.succeeded(where, 1e6)
+        for _ in range(6):
+            book.failed(where, 1e6)
+    for number in range(2000, 2000 + 16 * 32):
+        where = f"/ip4/{11 + number % 200}.{number % 199}.9.9/tcp/4021/p2p/{peer(number)}"
+        book.introduce(where, f"x{number // 32}", 1e6)
+    assert len(book) == 256 and {peer(n) for n in range(200)} <= set(book.peers())
+
+
+def test_a_book_full_of_what_works_has_room_for_news_and_forgets_what_is_long_gone() -> None:
+    book = AddressBook(peers_max=16)
+    for number in range(16):
+        book.introduce(address(number), peer(number), 1.0)
+        book.succeeded(address(number), DAY_S if number else 30 * DAY_S)
+    for number in range(1, 16):
+        book.failed(address(number), 30 * DAY_S)
+        book.failed(address(number), 30 * DAY_S)
+    for number in range(100, 104):
+        where = f"/ip4/198.{number}.0.1/tcp/4021/p2p/{peer(number)}"
+        book.introduce(where, peer(number), 30 * DAY_S)
+    assert {peer(0), *(peer(n) for n in range(100, 104))} <= set(book.peers())
+    fresh = AddressBook(peers_max=16)
+    for number in range(16):
+        fresh.introduce(address(number), peer(number), 1.0)
+        fresh.succeeded(address(number), 1.0)
+        fresh.failed(address(number), 1.0)
+        fresh.failed(address(number), 1.0)
+    for number in range(100, 110):
+        fresh.introduce(address(number), f"x{number}", 1.0)
+    assert sum(peer(n) in fresh for n in range(16)) == 14 and peer(109) in fresh

@@ -65,7 +65,7 @@ def test_an_unknown_command_or_option_is_misuse(groove: Run) -> None:
 
 
 def test_a_command_without_a_home_says_to_run_init(groove: Run) -> None:
-    assert "groove-node init" in refused(groove("status"))
+    assert "groove-node init" in refused(groove("status"), code=2)
 
 
 def test_init_makes_a_private_home_and_a_second_one_changes_nothing(ready: Run, home: Path) -> None:
@@ -165,7 +165,7 @@ def test_a_command_line_that_is_wrong_is_told_in_three_lines(
 
 
 def test_an_address_that_is_no_multiaddr_is_told_with_one_that_is(ready: Run) -> None:
-    text = refused(ready("run", "--listen", "foo"))
+    text = refused(ready("run", "--listen", "foo"), code=2)
     assert "it is no TCP multiaddr" in text and "/ip4/0.0.0.0/tcp/4131" in text
     assert "End what listens there" not in text and "INFO" not in text
 
@@ -177,7 +177,7 @@ def test_a_share_that_is_none_is_misuse(ready: Run) -> None:
 
 def test_a_typo_in_the_config_names_the_key_and_what_was_meant(ready: Run, home: Path) -> None:
     (home / "groove.toml").write_text("[rules]\nseed_sesions = 10\n")
-    text = refused(ready("status"))
+    text = refused(ready("status"), code=2)
     assert "seed_sesions" in text and "did you mean `seed_sessions`?" in text
     assert "groove.toml" in text and "Nothing was started" in text
 
@@ -187,21 +187,34 @@ def test_a_typo_in_the_config_names_the_key_and_what_was_meant(ready: Run, home:
 )
 def test_a_config_that_cannot_be_is_refused(ready: Run, home: Path, line: str) -> None:
     (home / "groove.toml").write_text(line + "\n")
-    assert "groove.toml" in refused(ready("status"))
+    assert "groove.toml" in refused(ready("status"), code=2)
 
 
 def test_a_key_that_others_can_read_stops_the_node(ready: Run, home: Path) -> None:
     (home / "keys" / "op.key").chmod(0o644)
-    text = refused(ready("run"))
+    text = refused(ready("run"), code=2)
     assert "op.key" in text and "0644" in text and "chmod 600" in text
     assert (home / "keys" / "op.key").stat().st_mode & 0o777 == 0o644, "left as it was"
 
 
 def test_a_missing_key_is_never_replaced_by_a_new_one(ready: Run, home: Path) -> None:
     (home / "keys" / "op.key").unlink()
-    text = refused(ready("status"))
+    text = refused(ready("status"), code=2)
     assert "op.key missing" in text and "backup" in text
     assert not (home / "keys" / "op.key").exists()
+
+
+@pytest.mark.network
+def test_what_trying_again_cannot_mend_ends_with_the_code_at_which_the_service_stays_down(
+    ready: Run, home: Path, tmp_path: Path
+) -> None:
+    from node import service
+
+    place = service.Place(sys.executable, home, tmp_path, tmp_path)
+    assert "RestartPreventExitStatus=2\n" in service.systemd(place, 252).text
+    assert "--listen" in refused(ready("run", "--listen", "/ip4/nowhere/tcp/1"), code=2)
+    (home / "groove.toml").write_text("[nigth]\n")
+    assert "did you mean" in refused(ready("run"), code=2)
 
 
 @pytest.mark.network

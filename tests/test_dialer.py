@@ -10,10 +10,10 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gossip.addresses import AddressBook, Source
+from gossip.addresses import BY_MDNS, AddressBook, Source
 from gossip.dialer import Dialer, DialerConfig, DialLoop, looked_up
 from gossip.ports import Connected, Disconnected, PeerId
-from gossip.transport_config import DialError
+from gossip.transport_config import DialError, DialReason
 
 
 def peer(number: int) -> PeerId:
@@ -208,6 +208,116 @@ def test_one_introducer_has_sixteen_strangers_dialled_an_hour() -> None:
     assert len(one.due(due)) >= 1
 
 
+def dials_in_an_hour(one: Dialer, places: list[str], *, vouched: bool = False) -> list[str]:
+    """Each minute a new name says that it is at four of the places; none answers."""
+    dialled = []
+    for minute in range(60):
+        now = 60.0 * minute
+        for number in range(4):
+            where = f"{places[(4 * minute + number) % len(places)]}/p2p/{peer(1000 + minute)}"
+            one.book.introduce(where, str(peer(9 if vouched else 1000 + minute)), now)
+        for name, addresses in one.due(now):
+            dialled += addresses
+            for where in addresses:
+                one.book.failed(where, now)
+            one.failed(name, now)
+    return dialled
+
+
+def test_a_door_that_strangers_name_is_dialled_once_an_hour_under_whatever_names() -> None:
+    one = dialer()
+    dialled = dials_in_an_hour(one, [f"/ip4/198.51.100.7/tcp/{2000 + n}" for n in range(4)])
+    assert len(dialled) == 4
+    due = one.next_due(3600.0)
+    assert due is not None and due <= 3600.0
+    assert [len(addresses) for _, addresses in one.due(due)] == [4]
+
+
+@pytest.mark.parametrize(
+    ("form", "dials"),
+    [
+        ("/ip4/198.51.100.7/tcp/{port}", 4),
+        ("/ip6/2001:db8::{port:x}/tcp/{port}", 4),
+        ("/ip6/2001:db8:{port:x}::1/tcp/{port}", 30),
+    ],
+)
+def test_a_host_that_strangers_name_is_dialled_four_times_an_hour_at_whatever_ports(
+    form: str, dials: int
+) -> None:
+    one = dialer()
+    assert len(dials_in_an_hour(one, [form.format(port=2000 + n) for n in range(240)])) == dials
+
+
+def test_a_neighbour_is_tried_again_after_half_a_minute_and_its_machine_four_times_an_hour() -> (
+    None
+):
+    one, dialled = dialer(), []
+    for second in range(0, 3600, 10):
+        where = f"/ip4/192.168.1.7/tcp/4021/p2p/{peer(1000 + second)}"
+        one.book.introduce(where, BY_MDNS, float(second))
+        for name, _ in one.due(float(second)):
+            dialled.append(second)
+            one.book.failed(where, float(second))
+            one.failed(name, float(second))
+    assert dialled == [0, 30, 60, 90]
+
+
+def test_strangers_have_sixty_dials_an_hour_half_of_them_for_whom_nobody_vouches() -> None:
+    far = [f"/ip4/{11 + n // 200}.{n % 200}.0.1/tcp/4021" for n in range(240)]
+    assert len(dials_in_an_hour(dialer(), far)) in range(30, 34)
+    one = dialer(strangers_h_max=999)
+    one.book.add(address(9), Source.LEARNED)
+    one.book.succeeded(address(9), 1.0)
+    one.connected(peer(9), address(9), inbound=True)
+    assert len(dials_in_an_hour(one, far, vouched=True)) in range(60, 64)
+
+
+def test_addresses_that_strangers_name_for_a_peer_that_works_are_counted_too() -> None:
+    one = dialer()
+    one.book.add(address(9), Source.LEARNED)
+    one.book.succeeded(address(9), 1.0)
+    dialled = []
+    for minute in range(60):
+        now = 60.0 * minute
+        where = f"/ip4/198.51.100.7/tcp/{2000 + minute}/p2p/{peer(9)}"
+        one.book.introduce(where, str(peer(5)), now)
+        for name, addresses in one.due(now):
+            dialled += [each for each in addresses if each != address(9)]
+            for each in addresses:
+                one.book.failed(each, now)
+            one.failed(name, now)
+    assert len(dialled) == 4
+
+
+def test_strangers_that_wait_for_their_turn_keep_out_nobody_who_is_known() -> None:
+    one = dialer(links_wanted=4, outbound_min=0, knocks_h_max=8)
+    for number in range(200, 240):
+        introduced(one, number, by=number)
+    for _ in range(20):
+        for name, where in one.due(0.0):
+            one.book.failed(where[0], 0.0)
+            one.failed(name, 0.0)
+    assert len(one.book) > 20
+    one.book.add(address(9), Source.LEARNED)
+    one.book.succeeded(address(9), 1.0)
+    for _ in range(4):
+        one.book.failed(address(9), 2.0)  # so that any stranger's score is higher
+    assert [name for name, _ in one.due(0.0)] == [peer(9)]
+
+
+def test_a_relay_that_is_linked_is_asked_for_any_number_of_peers() -> None:
+    one = dialer(links_wanted=9)
+    relay = f"/ip4/198.51.100.9/tcp/4021/p2p/{peer(9)}"
+    for number in range(200, 207):
+        where = f"{relay}/p2p-circuit/p2p/{peer(number)}"
+        one.book.introduce(where, str(peer(number)), 1.0)
+    assert len(one.due(0.0)) == 1
+    for number in range(200, 207):
+        one.failed(peer(number), 0.0)
+    one.connected(peer(9), relay, 100.0, inbound=True)
+    assert len(one.due(100.0)) == 7
+
+
 def test_waking_forgets_all_waits() -> None:
     one = dialer(owners=3, learned=2)
     for _ in range(12):
@@ -303,6 +413,58 @@ async def test_an_address_that_is_silent_does_not_hold_up_the_next(
     assert reached == [2.0]
     assert {e.address for e in book if e.last_ok_s} == {address(1, 3)}
     assert all(entry.failures == 0 for entry in book)  # who lost the race has not failed
+
+
+@pytest.mark.parametrize(
+    ("others", "reason", "failures"),
+    [
+        (1, DialReason.NO_ANSWER, 1),
+        (0, DialReason.NO_ANSWER, 0),  # it may be this machine that is not online
+        (0, DialReason.REFUSED, 1),  # by a machine that is reached
+        (1, DialReason.NO_ROUTE, 0),
+        (1, DialReason.NOT_RUNNING, 0),
+    ],
+)
+async def test_an_outage_of_this_machine_is_nobodys_failure(
+    autojump_clock: trio.testing.MockClock, others: int, reason: DialReason, failures: int
+) -> None:
+    book = AddressBook()
+    book.introduce(address(1), str(peer(1)), 1.0)
+    book.succeeded(address(1), 2.0)
+
+    async def dial(where: str) -> PeerId:
+        ended.set()
+        raise DialError("failed", reason)
+
+    ended = trio.Event()
+    loop = DialLoop(Dialer(ME, book, Random(1)), dial, clock=lambda: 7.0)
+    for number in range(others):
+        loop.on_link(Connected(peer(50 + number), address(50 + number), inbound=True))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(loop.run)
+        await ended.wait()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    assert [entry.failures for entry in book] == [failures]
+
+
+async def test_who_comes_in_while_it_is_dialled_has_not_proven_where_it_is(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
+    book = AddressBook()
+    book.introduce(address(1, 2001), str(peer(1)), 1.0)
+    book.introduce(address(1, 2002), str(peer(1)), 1.0)
+
+    async def dial(where: str) -> PeerId:
+        if where == address(1, 2001):
+            loop.on_link(Connected(peer(1), "/ip4/198.51.100.1/tcp/50000", inbound=True))
+            await trio.sleep_forever()
+        return peer(1)  # the transport has a link with it, and dials nobody
+
+    loop = DialLoop(Dialer(ME, book, Random(1)), dial, clock=lambda: 7.0)
+    with trio.move_on_after(20):
+        await loop.run()
+    assert [entry.last_ok_s for entry in book] == [0.0, 0.0]
 
 
 async def test_waking_calls_off_what_is_dialled_and_asks_the_links_whether_they_live(

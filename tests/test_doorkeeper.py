@@ -6,7 +6,7 @@ from collections import Counter
 from typing import Any
 
 from gossip import doorkeeper
-from gossip.doorkeeper import Doorkeeper, is_local
+from gossip.doorkeeper import Doorkeeper, account_of, is_local
 from gossip.inbox import Inbox
 from gossip.ports import PeerId
 from gossip.transport_config import TransportConfig
@@ -103,6 +103,33 @@ def test_no_table_grows_without_bound() -> None:
     assert len(keeper._addresses) <= doorkeeper.ADDRESSES_MAX
     assert len(keeper._peers) <= doorkeeper.PEERS_MAX
     assert len(keeper._ip_of) <= doorkeeper.PEERS_MAX
+
+
+def test_the_public_addresses_of_one_ipv6_network_pay_together() -> None:
+    keeper = door(per_address_max=3, accept_burst=10, handshakes_max=4)
+    early = keeper.arrive(STRANGER, 0.0)
+    theirs = [keeper.arrive(f"2001:4860:1:2:{n:x}::1", 0.0) for n in range(5)]
+    assert early and [guest is not None for guest in theirs] == [True] * 3 + [False] * 2
+    assert keeper.arrive("2001:4860:1:3::1", 0.0) and keeper.to_make_room() is theirs[0]
+    for guest in theirs:
+        if guest:
+            keeper.leave(guest)
+    assert let_in(keeper, "2001:4860:1:2::99", 20) == 7
+    keeper.came_from(MALLORY, "2001:4860:1:2::77")
+    keeper.blame(MALLORY, "junk", 0.0)
+    keeper.botched("2001:4860:1:2::78", "handshake failed", 0.0)
+    assert let_in(keeper, "2001:4860:1:2::1", 20, now=1.0) == 0
+    assert let_in(keeper, "2001:4860:1:3::1", 20, now=1.0) == 10
+
+
+def test_who_pays_for_an_address() -> None:
+    assert account_of("2001:4860:1:2:3:4:5:6") == account_of(account_of("2001:4860:1:2::9"))
+    assert account_of("2001:4860:1:2::9") != account_of("2001:4860:1:3::9")
+    assert account_of("::ffff:203.0.113.9") == STRANGER == account_of(STRANGER)
+    assert not is_local(account_of("2001:4860:1:2::9")) and is_local(account_of("::1"))
+    assert account_of("fd00::1") != account_of("fd00::2")  # neighbours share a network
+    assert account_of("fe80::1%eth0") == "fe80::1"
+    assert account_of("") == "" and account_of("?") == "?"
 
 
 def test_what_is_local() -> None:

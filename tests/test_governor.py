@@ -261,6 +261,15 @@ def test_a_clock_that_was_set_back_stops_no_night() -> None:
     assert look(QUIET, now.starts, future).works
 
 
+@pytest.mark.parametrize("back_s", [1, 600, 3 * HOUR, BETWEEN_S - 1])
+def test_a_clock_that_was_set_back_a_little_brings_no_second_night(back_s: int) -> None:
+    now = tonight()
+    done = replace(BEFORE, began=Instant(now.starts + back_s), date=now.date, finished=True)
+    verdict = look(QUIET, now.starts, done)
+    assert verdict.state is State.RESTS and verdict.at is not None
+    assert verdict.at - (now.starts + back_s) >= BETWEEN_S
+
+
 # ---- gates -------------------------------------------------------------------------------------
 
 

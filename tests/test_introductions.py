@@ -148,22 +148,48 @@ def test_an_address_that_a_peer_was_not_seen_at_is_not_passed_on() -> None:
     node = Node(1)
     node.meet(2)
     victim = "/ip4/203.0.113.9/tcp/8080"
-    assert node.hear(2, Peers((record(2, victim),)))  # learned here, and tried once
+    assert node.hear(2, Peers((record(2, victim),))) == []  # nor tried here
     node.meet(3)
     assert node.told_to(3) == ()
-    node.hear(2, Peers((record(2, f"{host(2)}/tcp/4021", victim),)))
-    assert node.told_to(3) == ()
+    node.core.handle(LookDue(NOW_S + 300))
+    both = record(2, f"{host(2)}/tcp/4021", victim)
+    assert node.hear(2, Peers((both,)), NOW_S + 300) == [
+        Learned(peer(2), (f"{host(2)}/tcp/4021/p2p/{peer(2)}",), peer(2))
+    ]
+    assert node.told_to(3, NOW_S + 300) == ()
 
 
 def test_an_address_through_a_relay_is_passed_on_if_the_relay_is_known_there() -> None:
     node = Node(1)
     relayed = f"{host(9)}/tcp/4021/p2p/{peer(9)}/p2p-circuit"
     node.meet(2)
-    assert node.hear(2, Peers((record(2, relayed),)))
+    assert node.hear(2, Peers((record(2, relayed),))) == []
     node.meet(3)
     assert node.told_to(3) == ()
     node.meet(9, f"{host(9)}/tcp/4021")
     assert places(node.told_to(3)) == {relayed}
+
+
+def test_a_peer_names_itself_only_where_it_is_linked_from() -> None:
+    """Else who makes itself a new name for each link sends this node wherever it likes."""
+    relay, other = f"{host(9)}/tcp/4021/p2p/{peer(9)}", f"{host(8)}/tcp/4021/p2p/{peer(8)}"
+    for at, place, tried in (
+        (f"{host(2)}/tcp/50000", f"{host(2)}/tcp/4021", True),
+        (f"{host(2)}/tcp/50000", f"{host(3)}/tcp/4021", False),
+        (f"{host(2)}/tcp/50000", f"{relay}/p2p-circuit", False),
+        (f"{relay}/p2p-circuit", f"{relay}/p2p-circuit", True),
+        (f"{relay}/p2p-circuit/p2p/{peer(2)}", f"{relay}/p2p-circuit", True),
+        (f"{relay}/p2p-circuit", f"{other}/p2p-circuit", False),
+        (f"{relay}/p2p-circuit", f"{host(9)}/tcp/4021", False),
+        ("/ip4/127.0.0.1/tcp/50000", f"{host(2)}/tcp/4021", False),
+    ):
+        node = Node(1, OWN)
+        node.meet(2, at)
+        assert bool(node.hear(2, Peers((record(2, place),)))) is tried, (at, place)
+    node = Node(1, OWN)
+    node.meet(9, f"{host(9)}/tcp/4021")
+    node.meet(2)
+    assert node.hear(2, Peers((record(2, f"{relay}/p2p-circuit"),)))  # a relay that is known there
 
 
 def test_a_local_network_is_told_on_that_network_alone() -> None:
@@ -340,6 +366,55 @@ def test_nobody_sends_this_node_where_it_alone_can_go(at: str, place: str) -> No
     node.meet(2, at)
     told = node.hear(2, Peers((record(2, place),)))
     assert refusals(told) == [("address record of another network", False)]
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        "/ip4/203.0.113.5",  # this machine, as the internet knows it
+        "/ip4/203.0.113.9",  # beside it in a data centre, where it is let through
+        "/ip4/203.0.113.255",
+        "/ip6/64:ff9b::a00:1",  # 10.0.0.1, by a translator
+        "/ip6/64:ff9b::7f00:1",
+        "/ip6/64:ff9b:1::a00:1",
+        "/ip6/2002:7f00:1::1",
+        "/ip6/2001:0:7f00:1::1",
+        "/ip6/::7f00:1",
+        "/ip6/::ffff:127.0.0.1",
+        "/ip6/::ffff:0:7f00:1",
+        "/ip6/fec0::1",
+        "/ip6/ff02::1",
+        "/ip6/::1",
+        "/ip6/2001:db8:5::9",
+        "/ip4/0.1.2.3",
+        "/ip4/100.64.0.1",
+        "/ip4/192.0.0.8",
+        "/ip4/198.18.0.1",
+        "/ip4/10.0.0.1",
+        "/ip4/127.0.0.1",
+        "/ip4/255.255.255.255",
+    ],
+)
+def test_nobody_from_afar_sends_this_node_into_its_own_networks_by_any_name(place: str) -> None:
+    node = Node(1)
+    networks = ("203.0.113.0/24", "192.168.1.0/24", "2001:db8:5::/64")
+    node.core.handle(Moved(("/ip4/203.0.113.5/tcp/4021",), networks, NOW_S))
+    for number, at in enumerate((f"{host(2)}/tcp/50000", f"{host(9)}/tcp/1/p2p/{peer(9)}")):
+        node.meet(2 + number, at + "/p2p-circuit" * number)
+        told = node.hear(2 + number, Peers((record(7, f"{place}/tcp/6379"),)))
+        assert refusals(told) == [("address record of another network", False)]
+
+
+def test_a_neighbour_in_a_public_network_may_name_its_hosts_but_no_broadcast_and_not_this_one() -> (
+    None
+):
+    node = Node(1)
+    node.core.handle(Moved(("/ip4/203.0.113.5/tcp/4021",), ("203.0.113.0/24",), NOW_S))
+    for last, believed in ((9, True), (5, False), (255, False), (0, False)):
+        node.core.handle(Parted(peer(2), NOW_S))
+        node.meet(2, "/ip4/203.0.113.7/tcp/50000", NOW_S + 1000 * last)
+        told = record(3, f"/ip4/203.0.113.{last}/tcp/4021")
+        assert bool(refusals(node.hear(2, Peers((told,)), NOW_S))) is not believed
 
 
 def test_a_node_is_not_told_of_itself() -> None:

@@ -90,7 +90,7 @@ def test_a_passphrase_that_nobody_gives_or_that_others_can_read_is_refused(
     wide.write_text(PASSPHRASE)
     wide.chmod(0o644)
     shared = groove("keys", "export", str(tmp_path / "copy"), "--passphrase-file", str(wide))
-    assert shared.returncode == 1 and "chmod 600" in shared.stderr
+    assert shared.returncode == 2 and "chmod 600" in shared.stderr
     assert not (tmp_path / "copy").exists()
 
 

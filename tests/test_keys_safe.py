@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import errno
+import fcntl
 import json
+import os
 import resource
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support_faults import killed_at, steps_of
 
-from gossip.keys import private_key, public_bytes
+from gossip.keys import issue, private_key, public_bytes
 from gossip.wire import encode
-from node import keysafe, rekeying
+from node import keyfiles, keysafe, rekeying, swarm
 from node.app import App, BusyError
 from node.identity import load_or_create, read_seed
 from node.keysafe import SafeError, Secrets, seal, unseal
@@ -62,7 +65,7 @@ def kept(app: App) -> Secrets:
         read_seed(folder / "op.key"),
         app.identity.transport,
         encode(app.identity.keys.doc),
-        b"a swarm's key",
+        b"5a" * 32 + b"\n",
     )
 
 
@@ -146,7 +149,8 @@ def header(**changed: Any) -> bytes:
     [
         *({"log2_n": 19}, {"log2_n": 40}, {"log2_n": -1}, {"r": 2**30}, {"p": 2**30}),
         *({"salt": ""}, {"salt": "ab" * 4000}, {"nonce": "00"}, {"kdf": "none"}),
-        *({"version": 2}, {"more": 1}),
+        *({"version": 2}, {"more": 1}, {"made": 1e300}, {"made": -1e15}),
+        *({"salt": "a" * 31 + "\n"}, {"nonce": "a" * 23 + "\n"}, {"origin": "a" * 63 + "\n"}),
     ],
 )
 def test_a_file_that_asks_for_more_than_ours_do_is_refused_before_it_is_granted(
@@ -178,12 +182,42 @@ def test_parts_that_do_not_belong_together_are_no_keys(kept: Secrets, tmp_path: 
             keysafe.origin_in(mixed)
 
 
+def test_sealed_keys_that_the_node_could_not_show_or_use_are_refused(kept: Secrets) -> None:
+    assert kept.root and kept.op
+    doc = issue(
+        private_key(kept.root),
+        public_bytes(private_key(kept.op)),
+        epoch=1,
+        not_before_h=0,
+        not_after_h=2**32 - 1,
+    )
+    with pytest.raises(SafeError, match="not a date"):
+        seal(Secrets(kept.root, kept.op, kept.transport, encode(doc)), PASSPHRASE, 0.0)
+    for junk in (b"\xff" * 4000, b"5a" * 31, b"5a" * 33):
+        blob = seal(Secrets(kept.root, kept.op, kept.transport, kept.doc, junk), PASSPHRASE, 0.0)
+        with pytest.raises(SafeError, match="swarm key"):
+            unseal(blob, PASSPHRASE)
+
+
+@pytest.mark.parametrize("at", ["1e300", "-1e15", "253402300800"])
+def test_a_note_of_a_copy_with_no_date_is_no_note(app: App, at: str) -> None:
+    (app.home / "keys" / "backup.json").write_text(f'{{"at": {at}, "epoch": 1}}')
+    assert rekeying.standing(app)["exported"] is None
+
+
+def test_a_damaged_swarm_key_is_not_copied(app: App, tmp_path: Path) -> None:
+    (app.home / "keys" / "swarm.key").touch(0o600)
+    with pytest.raises(swarm.SwarmKeyError):
+        rekeying.export(app, tmp_path / "copy", PASSPHRASE)
+    assert not (tmp_path / "copy").exists()
+
+
 # ---- out and in ----------------------------------------------------------------------------------
 
 
 def test_what_is_exported_is_restored_byte_for_byte(app: App, tmp_path: Path) -> None:
     swarm = app.home / "keys" / "swarm.key"
-    swarm.write_bytes(b"of the swarm\n")
+    swarm.write_bytes(b"5a" * 32 + b"\n")
     swarm.chmod(0o600)
     before = files(app.home)
     rekeying.export(app, tmp_path / "copy", PASSPHRASE)
@@ -202,6 +236,46 @@ def test_no_file_is_overwritten(app: App, tmp_path: Path) -> None:
     assert rekeying.last_export(app) is None
     assert [path.name for path in tmp_path.iterdir()].count("copy") == 1
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.fixture(params=[errno.EPERM, errno.ENOTSUP])
+def stick(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder on a file system where a file has one name, as on most USB sticks."""
+
+    def refuses(*_: object, **__: object) -> None:
+        raise OSError(request.param, os.strerror(request.param))
+
+    monkeypatch.setattr(os, "link", refuses)
+    folder = tmp_path / "stick"
+    folder.mkdir()
+    return folder
+
+
+def test_a_copy_is_written_where_a_file_cannot_have_two_names(app: App, stick: Path) -> None:
+    rekeying.export(app, stick / "copy", PASSPHRASE)
+    before = (stick / "copy").read_bytes()
+    assert unseal(before, PASSPHRASE)[1].op and (stick / "copy").stat().st_mode & 0o077 == 0
+    with pytest.raises(KeysError, match="exists"):
+        rekeying.export(app, stick / "copy", PASSPHRASE)
+    assert (stick / "copy").read_bytes() == before
+    assert [path.name for path in stick.iterdir()] == ["copy"]
+
+
+def test_a_full_stick_keeps_no_part_of_a_copy(
+    app: App, stick: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = os.fsync, []
+
+    def full(descriptor: int) -> None:
+        calls.append(descriptor)
+        if len(calls) == 3:  # the first file and its folder were written before the link failed
+            raise OSError(errno.ENOSPC, "full")
+        real(descriptor)
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="full"):
+        rekeying.export(app, stick / "copy", PASSPHRASE)
+    assert not list(stick.iterdir()) and rekeying.last_export(app) is None
 
 
 def test_the_date_of_the_last_copy_is_noted_and_nothing_of_the_keys(
@@ -245,6 +319,91 @@ def test_damaged_keys_are_put_right_from_a_copy(app: App, tmp_path: Path) -> Non
     damaged = App(app.home, Clock())
     assert rekeying.restore(damaged, tmp_path / "copy", PASSPHRASE, replace=True).origin == origin
     assert {name: files(app.home)[name] for name in before} == before
+
+
+@pytest.mark.parametrize("whose", ["its own", "another's"])
+def test_a_change_that_cannot_be_read_is_set_aside_for_a_copy(
+    app: App, tmp_path: Path, whose: str
+) -> None:
+    source = app if whose == "its own" else opened(tmp_path / "other")
+    rekeying.export(source, tmp_path / "copy", PASSPHRASE)
+    change = app.home / "keys" / "change.json"
+    change.touch(0o600)
+    change.write_bytes(b'{"files":')
+    with pytest.raises(keyfiles.IdentityError) as told:
+        App(app.home, Clock()).identity  # noqa: B018
+    assert "keys restore --replace" in told.value.next_step
+    rekeying.restore(App(app.home, Clock()), tmp_path / "copy", PASSPHRASE, replace=True)
+    assert load_or_create(app.home, 0.0).origin == source.origin
+    (aside,) = change.parent.glob("change.json.*.aside")
+    assert aside.read_bytes() == b'{"files":' and aside.stat().st_mode & 0o077 == 0
+
+
+def test_what_a_killed_restore_left_is_removed_when_the_keys_are_next_read(app: App) -> None:
+    dead, works = app.home / ".keys.1.tmp", app.home / ".keys.2.tmp"
+    for folder in (dead, works):
+        folder.mkdir(mode=0o700)
+        (folder / "change.json").write_bytes(b"secrets")
+    with keyfiles._turn(works, fcntl.LOCK_EX):  # as who makes it does
+        app.reload_identity()
+        assert not dead.exists() and (works / "change.json").exists()
+    app.reload_identity()
+    assert not works.exists()
+
+
+# ---- two at once ---------------------------------------------------------------------------------
+
+
+def test_while_keys_are_changed_nobody_else_copies_replaces_or_rotates_them(
+    app: App, tmp_path: Path
+) -> None:
+    rekeying.export(app, tmp_path / "copy", PASSPHRASE)
+    before = files(app.home)
+    for other in (
+        lambda: rekeying.rotate(app),
+        lambda: rekeying.export(app, tmp_path / "new", PASSPHRASE, root_only=True, take_out=True),
+        lambda: rekeying.restore(app, tmp_path / "copy", PASSPHRASE, replace=True),
+    ):
+        with app.lock("keys"), pytest.raises(BusyError, match="copied or changed"):
+            other()
+    assert files(app.home) == before and not (tmp_path / "new").exists()
+
+
+def test_a_root_key_that_was_not_exported_is_not_taken_out(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever replaced it between the reading and the removal, lock or no lock."""
+    other = files(opened(tmp_path / "other").home)
+    real = keysafe.seal
+
+    def meanwhile(*given: Any) -> bytes:
+        for name in ("root.key", "op.key", "op.doc"):
+            (app.home / "keys" / name).write_bytes(other[name])
+        return real(*given)
+
+    monkeypatch.setattr(keysafe, "seal", meanwhile)
+    with pytest.raises(KeysError, match="another process"):
+        rekeying.export(app, tmp_path / "root", PASSPHRASE, root_only=True, take_out=True)
+    assert files(app.home)["root.key"] == other["root.key"] and "root.away" not in files(app.home)
+
+
+def test_a_rotation_never_puts_its_key_beside_another_origins(
+    app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    other = files(opened(tmp_path / "other").home)
+    real = rekeying._remember
+
+    def meanwhile(app: App, epoch: int) -> None:
+        for name in ("root.key", "op.key", "op.doc"):
+            (app.home / "keys" / name).write_bytes(other[name])
+        real(app, epoch)
+
+    monkeypatch.setattr(rekeying, "_remember", meanwhile)
+    with pytest.raises(KeysError, match="another process"):
+        rekeying.rotate(app)
+    assert {name: files(app.home)[name] for name in ("op.key", "op.doc")} == {
+        name: other[name] for name in ("op.key", "op.doc")
+    }
 
 
 def test_keys_are_not_replaced_under_a_running_node(app: App, tmp_path: Path) -> None:
@@ -292,8 +451,7 @@ def test_a_kill_at_any_write_of_a_restore_leaves_all_of_the_keys_or_none(
 
 def test_a_node_starts_and_rotates_with_its_root_key_elsewhere(app: App, tmp_path: Path) -> None:
     root = read_seed(app.home / "keys" / "root.key")
-    rekeying.export(app, tmp_path / "root", PASSPHRASE, root_only=True)
-    rekeying.take_root_out(app)
+    rekeying.export(app, tmp_path / "root", PASSPHRASE, root_only=True, take_out=True)
     assert "root.key" not in files(app.home)
     app = App(app.home, Clock())
     assert rekeying.standing(app)["root"] == "elsewhere"
@@ -306,8 +464,7 @@ def test_a_node_starts_and_rotates_with_its_root_key_elsewhere(app: App, tmp_pat
 
 
 def test_a_root_key_comes_back_to_its_own_node_alone(app: App, tmp_path: Path) -> None:
-    rekeying.export(app, tmp_path / "root", PASSPHRASE, root_only=True)
-    rekeying.take_root_out(app)
+    rekeying.export(app, tmp_path / "root", PASSPHRASE, root_only=True, take_out=True)
     for other in (opened(tmp_path / "other"), opened(tmp_path / "new", keys=False)):
         with pytest.raises(KeysError, match="root key alone"):
             rekeying.restore(other, tmp_path / "root", PASSPHRASE, replace=True)
@@ -325,8 +482,7 @@ def test_another_nodes_root_key_begins_no_epoch(app: App, tmp_path: Path) -> Non
 def test_a_copy_made_without_the_root_key_says_so_when_it_is_restored(
     app: App, tmp_path: Path
 ) -> None:
-    rekeying.export(app, tmp_path / "root", PASSPHRASE, root_only=True)
-    rekeying.take_root_out(app)
+    rekeying.export(app, tmp_path / "root", PASSPHRASE, root_only=True, take_out=True)
     rekeying.export(app, tmp_path / "rest", PASSPHRASE)
     new = opened(tmp_path / "new", keys=False)
     rekeying.restore(new, tmp_path / "rest", PASSPHRASE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import socket
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
@@ -155,6 +156,64 @@ async def test_a_frame_that_no_muxer_sends_ends_the_connection(bad: bytes, reaso
         await muxer._write_frame(bad)
         await refused(victim, reason)
         await next_closed(muxer)
+
+
+@pytest.mark.parametrize("cut", [6, 12, 1000], ids=["header", "between", "body"])
+async def test_an_empty_message_of_noise_ends_the_connection_wherever_it_comes(cut: int) -> None:
+    """It ends a read of libp2p's early: what follows would be taken for what it is not."""
+    async with attacked() as (victim, host, muxer):
+        stream = await finished_stream(host, victim)
+        data = frame(DATA, 0, stream, 60_000, bytes(60_000))
+        with suppress(Exception):
+            for part in (data[:cut], b"", data[cut:]):
+                await muxer.secured_conn.conn.write_msg(part)
+        await refused(victim, "empty message of Noise")
+        await next_closed(muxer)
+        assert victim.refused_of(peer_name(host)) == {"empty message of Noise": 1}
+
+
+async def test_no_header_passes_unseen_after_a_fault_within_a_body() -> None:
+    """libp2p's muxer reads the next header then, as if the body had come to its end."""
+    async with attacked() as (victim, host, muxer):
+        stream = await finished_stream(host, victim)
+        noise = muxer.secured_conn.conn
+        with suppress(Exception):
+            await noise.write_msg(frame(DATA, 0, stream, 120_000, bytes(1000)))
+            await noise.read_writer.write_msg(bytes(40))  # sealed with no key
+            for number in range(1001, 2001, 2):
+                await noise.write_msg(frame(CREDIT, SYN, number, 0))
+        await next_closed(muxer)
+
+
+async def test_headers_and_bodies_in_pieces_of_any_size_are_read() -> None:
+    async with attacked() as (victim, host, muxer):
+        stream = await host.new_stream(fence.id_of(victim.peer_id()), [IDENTIFY])
+        number = stream.muxed_stream.stream_id
+        for byte in frame(DATA, 0, number, 20, bytes(20)) + frame(PING, SYN, 0, 0):
+            await muxer.secured_conn.conn.write_msg(bytes([byte]))
+        assert await muxer.answers(60)
+        assert not victim.refused_of(peer_name(host)) and not muxer.is_closed
+
+
+async def test_a_connection_that_cannot_be_written_to_is_given_up_at_once() -> None:
+    """Its reader has work for half a minute with what came before the end."""
+    victim = transport()
+    async with running(victim), attacker() as host:
+        muxer = muxer_of(host, await connect(host, victim))
+        await next_of(victim, Connected)
+        assert victim._life is not None
+        (connection,) = victim._life.host.get_network().get_connections(host.get_id())
+        await muxer._write_frame(frame(CREDIT, 0, 999, 1) * 12_000)  # as much as sockets hold
+        with trio.fail_after(60):
+            while connection.muxed_conn._tokens > 0:
+                await trio.sleep(0.01)
+        raw = muxer.secured_conn.conn.read_writer.read_write_closer.stream.stream
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        await raw.aclose()  # with a reset
+        with trio.fail_after(10):
+            while await victim.send(peer_name(host), Channel.SYNC, b"still there?"):
+                await trio.sleep(0.1)
+            await next_of(victim, Disconnected)
 
 
 async def next_closed(muxer: Any) -> None:

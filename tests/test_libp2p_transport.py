@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -22,7 +23,7 @@ from gossip.exchange import Exchange
 from gossip.exchange_events import ExchangeConfig
 from gossip.libp2p_fence import ed25519_pair
 from gossip.libp2p_transport import Libp2pTransport
-from gossip.ports import FRAME_BYTES_MAX, Arrived, Channel, Disconnected, PeerId
+from gossip.ports import FRAME_BYTES_MAX, Arrived, Channel, Connected, Disconnected, PeerId
 from gossip.transport_config import DialError, ListenError
 from gossip.wire import PEERS_FRAME_BYTES_MAX, SYNC_FRAME_BYTES_MAX
 
@@ -53,6 +54,20 @@ async def test_frames_arrive_whole_and_in_order_on_every_channel() -> None:
             assert got == [Arrived(a.peer_id(), channel, frame) for frame in frames]
         assert await b.send(a.peer_id(), Channel.SYNC, b"back")
         assert await next_of(a, Arrived) == Arrived(b.peer_id(), Channel.SYNC, b"back")
+
+
+async def test_who_is_at_the_other_end_is_known_over_ipv6_too() -> None:
+    try:
+        with socket.socket(socket.AF_INET6) as trial:
+            trial.bind(("::1", 0))
+    except OSError as error:
+        pytest.skip(f"no IPv6 on this machine: {error}")
+    a, b = transport("/ip6/::1/tcp/0"), transport("/ip6/::1/tcp/0", relay_for_others=True)
+    async with running(a, b):
+        await a.dial(b.addresses()[0])
+        assert (await next_of(a, Connected)).address == b.addresses()[0].split("/p2p/")[0]
+        assert (await next_of(b, Connected)).address.startswith("/ip6/::1/tcp/")
+        assert b._door._ip_of[a.peer_id()] == "::1"
 
 
 async def test_a_broadcast_reaches_all_three_nodes_of_a_line_once() -> None:

@@ -14,7 +14,7 @@ import trio
 
 from gossip.keys import private_key, public_bytes
 from gossip.mdns import Neighbours, addresses_of
-from gossip.multiaddrs import peer_of_key
+from gossip.multiaddrs import Vicinity, peer_of_key
 from gossip.ports import PeerId
 
 ROOT = Path(__file__).parent.parent
@@ -87,7 +87,7 @@ class _Said:
         return list(self.hosts)
 
 
-OURS = [ip_network("192.168.1.0/24"), ip_network("fd00::/64")]
+OURS = Vicinity(frozenset({"192.168.1.2"}), (ip_network("192.168.1.0/24"), ip_network("fd00::/64")))
 
 
 @pytest.mark.parametrize(
@@ -99,6 +99,10 @@ OURS = [ip_network("192.168.1.0/24"), ip_network("fd00::/64")]
         _Said(b"x" * 200, 4021, "192.168.1.7"),
         _Said(str(A).encode(), 4021, "192.168.1.7"),  # itself
         _Said(str(B).encode(), 0, "192.168.1.7"),
+        _Said(str(B).encode(), 80, "192.168.1.1"),  # the router's own page
+        _Said(str(B).encode(), 70_000, "192.168.1.7"),
+        _Said(str(B).encode(), 4021, "192.168.1.2"),  # this machine
+        _Said(str(B).encode(), 4021, "192.168.1.255", "192.168.1.0"),  # all of the network
         _Said(str(B).encode(), 4021),
         _Said(str(B).encode(), 4021, "203.0.113.9", "127.0.0.1", "10.0.0.1"),  # other networks
     ],

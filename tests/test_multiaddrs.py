@@ -117,6 +117,12 @@ def test_a_link_through_a_relay_or_of_an_unknown_kind_is_taken_for_one_from_afar
         ("/ip4/169.254.169.254/tcp/8080", False),
         ("/ip6/fe80::1/tcp/4021", False),
         ("/dns4/localhost/tcp/4021", False),
+        ("/ip4/127.0.0.1/tcp/4021", True),  # by whom, is another question
+        ("/ip6/::1/tcp/4021", True),
+        ("/ip4/0.1.2.3/tcp/4021", False),
+        ("/ip4/198.19.0.1/tcp/4021", False),
+        ("/ip6/64:ff9b::808:808/tcp/4021", False),
+        ("/ip6/2002:808:808::1/tcp/4021", False),
     ],
 )
 def test_a_stranger_has_no_names_no_services_and_no_multicast_dialled(

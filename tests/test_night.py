@@ -255,7 +255,9 @@ async def test_each_night_goes_once_through_its_phases_and_is_reported(
         assert report["left"] == [] and 11 <= report["minutes"] <= 15
         assert report["bytes_in"] >= 1000
         assert nights.state()["state"] == "rests" and "next night" in nights.state()["until"]
-        await trio.sleep(4 * DAY)
+        with trio.fail_after(5 * DAY):  # the last one's moment may be later than the first one's
+            while len(bench.reports()) < 5:
+                await trio.sleep(HOUR)
     assert len(bench.reports()) == len(bench.rounds.started) == 5
     assert all(b - a >= 20 * HOUR - 60 for a, b in itertools.pairwise(bench.rounds.started))
     hours = [(bench.clock.start + at) % DAY / HOUR for at in bench.rounds.started]

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from gossip.addresses import Source
-from node import meeting, overview, peerbook, swarm
+from leaves.model import Instant
+from node import meeting, overview, peerbook, show_peers, swarm
 from node.app import App
 from node.errors import MisuseError, OwnerError
 
@@ -188,7 +189,9 @@ def test_an_invitation_needs_no_running_node_if_the_port_is_known(tmp_path: Path
     assert [entry["address"] for entry in overview.peers(ben)["book"]] == invited["addresses"]
     with pytest.raises(MisuseError, match="own invitation"):
         meeting.join(ann, invited["invite"])
-    assert meeting.remove(ben, invited["addresses"][0]) == peer
+    assert not invited["running"] and "only while this node runs" in show_peers.invited(invited)
+    gone = {"removed": peer, "was_connected": False}
+    assert meeting.remove(ben, invited["addresses"][0]) == gone
     assert overview.peers(ben)["book"] == []
     with pytest.raises(MisuseError, match="no known peer"):
         meeting.remove(ben, peer)
@@ -225,6 +228,45 @@ def test_a_node_is_in_one_swarm_at_a_time(tmp_path: Path) -> None:
     assert swarm.load(ben.home) == swarm.load(ann.home) != ""
     meeting.join(ben, into_open, switch=True)
     assert swarm.load(ben.home) == ""
+
+
+def test_joining_a_private_swarm_says_what_is_left_and_how_to_go_back(tmp_path: Path) -> None:
+    ann, ben = app_of(tmp_path / "ann", FIXED), app_of(tmp_path / "ben")
+    private = meeting.invite(ann, private=True)["invite"]
+    assert "groove-node peers leave" in show_peers.joined(meeting.join(ben, private))
+    assert "groove-node peers leave" not in show_peers.joined(meeting.join(ben, private))
+    left = meeting.leave(ben)
+    assert "open to all" in show_peers.left(left) and swarm.load(ben.home) == ""
+    with pytest.raises(OwnerError, match="open to all"):
+        meeting.leave(ben)
+
+
+def test_an_address_of_a_document_is_not_said_to_work_from_anywhere(tmp_path: Path) -> None:
+    ann = app_of(tmp_path / "ann", f'announce = ["/ip4/203.0.113.7/tcp/4021"]\n{FIXED}')
+    invited = meeting.invite(ann)
+    assert invited["reach"] == "nowhere" and "leads nowhere" in show_peers.invited(invited)
+
+
+def test_whoever_removes_a_connected_peer_is_told_that_it_may_dial_again() -> None:
+    said = show_peers.removed({"removed": "12D3", "was_connected": True})
+    assert "if it dials this node, it is connected again" in said
+    assert show_peers.removed({"removed": "12D3", "was_connected": False}) == "12D3 is forgotten"
+
+
+def test_on_a_narrow_terminal_an_address_stays_whole_and_the_reason_is_named(
+    tmp_path: Path,
+) -> None:
+    peer = meeting.own_peer(app_of(tmp_path / "ann"))
+    address = f"/ip4/198.51.100.7/tcp/4021/p2p/{peer}"
+    entry = {"peer": peer, "address": address, "named_by": "you", "score": 0.5}
+    entry |= {"last_reached": None, "failures": 1, "why": "connection refused"}
+    result = {"running": True, "addresses": [], "peers": [], "book": [entry]}
+    rows = show_peers.rows(result, Instant(0))
+    assert show_peers.fits(rows, None) and not show_peers.fits(rows, 80)
+    first, second = show_peers.lines(rows)
+    assert first.startswith(f"…{peer[-8:]}  not connected: connection refused, failed 1 time")
+    assert second == f"  {address}"
+    assert "groove-node doctor" in show_peers.listed(result)
 
 
 def test_a_damaged_swarm_key_stops_the_node_and_is_mended_by_joining_again(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import socket
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -10,13 +12,14 @@ import pytest
 from gossip.ports import Connected, Disconnected, PeerId
 from gossip.relaying import RelayState
 from gossip.transport_config import DialError, DialReason
-from node.reach import Reach, findings
+from node.reach import Reach, findings, summary
 
 ALICE = PeerId("12D3KooWR5VJ95ariMWis5mYWnZESbp66nTKwyZWU5CFbndGkGVH")
 BOB = PeerId("12D3KooWKqFyiUNqLpmfqTUGxuN3FYasq2m9tEB1Lwhn9aBpGcVY")
 RELAY = f"/ip4/11.0.0.1/tcp/4021/p2p/{BOB}"
 HOME = f"/ip4/192.168.1.5/tcp/4021/p2p/{ALICE}"
 LISTEN = "/ip4/127.0.0.1/tcp/0"
+EVERYWHERE = "/ip4/0.0.0.0/tcp/4021"
 
 
 def node(reach: Reach, *addresses: str) -> dict[str, Any]:
@@ -55,7 +58,7 @@ def test_what_is_reachable_is_said_with_how_it_is_known(
     facts = reach()
     if seen_from is not None:
         facts.linked(Connected(BOB, seen_from, inbound=True))
-    ((got, text, advice),) = said(findings(node(facts, *addresses), LISTEN, []), "reachable")
+    ((got, text, advice),) = said(findings(node(facts, *addresses), EVERYWHERE, []), "reachable")
     assert got == verdict and says in text and bool(advice) == (verdict == "note")
 
 
@@ -103,6 +106,57 @@ async def test_a_peer_that_is_linked_is_counted_and_of_many_others_only_so_much_
     assert len(facts.facts()["dialled"]) == 512
     (row,) = said(findings(node(facts, HOME), LISTEN, [BOB]), "peers")
     assert row == ("ok", "1 of 1 that you have named are connected, 1 through a relay", "")
+
+
+def test_a_node_that_is_to_listen_on_loopback_gets_no_note_for_it() -> None:
+    here = HOME.replace("192.168.1.5", "127.0.0.1")
+    ((got, _, advice),) = said(findings(node(reach(), here), LISTEN, []), "reachable")
+    assert (got, advice) == ("ok", "")
+    started = {**node(reach(), here), "read": {"listen": LISTEN}}  # by `run --listen`
+    ((got, _, advice),) = said(findings(started, EVERYWHERE, []), "reachable")
+    assert (got, advice) == ("ok", "")
+
+
+def test_an_address_of_a_document_is_no_public_one() -> None:
+    for host in ("192.0.2.5", "198.51.100.5", "203.0.113.5"):
+        rows = findings(node(reach(), HOME.replace("192.168.1.5", host)), EVERYWHERE, [])
+        ((_, text, _),) = said(rows, "reachable")
+        assert "public" not in text
+
+
+async def test_the_log_says_once_why_an_own_peer_is_not_reached_and_again_when_that_changes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    reasons = [
+        *(DialReason.REFUSED, DialReason.REFUSED, DialReason.NO_ANSWER),
+        *(None, DialReason.NO_ANSWER),
+    ]
+
+    async def dial(address: str) -> PeerId:
+        if reason := turn.pop(0):
+            raise DialError("x", reason)
+        return BOB
+
+    caplog.set_level(logging.INFO, "node.reach")
+    for named, said_so in ((True, 3), (False, 0)):
+        caplog.clear()
+        turn = list(reasons)
+        facts = Reach(dial, lambda: 1000.0, named=lambda peer, named=named: named)  # type: ignore[misc]
+        for reason in reasons:
+            with pytest.raises(DialError) if reason else nullcontext():
+                await facts.dial(RELAY)
+        assert len(caplog.records) == said_so
+
+
+async def test_status_tells_the_network_in_a_line() -> None:
+    facts = reach(DialError("x", DialReason.REFUSED), (RelayState(RELAY, True, ""),))
+    with pytest.raises(DialError):
+        await facts.dial(RELAY)
+    told = {**node(facts, HOME), "peers": [], "read": {"swarm": "0123456789abcdef"}}
+    assert summary(told) == (
+        "0 peers linked; reachable from outside: no; private swarm; relay reserved; "
+        "`groove-node doctor` says why peers are not reached"
+    )
 
 
 def test_what_is_carried_for_others_is_said() -> None:

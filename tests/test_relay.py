@@ -7,6 +7,7 @@ import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from random import Random
 from typing import Any
 
@@ -255,6 +256,46 @@ async def test_a_target_that_takes_no_call_costs_the_caller_a_no_and_the_relay_n
             said = await answer(caller, peer, asking(host.get_id().to_bytes()))
             assert said.status == Status.CONNECTION_FAILED
             assert victim.relayed() == {"reservations": 1, "circuits": 0}
+
+
+async def test_a_host_of_many_names_gives_up_a_circuit_to_another_host() -> None:
+    middle, bob = relay(circuits_per_peer_max=2), transport()
+    async with running(middle, bob) as nursery:
+        alice, names = hidden(middle), [transport() for _ in range(3)]
+        async with running(alice, *names):
+            address = await reserved(alice)
+            for each in names[:2]:
+                await each.dial(address)
+                await connected(each, alice)
+            with pytest.raises(DialError, match="resource limit exceeded"):
+                await names[2].dial(address)
+            front = await behind(middle, "127.0.0.9", nursery)
+            await bob.dial(f"{front}{CIRCUIT}{alice.peer_id()}")
+            await connected(bob, alice)
+            assert (await next_of(names[0], Disconnected)).peer == alice.peer_id()
+            assert names[1].counts == {} and middle.relayed() == {"reservations": 1, "circuits": 2}
+
+
+async def behind(node: Libp2pTransport, host: str, nursery: trio.Nursery) -> str:
+    """An address at which the node sees whoever dials it come from another host."""
+    port = int(node.addresses()[0].split("/")[4])
+
+    async def carry(near: trio.SocketStream) -> None:
+        far = await trio.open_tcp_stream("127.0.0.1", port, local_address=host)
+        async with near, far, trio.open_nursery() as pumps:
+
+            async def pump(source: trio.SocketStream, target: trio.SocketStream) -> None:
+                with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    async for data in source:
+                        await target.send_all(data)
+                pumps.cancel_scope.cancel()
+
+            pumps.start_soon(pump, near, far)
+            pumps.start_soon(pump, far, near)
+
+    serve = partial(trio.serve_tcp, carry, 0, host="127.0.0.1")
+    (listener,) = await nursery.start(serve)
+    return f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}/p2p/{node.peer_id()}"
 
 
 async def test_a_circuit_ends_when_its_bytes_are_used_up() -> None:

@@ -23,17 +23,17 @@ def ledger(**limits: float) -> Ledger:
 
 def test_a_peer_is_reached_only_while_it_has_a_reservation() -> None:
     book = ledger(reservation_s=100)
-    assert book.open("bob", "alice", 0) is Status.NO_RESERVATION
+    assert book.open("bob", "bob", "alice", 0) is Status.NO_RESERVATION
     assert book.reserve("alice", "host", 0) is Status.OK
-    assert isinstance(book.open("bob", "alice", 99), Circuit)
-    assert book.open("bob", "alice", 100) is Status.NO_RESERVATION
+    assert isinstance(book.open("bob", "bob", "alice", 99), Circuit)
+    assert book.open("bob", "bob", "alice", 100) is Status.NO_RESERVATION
 
 
 def test_a_reservation_ends_with_the_connection_that_it_was_made_over() -> None:
     book = ledger()
     book.reserve("alice", "host", 0)
     book.gone("alice")
-    assert book.open("bob", "alice", 1) is Status.NO_RESERVATION
+    assert book.open("bob", "bob", "alice", 1) is Status.NO_RESERVATION
 
 
 def test_reservations_are_counted_in_all_and_for_each_host_and_renewing_is_free() -> None:
@@ -53,30 +53,105 @@ def test_circuits_are_counted_for_both_ends_and_in_all_until_they_are_closed() -
     book = ledger(circuits_max=3, circuits_per_peer_max=2)
     for target in ("alice", "carol", "dave"):
         book.reserve(target, target, 0)
-    first = book.open("bob", "alice", 0)
-    assert isinstance(first, Circuit) and isinstance(book.open("eve", "alice", 0), Circuit)
-    assert book.open("mallory", "alice", 0) is Status.RESOURCE_LIMIT_EXCEEDED  # alice has two
-    assert isinstance(book.open("bob", "carol", 0), Circuit)
-    assert book.open("eve", "dave", 0) is Status.RESOURCE_LIMIT_EXCEEDED  # three in all
+    first = book.open("bob", "bob", "alice", 0)
+    assert isinstance(first, Circuit) and isinstance(book.open("eve", "eve", "alice", 0), Circuit)
+    assert book.open("dave", "dave", "alice", 0) is Status.RESOURCE_LIMIT_EXCEEDED  # alice has two
+    assert isinstance(book.open("bob", "bob", "carol", 0), Circuit)
+    assert book.open("eve", "eve", "dave", 0) is Status.RESOURCE_LIMIT_EXCEEDED  # three in all
     book.close(first)
-    assert isinstance(book.open("eve", "dave", 0), Circuit)
+    assert isinstance(book.open("eve", "eve", "dave", 0), Circuit)
+
+
+def test_the_names_of_one_host_share_the_circuits_that_it_may_have() -> None:
+    book = ledger(circuits_per_host_max=2)
+    for target in ("alice", "carol", "dave"):
+        book.reserve(target, target, 0)
+    assert isinstance(book.open("m1", "mallory", "alice", 0), Circuit)
+    second = book.open("m2", "mallory", "carol", 0)
+    assert isinstance(second, Circuit)
+    assert book.open("m3", "mallory", "dave", 0) is Status.RESOURCE_LIMIT_EXCEEDED
+    assert isinstance(book.open("bob", "bob", "dave", 0), Circuit)
+    book.close(second)
+    assert isinstance(book.open("m3", "mallory", "dave", 0), Circuit)
+
+
+def test_who_holds_most_of_a_targets_circuits_gives_one_to_who_has_none() -> None:
+    book = ledger(circuits_per_peer_max=4)
+    book.reserve("alice", "alice", 0)
+    theirs = [book.open(f"m{n}", "mallory", "alice", n) for n in range(4)]
+    assert all(isinstance(each, Circuit) for each in theirs)
+    assert book.open("m4", "mallory", "alice", 9) is Status.RESOURCE_LIMIT_EXCEEDED
+    assert isinstance(book.open("bob", "bob", "alice", 9), Circuit)
+    assert isinstance(book.open("carol", "bob", "alice", 9), Circuit)
+    assert book.open("dave", "bob", "alice", 9) is Status.RESOURCE_LIMIT_EXCEEDED  # two each
+    assert [isinstance(each, Circuit) and each.dropped for each in theirs] == [True] * 2 + [
+        False
+    ] * 2
+    assert book.circuits == 4
+    first = theirs[0]
+    assert isinstance(first, Circuit) and book.spend(first, 1, 9) is None
+    book.close(first)  # as whoever carried it does
+    assert book.circuits == 4
+
+
+def test_who_holds_most_of_the_relay_gives_one_to_who_has_none() -> None:
+    book = ledger(circuits_max=4)
+    for target in ("alice", "carol"):
+        book.reserve(target, target, 0)
+    theirs = [book.open("mallory", "mallory", "alice", n) for n in range(4)]
+    assert isinstance(book.open("bob", "bob", "carol", 9), Circuit)
+    assert [isinstance(each, Circuit) and each.dropped for each in theirs] == [
+        True,
+        False,
+        False,
+        False,
+    ]
+
+
+def test_a_target_that_calls_others_itself_takes_nothing_from_them() -> None:
+    book = ledger(circuits_per_peer_max=2)
+    for target in ("alice", "carol"):
+        book.reserve(target, target, 0)
+    own = [book.open("alice", "alice", "carol", n) for n in range(2)]
+    assert book.open("bob", "bob", "alice", 9) is Status.RESOURCE_LIMIT_EXCEEDED
+    assert not any(isinstance(each, Circuit) and each.dropped for each in own)
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from("xyz")), max_size=80))
+def test_no_host_is_refused_at_a_target_while_another_has_two_more(
+    calls: list[tuple[str, str]],
+) -> None:
+    book = ledger(circuits_per_peer_max=5, circuits_max=12, circuits_per_host_max=12)
+    held: list[Circuit] = []
+    for target in "xyz":
+        book.reserve(target, target, 0)
+    for number, (host, target) in enumerate(calls):
+        got = book.open(f"{host}{number}", host, target, number)
+        held = [each for each in held if not each.dropped]
+        if isinstance(got, Circuit):
+            held.append(got)
+        elif sum(each.target == target for each in held) == 5:
+            of_target = [each.host for each in held if each.target == target]
+            assert max(map(of_target.count, of_target)) <= of_target.count(host) + 1
+        assert book.circuits == len(held) <= 12
+        assert all(sum(each.target == name for each in held) <= 5 for name in "xyz")
 
 
 def test_a_circuit_ends_after_its_bytes_and_after_its_time() -> None:
     book = ledger(circuit_bytes_max=1000, circuit_s=60)
     book.reserve("alice", "host", 0)
-    circuit = book.open("bob", "alice", 0)
+    circuit = book.open("bob", "bob", "alice", 0)
     assert isinstance(circuit, Circuit)
     assert book.spend(circuit, 1000, 59) is not None
     assert book.spend(circuit, 1, 59) is None
-    other = book.open("eve", "alice", 0)
+    other = book.open("eve", "eve", "alice", 0)
     assert isinstance(other, Circuit) and book.spend(other, 1, 60) is None
 
 
 def test_two_circuits_share_the_pace_of_the_whole_relay() -> None:
     book = ledger(circuit_bytes_per_s=1000, bytes_per_s_max=1500)
     book.reserve("alice", "host", 0)
-    one, two = book.open("bob", "alice", 0), book.open("eve", "alice", 0)
+    one, two = book.open("bob", "bob", "alice", 0), book.open("eve", "eve", "alice", 0)
     assert isinstance(one, Circuit) and isinstance(two, Circuit)
     assert book.spend(one, 1000, 0) == 0
     assert book.spend(two, 1000, 0) == pytest.approx(500 / 1500)

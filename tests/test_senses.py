@@ -248,6 +248,10 @@ def test_a_model_server_is_at_work_only_while_it_computes() -> None:
     assert at_work(OTHERS, OTHERS, NAMES, 0.1, no_arguments) == ""
 
 
+def test_an_empty_name_among_the_model_servers_hides_no_other() -> None:
+    assert at_work(OTHERS, moved(20, 0.2), ("", *NAMES), 0.1, no_arguments) == "llama-server"
+
+
 @pytest.mark.parametrize(
     ("arguments", "name"),
     [

@@ -77,7 +77,7 @@ def test_a_home_under_tmp_is_not_hidden_by_a_private_one(home: str, private: str
 def test_a_folder_with_characters_that_a_unit_gives_a_meaning_is_written_as_it_is_meant() -> None:
     place = Place("/p/$x y", Path('/a b%n"c\\d$e'), PLACE.cache, PLACE.state)
     unit = service.systemd(place, 252).text
-    assert values(unit, "ExecStart")[0].startswith('"/p/$$x y" ')
+    assert values(unit, "ExecStart")[0].startswith('"@/p/$x y" "/p/$$x y" ')
     assert '"GROOVE_HOME=/a b%%n\\"c\\\\d$e"' in values(unit, "Environment")
 
 
@@ -90,6 +90,19 @@ def test_no_name_of_a_folder_adds_a_line_to_the_unit(name: str) -> None:
     except ServiceError:
         return
     assert len(unit.split("\n")) == lines and len(unit.splitlines()) == lines - 1
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x07b", "a\udcffb", "a\u2028b"])
+@pytest.mark.parametrize("make", [lambda place: service.systemd(place, 252), service.launchd])
+def test_a_name_that_no_service_file_can_hold_is_refused(
+    make: Callable[[Place], service.Service], name: str
+) -> None:
+    for place in (
+        Place(PLACE.python, Path("/" + name), PLACE.cache, PLACE.state),
+        Place("/" + name, PLACE.home, PLACE.cache, PLACE.state),
+    ):
+        with pytest.raises(ServiceError, match="no service file can"):
+            make(place)
 
 
 def test_each_home_has_a_service_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -109,7 +122,14 @@ def test_the_agent_is_a_property_list_with_the_same_in_launchds_words() -> None:
     assert agent["Umask"] == 0o077
 
 
-def test_systemd_finds_nothing_wrong_with_the_unit(place: Place, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", ["venv", "a$x ${y} b%n"])
+def test_systemd_finds_nothing_wrong_with_the_unit(
+    place: Place, tmp_path: Path, folder: str
+) -> None:
+    python = tmp_path / folder / "python"
+    python.parent.mkdir()
+    python.symlink_to(sys.executable)
+    place = Place(str(python), place.home, place.cache, place.state)
     tool = shutil.which("systemd-analyze")
     if tool is None:
         pytest.skip("systemd-analyze is not installed")
@@ -170,6 +190,12 @@ def test_a_file_that_is_not_ours_alone_is_neither_overwritten_nor_removed(
     with pytest.raises(ServiceError):
         service.uninstall(planned)
     assert planned.path.read_text() == before
+
+
+def test_a_pipe_or_a_folder_in_its_place_is_not_ours(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    assert state_of(tmp_path / "pipe") is state_of(tmp_path / "folder") is State.FOREIGN
 
 
 @given(st.binary(max_size=400))

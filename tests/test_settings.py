@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from gossip.config import GossipConfig
 from leaves.lifecycle import Rules
 from leaves.model import Instant
-from node import settings
+from node import settings, sound, started, swarm
 from node.app import App
 from node.config import Config, ConfigError
 from node.errors import MisuseError
@@ -84,6 +84,14 @@ def test_a_section_that_is_not_there_is_made(app: App) -> None:
         ("encoder.path", "/no/such/folder"),
         ("mesh.transport.connections_max", "-1"),
         ("mesh.interest_cosine", "nan"),
+        ("mesh.mirror", "ftp://host/folder"),
+        ("mesh.mirror", "https://host/folder"),
+        ("mesh.mirror", "not a url"),
+        ("mesh.mirror", "/no/such/folder"),
+        ("mesh.cache_bytes_max", "1000"),
+        ("mesh.transport.relay", '["/ip4/192.0.2.7/tcp/4021"]'),
+        ("mesh.peers", '["/ip4/192.0.2.7/tcp/4021"]'),
+        ("mesh.transport.listen", "everywhere"),
         ("rules", "3"),
     ],
 )
@@ -94,6 +102,61 @@ def test_what_the_node_could_not_read_is_never_written(app: App, key: str, value
         settings.change(App(app.home), key, value)
     assert refused.value.unchanged and refused.value.next_step
     assert path.read_text() == "[rules]\nseed_sessions = 250\n"
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("night.window", "1-5", "expected always or HH:MM-HH:MM, such as 23:00-05:00"),
+        ("mesh.mirror", "", """an empty text is written '""'"""),
+        ("mesh.peers", "hello", """expected a list of texts, such as '["…"]'"""),
+        ("mesh.transport.mdns", "on", "expected true or false"),
+    ],
+)
+def test_a_refusal_names_the_form_that_is_allowed(
+    app: App, key: str, value: str, told: str
+) -> None:
+    with pytest.raises(MisuseError) as refused:
+        settings.change(app, key, value)
+    assert told in refused.value.what
+    if told.startswith("expected "):
+        assert settings.explain(app, key)["allowed"] in told
+
+
+def test_an_empty_text_can_be_set_as_the_refusal_says(app: App) -> None:
+    settings.change(app, "mesh.mirror", str(app.home))
+    assert settings.change(app, "mesh.mirror", '""')["new"] == ""
+
+
+def test_a_wrong_window_in_the_file_is_told_what_it_may_be(tmp_path: Path) -> None:
+    (tmp_path / "groove.toml").write_text('[night]\nwindow = "1-5"\n')
+    with pytest.raises(ConfigError, match="such as 23:00-05:00"):
+        App(tmp_path)
+
+
+def test_what_of_the_file_cannot_be_used_is_known_before_it_is_missed() -> None:
+    assert sound.faults(Config()) == []
+    text = '[mesh]\nmirror = "/no/such/folder"\ncache_bytes_max = 5\n[mesh.transport]\n'
+    config = msgspec.toml.decode(text + 'relay = ["/ip4/11.0.0.1/tcp/1"]\n', type=Config)
+    keys = ["mesh.mirror", "mesh.cache_bytes_max", "mesh.transport.relay"]
+    assert [key for key, _ in sound.faults(config)] == keys
+
+
+def test_a_running_node_is_said_to_have_read_another_file_or_another_swarm(app: App) -> None:
+    node = {"read": started.stamp(app.home, "", "")}
+    assert started.changes(app, node) == started.changes(app, None) == []
+    settings.change(app, "mesh.transport.mdns", "true")
+    (changed,) = started.changes(app, node)
+    assert "groove.toml was changed since the node started" in changed
+    node = {"read": started.stamp(app.home, "", "")}
+    key = swarm.make()
+    swarm.store(app.home, key)
+    for _ in range(2):  # for as long as it is so
+        (changed,) = started.changes(app, node)
+        assert "the swarm was changed since the node started" in changed
+    stamp = started.stamp(app.home, key, "")
+    assert started.changes(app, {"read": stamp}) == [] and key not in str(stamp)
+    assert started.changes(app, {}) == []  # of a node that notes no stamp
 
 
 def test_a_mistyped_key_is_told_which_it_may_be(app: App) -> None:

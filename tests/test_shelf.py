@@ -118,7 +118,8 @@ async def test_what_was_used_longest_ago_makes_room_and_comes_back_by_hand_alone
     assert served == [{root(1), root(3)}]  # before it went
     evicted = known(app, 2)
     assert evicted.state is State.HEARD and evicted.detail[EVICTED]
-    await fetcher(app).bring(evicted, by_hand=True)
+    with pytest.raises(OwnerError, match="no holder left"):
+        await fetcher(app).bring(evicted, by_hand=True)
     assert not known(app, 2).detail[EVICTED]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from functools import partial
 
 import pytest
 import trio
@@ -54,6 +55,28 @@ async def test_outsiders_leave_no_place_taken() -> None:
                         await link(member, victim)
                         break
                     await trio.sleep(0.2)
+
+
+async def test_who_sends_everything_back_is_refused_both_ways_at_once() -> None:
+    """Its bytes are under the key, and begin as a member's do."""
+    member = transport(swarm_key=KEY)
+
+    async def mirror(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError):
+            async for data in stream:
+                await stream.send_all(data)
+
+    async with running(member) as nursery:
+        (listener,) = await nursery.start(partial(trio.serve_tcp, mirror, 0, host="127.0.0.1"))
+        at = f"/ip4/127.0.0.1/tcp/{listener.socket.getsockname()[1]}"
+        with trio.fail_after(8), pytest.raises(DialError) as failed:  # not at the deadline
+            await member.dial(f"{at}/p2p/{transport().peer_id()}")
+        assert failed.value.reason is DialReason.WRONG_SWARM_KEY
+        port = int(member.addresses()[0].split("/")[4])
+        async with await trio.open_tcp_stream("127.0.0.1", port) as stream:
+            with trio.fail_after(3):
+                await mirror(stream)
+        await until(lambda: bool(member.counts["handshake failed"]))
 
 
 async def test_members_meet_through_a_relay_of_their_swarm_and_no_other() -> None:

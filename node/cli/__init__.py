@@ -66,7 +66,7 @@ STDIN = "/dev/stdin"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run one command. Exit codes: 0 done, 1 failed, 2 misused, 130 interrupted."""
+    """Run one command. Exit codes: 0 done, 1 failed, 2 misused or misconfigured, 130 Ctrl-C."""
     logging.basicConfig(level=logging.WARNING, format="warning: %(message)s")
     # A core dump would hold texts that are not scrubbed yet.
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))

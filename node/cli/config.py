@@ -55,6 +55,8 @@ def config_set(key: str, value: str, /, *, json: AsJson = False) -> None:
             "adapters that were trained on the other chassis are set aside until rounds have "
             "trained their leaves anew; what is above them answers"
         )
+    if done["restart"]:
+        out.note("the node that runs takes it at its next start: end it and start it again")
     out.done(done, f"{key} is {_toml(done['new'])} now, and was {_toml(done['old'])}")
 
 

@@ -91,9 +91,8 @@ def export(
     if take_out and not root_only:
         raise MisuseError("--take-out goes with --root-only", unchanged="Nothing was exported.")
     app, path = App.open(), file.expanduser().absolute()
-    rekeying.export(app, path, _passphrase(out, passphrase_file, twice=True), root_only=root_only)
-    if take_out:
-        rekeying.take_root_out(app)
+    passphrase = _passphrase(out, passphrase_file, twice=True)
+    rekeying.export(app, path, passphrase, root_only=root_only, take_out=take_out)
     near = " It lies in the home itself: move it to another disk." * path.is_relative_to(app.home)
     gone = " The root key is no longer on this machine." * take_out
     out.done(

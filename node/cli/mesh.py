@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated
 
 from cyclopts import Parameter
 
 from node import orders, overview, show_peers
 from node.app import App
+from node.errors import MisuseError
 from node.terminal import Terminal
 
-from .base import AsJson, command, peers
+from .base import AsJson, Yes, command, peers
+
+_INVITATION_CHARS_MAX = 64 << 10  # with room for the blanks and breaks of a mail program
+_NOT_JOINED = "Nothing was remembered."
 
 
 @peers.command(name="list")
@@ -25,11 +31,13 @@ def peers_list(*, json: AsJson = False) -> None:
     out = Terminal(json)
     app = App.open()
     result = overview.peers(app)
-    out.table(show_peers.HEADINGS, show_peers.rows(result, app.now()))
-    note = (
-        "" if result["running"] else "no node runs here, so nobody is connected: `groove-node run`"
-    )
-    out.done(result, note)
+    rows = show_peers.rows(result, app.now())
+    if show_peers.fits(rows, out.width):
+        out.table(show_peers.HEADINGS, rows)
+    else:
+        for line in show_peers.lines(rows):
+            out.line(line)
+    out.done(result, show_peers.listed(result))
 
 
 @peers.command(name="add")
@@ -70,9 +78,10 @@ def peers_invite(
 
 @peers.command(name="join")
 def peers_join(
-    invitation: Annotated[str, Parameter(name="INVITATION")],
+    invitation: Annotated[str, Parameter(name="INVITATION")] = "",
     /,
     *,
+    file: Annotated[Path | None, Parameter(help="Take the invitation from this file.")] = None,
     switch: Annotated[
         bool, Parameter(negative="", help="Leave the private swarm that this node is in.")
     ] = False,
@@ -80,13 +89,42 @@ def peers_join(
 ) -> None:
     """Take an invitation: the string that `groove-node peers invite` has printed elsewhere.
 
+    One to a private swarm holds its key, and a command line is seen by `ps` and kept in the shell's
+    history: give `-` and the string on standard input, or --file, or nothing, to be asked for it.
+
     For example: groove-node peers join groove1stmtimjsiqzuw33pk5iwmrtihf5do4tumuz…
+    or, to a private swarm: groove-node peers join - < invitation
     """
     from node import meeting
 
     out = Terminal(json)
-    result = meeting.join(App.open(), invitation, switch=switch)
+    result = meeting.join(App.open(), _invitation(invitation, file), switch=switch)
     out.done(result, show_peers.joined(result))
+
+
+def _invitation(given: str, file: Path | None) -> str:
+    """From the command line, a file, standard input, or the terminal without an echo."""
+    from . import STDIN  # what `-` has become
+
+    if given and file is not None:
+        raise MisuseError("INVITATION and --file are one too many", unchanged=_NOT_JOINED)
+    if given == STDIN or file == Path(STDIN):
+        return sys.stdin.read(_INVITATION_CHARS_MAX)
+    if file is not None:
+        with file.expanduser().open(encoding="utf-8", errors="replace") as opened:
+            return opened.read(_INVITATION_CHARS_MAX)
+    if given:
+        return given
+    if not sys.stdin.isatty():
+        raise MisuseError(
+            "an invitation is needed, and nobody is there to ask",
+            unchanged=_NOT_JOINED,
+            next_step="`groove-node peers join -` reads it from standard input, `--file FILE` from "
+            "a file.",
+        )
+    import getpass
+
+    return getpass.getpass("Invitation: ", sys.stderr)
 
 
 @peers.command(name="remove")
@@ -98,8 +136,24 @@ def peers_remove(peer: str, /, *, json: AsJson = False) -> None:
     from node import meeting
 
     out = Terminal(json)
-    removed = meeting.remove(App.open(), peer)
-    out.done({"removed": removed}, f"{removed} is forgotten")
+    result = meeting.remove(App.open(), peer)
+    out.done(result, show_peers.removed(result))
+
+
+@peers.command(name="leave")
+def peers_leave(*, yes: Yes = False, json: AsJson = False) -> None:
+    """Leave the private swarm, for the one that is open to all. Its key is deleted.
+
+    Who invited you can invite you again: `groove-node peers join INVITATION`.
+    """
+    from node import meeting
+
+    out = Terminal(json)
+    app = App.open()
+    if not yes and not out.ask("Leave the private swarm? Its peers are not reached any more."):
+        raise MisuseError("the private swarm was not left; nothing was changed")
+    result = meeting.leave(app)
+    out.done(result, show_peers.left(result))
 
 
 @command.command

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import Parameter
 
-from node import consenting, keyfiles, overview, show, show_night
+from node import consenting, keyfiles, overview, show, show_night, show_peers
 from node.app import App
 from node.consent import disclosure
 from node.errors import MisuseError
@@ -89,7 +89,7 @@ def status(*, json: AsJson = False) -> None:
     out = Terminal(json)
     data = overview.status(App.open())
     night = show_night.facts(data["night"], running=data["node"] is not None)
-    out.facts([*show.status_facts(data), *night])
+    out.facts([*show.status_facts(data), *show_peers.status_facts(data), *night])
     out.done(data)
 
 

@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import App as Command
 from cyclopts import Parameter
@@ -16,6 +16,7 @@ from cyclopts import Parameter
 from node import logfile, overview
 from node.app import App
 from node.errors import OwnerError
+from node.show import process
 from node.terminal import Terminal
 
 from .base import AsJson, command
@@ -108,7 +109,7 @@ def status(*, json: AsJson = False) -> None:
     facts += [(name, str(value)) for name, value in told.items()]
     if not answers:
         facts.append(("manager", "does not answer for this user"))
-    facts.append(("node", f"running, process {node['pid']}" if node else "not running"))
+    facts.append(("node", f"running, {process(node)}" if node else "not running"))
     out.facts(facts)
     out.done(
         {
@@ -139,9 +140,9 @@ def up(*, json: AsJson = False) -> None:
     node = overview.running(app)
     if node is not None and manager.answers() and manager.standing()["active"] == "inactive":
         raise OwnerError(
-            f"a node runs here already, as process {node['pid']}, and not by the service",
+            f"a node runs here already, {process(node)}, and not by the service",
             unchanged="Nothing was started.",
-            next_step=f"End it first: Ctrl-C where it runs, or kill {node['pid']}",
+            next_step="End it first: Ctrl-C where it runs" + _or_kill(node),
         )
     service_manager.start(manager)
     out.done({"name": manager.service.name, "started": True}, f"started: {manager.service.name}")
@@ -158,9 +159,9 @@ def down(*, json: AsJson = False) -> None:
     node = overview.running(App.open())
     if node is not None:
         raise OwnerError(
-            f"a node runs here still, as process {node['pid']}, and not by the service",
+            f"a node runs here still, {process(node)}, and not by the service",
             unchanged="The service is stopped.",
-            next_step=f"End it: Ctrl-C where it runs, or kill {node['pid']}",
+            next_step="End it: Ctrl-C where it runs" + _or_kill(node),
         )
     out.done({"name": manager.service.name, "stopped": True}, f"stopped: {manager.service.name}")
 
@@ -218,3 +219,7 @@ def _followed(path: Path, count: int) -> Iterator[str]:
             yield fresh.decode("utf-8", "replace")
         else:
             time.sleep(LOOK_S)
+
+
+def _or_kill(node: dict[str, Any]) -> str:
+    return f", or kill {node['pid']}" if node["pid"] else ""
