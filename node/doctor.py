@@ -15,6 +15,7 @@ from .app import App
 from .errors import OwnerError
 from .history import SOON_DAYS, histories
 from .home import groove_cache, home_path
+from .night_book import read_pause
 from .rights import rescan_due
 from .show import counted, listening, size, within
 from .tally import Tally
@@ -209,6 +210,9 @@ def _sources(app: App) -> list[Finding]:
 def _unattended(app: App) -> Finding:
     """When the node works by itself, and what of the machine it cannot tell."""
     night = app.config.night
+    if read_pause(app.home) is not None:
+        text = "unattended work is paused"
+        return Finding("night", "note", text, "groove-node resume; `status` says until when")
     if night.window == ALWAYS:
         return Finding("night", "ok", "works at any hour, heeding `pause` alone")
     senses = app.adapters.senses(app.home, night)

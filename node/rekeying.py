@@ -21,7 +21,7 @@ from gossip.keys import Keys, private_key, public_bytes
 from gossip.wire import EPOCH_MAX, HOUR_S, Standing, encode
 
 from . import keyfiles, keysafe, swarm
-from .errors import OwnerError
+from .errors import MisuseError, OwnerError
 from .home import PRIVATE_FILE, private_dir, remembered_path, sync_dir, write_atomic
 from .identity import next_doc, read_seed, seed_file
 from .keyfiles import (
@@ -159,6 +159,10 @@ def _write_new(path: Path, blob: bytes) -> None:
             unchanged="It was left as it is; nothing was exported.",
             next_step="Give a new name: an older copy is still a copy.",
         ) from None
+    except FileNotFoundError:
+        raise MisuseError(
+            f"{path.parent}: no such folder", unchanged="Nothing was exported."
+        ) from None
     finally:
         fresh.unlink(missing_ok=True)
     sync_dir(path.parent)
@@ -252,9 +256,14 @@ def _root_put_back(app: App, kept: Secrets, origin: bytes, made: float) -> Resto
 
 
 def read_export(path: Path) -> bytes:
-    """The bytes of an export, or a few more than one can have."""
-    with path.open("rb") as file:
-        return file.read(keysafe.FILE_BYTES_MAX + 1)
+    """The bytes of an export, or a few more than one can have. Raises MisuseError."""
+    try:
+        with path.open("rb") as file:
+            return file.read(keysafe.FILE_BYTES_MAX + 1)
+    except OSError as problem:
+        raise MisuseError(
+            f"{path} cannot be read: {problem.strerror}", unchanged="Nothing was changed."
+        ) from None
 
 
 def origin_here(app: App) -> str:
@@ -443,6 +452,8 @@ def advice(found: dict[str, Any]) -> str:
             )
         case "dead":
             return ": two keys of one epoch; only a new origin helps"
+    if found["restored"]:
+        return "; restored from a copy: it signs nothing until a peer has told what was signed last"
     return ""
 
 

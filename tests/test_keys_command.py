@@ -73,6 +73,7 @@ def test_keys_are_copied_put_back_and_shown_and_no_secret_is_printed(
     ]
     assert [done.returncode for done in told] == [0] * len(told), [done.stderr for done in told]
     assert "asks peers for its own last head" in told[1].stdout
+    assert "signs nothing until a peer has told" in " ".join(told[2].stdout.split())
     shown = json.loads(told[3].stdout)
     assert (shown["restored"], shown["epoch"], shown["standing"]) == (True, 1, "sound")
     assert json.loads(told[4].stdout) == {"epoch": 2, "revoked": [1], "node_runs": False}
@@ -149,6 +150,16 @@ def test_the_root_key_is_taken_out_and_given_for_one_rotation(
     done = groove("keys", "rotate", "--root-file", copy, "--json", **secret)
     assert json.loads(done.stdout)["epoch"] == 2
     assert not (home / "keys" / "root.key").exists()
+
+
+def test_a_file_or_folder_that_is_not_there_is_named_as_it_was_given(
+    groove: Run, tmp_path: Path
+) -> None:
+    secret = {"GROOVE_PASSPHRASE": PASSPHRASE}
+    missing = groove("keys", "restore", str(tmp_path / "none"), at=tmp_path / "new", **secret)
+    assert missing.returncode == 2 and f"{tmp_path}/none cannot be read" in missing.stderr
+    nowhere = groove("keys", "export", str(tmp_path / "nowhere" / "copy"), **secret)
+    assert nowhere.returncode == 2 and f"{tmp_path}/nowhere: no such folder" in nowhere.stderr
 
 
 def test_init_speaks_of_the_copy_until_there_is_one(

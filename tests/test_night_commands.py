@@ -57,6 +57,8 @@ def test_a_pause_is_shown_by_status_until_it_is_taken_back(
     assert groove("pause", "--for", "2h")["until"] > 0
     paused = groove("status")["night"]
     assert (paused["state"], paused["why"]) == ("paused", "by you")
+    told = {each["check"]: each["text"] for each in groove("doctor")["findings"]}
+    assert told["night"] == "unattended work is paused"
     assert groove("resume") == {"paused": False, "was_paused": True}
     assert groove("status")["night"]["state"] != "paused"
 

@@ -6,7 +6,7 @@ import os
 import stat
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App as Command
 from cyclopts import Parameter
@@ -56,13 +56,21 @@ def show(*, json: AsJson = False) -> None:
             ("standing", found["standing"] + rekeying.advice(found)),
             ("root key", found["folder"] if found["root"] == "here" else "kept elsewhere"),
             ("swarm key", "of a private swarm" if found["swarm_key"] else "none: the open mesh"),
-            (
-                "last copy",
-                f"{rekeying.moment_of(kept['at'])} UTC" if kept else "never: `keys export FILE`",
-            ),
+            ("last copy", _last_copy(kept, found["epoch"])),
         ]
     )
     out.done(found)
+
+
+def _last_copy(kept: dict[str, Any] | None, epoch: int) -> str:
+    from node.rekeying import moment_of
+
+    if kept is None:
+        return "never: `keys export FILE`"
+    at = f"{moment_of(kept['at'])} UTC"
+    if kept["root_only"]:
+        return f"{at}, of the root key alone"
+    return at if kept["epoch"] == epoch else f"{at}, with the key of epoch {kept['epoch']}"
 
 
 @keys.command

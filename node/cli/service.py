@@ -76,6 +76,8 @@ def install(
     else:
         typed = " && ".join(" ".join(each) for each in manager.starts())
         out.line(f"Nothing was started. `groove-node up` starts it, as does: {typed}")
+        if not manager.answers():
+            out.note("its manager does not answer here; `groove-node run` runs the node by hand")
     out.done(
         {"name": manager.service.name, "path": str(path), "written": fresh, "started": start},
         manager.advice(),
