@@ -88,6 +88,7 @@ class Adapters:
     pace = Pace()
     watches = True  # the files of other tools, in a thread of its own
     roams = True  # the machine sleeps, and its network changes
+    answers = True  # the local endpoint and the dashboard
 
     def random(self) -> Random:
         """A generator that nobody can guess."""

@@ -18,6 +18,7 @@ from gossip.exchange_events import ExchangeConfig
 from gossip.transport_config import TransportConfig
 from leaves.lifecycle import Rules
 
+from .api.config import ApiConfig
 from .errors import OwnerError
 from .windows import PATTERN, Window
 
@@ -150,6 +151,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     executor: ExecutorConfig = field(default_factory=ExecutorConfig)
     registry: RegistryConfig = field(default_factory=RegistryConfig)
     mesh: MeshConfig = field(default_factory=MeshConfig)
+    api: ApiConfig = field(default_factory=ApiConfig)
 
 
 class ConfigError(OwnerError):

@@ -28,6 +28,7 @@ from gossip.ports import Connected, Disconnected
 from gossip.transport_config import ListenError, PortInUseError, TransportConfig
 
 from . import sound, started, swarm
+from .api.serving import Api
 from .app import App
 from .errors import OwnerError
 from .fencing import Fence
@@ -210,6 +211,7 @@ class Daemon:
             tell,
         )
         self._letters = Letters(app, self._carry_out)
+        self._api = Api(app, self._say)
         self._fetches: trio.Nursery | None = None  # of fetches by hand, once it runs
         self._run_file = b""
 
@@ -254,6 +256,7 @@ class Daemon:
                 self._watch_sources,
                 self._notifier.run,
                 self._nights.run,
+                self._api.run,
             ):
                 nursery.start_soon(Fence(task).keep)
             for seconds, work in (
@@ -387,6 +390,7 @@ class Daemon:
             "night": self._nights.state(),
             "transport": self._transport.standing(),
             "read": self._read,
+            "api": self._api.facts(),
         }
         blob = msgspec.json.encode(state)
         if blob != self._run_file:

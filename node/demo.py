@@ -154,6 +154,7 @@ class Node:
             **os.environ,
             "GROOVE_HOME": str(self.home),
             "GROOVE_STATE": str(self.home / "state"),  # a demo leaves nothing outside its folder
+            "GROOVE_API_LISTEN": "",  # three nodes would want one port
             "HF_HUB_OFFLINE": "1",
         }
 

@@ -23,6 +23,7 @@ from .mailbox import Fetch, Letter
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
+LOOKS = 2  # at an unchanged file: two writings in one tick of the file system's clock look alike
 BUSY_S = 1.0  # how long a thread waits for who holds the database; the end of the node waits for it
 
 
@@ -38,12 +39,17 @@ class Letters:
         self._answers: dict[int, dict[str, Any]] = {}  # not yet written
         self._problem = ""  # of the mailbox, since all went well: it is logged once
         self._well = True
+        self._stamp: object = None  # of the mailbox's files, as they were before the last look
+        self._same = 0  # looks since they changed
 
     async def look(self, fetches: trio.Nursery | None = None) -> None:
         """Carry out what waits. A fetch takes minutes, and nothing may wait for it.
 
         Answers are written here alone: a letter read as waiting cannot have been answered since.
+        While nothing is at work and nobody writes, the files are not even opened.
         """
+        if self._unchanged():
+            return
         self._well = True
         await self._write()
         for letter in await self._ask(self._mailbox.waiting) or ():
@@ -58,6 +64,13 @@ class Letters:
         await self._write()
         if self._well:
             self._problem = ""
+
+    def _unchanged(self) -> bool:
+        """True if there is nothing to do, by the size and the time of the files alone."""
+        stamp = self._mailbox.stamp()
+        self._same = self._same + 1 if stamp == self._stamp and self._well else 0
+        self._stamp = stamp
+        return self._same > LOOKS and not self._at_work and not self._answers
 
     async def _fetch(self, letter: Letter) -> None:
         """A fetch fails alone, whatever it fails of: the owner can ask for it again."""

@@ -60,6 +60,7 @@ class _Running(msgspec.Struct):
     night: dict[str, Any] = {}
     transport: dict[str, Any] = {}
     read: dict[str, str] = {}
+    api: dict[str, Any] = {}
 
 
 class UnknownLeafError(OwnerError):

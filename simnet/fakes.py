@@ -453,6 +453,7 @@ class Simulated(Adapters):
     pace: Pace = PACE
     watches: bool = False
     roams: bool = False
+    answers: bool = False
     machine: QuietMachine = field(default_factory=QuietMachine)
     starts: int = 0  # of the node so far: each draws anew
 

@@ -37,6 +37,7 @@ def _cache() -> str:
     return str(own)
 
 
+os.environ["GROOVE_API_LISTEN"] = ""  # nodes of tests would want the same port; some set it anew
 if not _WORKER:
     os.environ["GROOVE_STATE"] = tempfile.mkdtemp(prefix="groove-state-")
     os.environ["GROOVE_CACHE"] = _cache()

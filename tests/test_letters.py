@@ -221,3 +221,23 @@ async def test_a_long_task_that_fails_after_a_while_is_started_again_soon(
     with trio.move_on_after(320):
         await Fence(work).keep()
     assert [round(b - a) for a, b in pairwise(at)] == [105, 105, 105]
+
+
+async def test_an_order_of_another_process_is_found_after_any_number_of_quiet_looks(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    doing = Doing()
+    letters = Letters(app, doing)
+    read: list[int] = []
+    waiting = app.mailbox.waiting
+    monkeypatch.setattr(app.mailbox, "waiting", lambda: read.append(1) or waiting())
+    for _ in range(20):
+        await letters.look()
+    assert len(read) < 5  # a quiet mailbox is not read
+    with closing(Mailbox(app.home)) as others:
+        letter = others.post(Dial("x"), 1.0)
+    for _ in range(2):
+        await letters.look()
+    assert doing.done == [letter]
+    with closing(Mailbox(app.home)) as others:
+        assert others.answer_to(letter) == {"of": letter}

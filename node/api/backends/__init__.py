@@ -1,0 +1,1 @@
+"""Back ends of the endpoint: the built-in one, and the servers of others."""
