@@ -49,6 +49,17 @@ class HistoryEntry:
 
 
 @dataclass(frozen=True, slots=True)
+class JournalEntry:
+    """One change as the journal tells it, without the leaf that it made: cheap to read many of."""
+
+    at: Instant
+    round: int
+    leaf: LeafId
+    kind: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class RoundRow:
     """One journaled round. `state` is the engine's own and holds no text of a session."""
 
@@ -128,6 +139,32 @@ class ForestStore:
             HistoryEntry(Instant(at), round_, _leaf(state, centroid), kind, reason)
             for at, round_, state, centroid, kind, reason in rows
         ]
+
+    def journal(
+        self,
+        count: int,
+        *,
+        leaf: LeafId | None = None,
+        round_id: int | None = None,
+        without: Sequence[str] = (),
+    ) -> list[JournalEntry]:
+        """The last changes, newest first: of one leaf, of one round, or all; not of some kinds."""
+        # One condition each, not "? IS NULL OR leaf = ?": for that no index is used.
+        of: tuple[tuple[str, object], ...] = (("leaf = ?", leaf), ("round = ?", round_id))
+        asked: list[tuple[str, object]] = [each for each in of if each[1] is not None]
+        asked.append(("kind NOT IN (SELECT value FROM json_each(?))", _json(list(without))))
+        rows = self._db.execute(
+            "SELECT at, round, leaf, kind, reason FROM history WHERE "
+            f"{' AND '.join(where for where, _ in asked)} ORDER BY seq DESC LIMIT ?",
+            (*(value for _, value in asked), count),
+        )
+        return [JournalEntry(Instant(at), *rest) for at, *rest in rows]
+
+    def changes_by_day(self) -> list[tuple[int, str, int]]:
+        """How many changes of each kind there were: day since 1970-01-01, kind, count."""
+        return self._db.execute(
+            "SELECT at / 86400, kind, COUNT(*) FROM history GROUP BY 1, 2 ORDER BY 1, 2"
+        ).fetchall()
 
     def changed_since(self, at: Instant, kind: str) -> set[LeafId]:
         """Leaves that had a change of this kind after a moment."""

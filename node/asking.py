@@ -32,7 +32,7 @@ def route(app: App, prompt: str, answer: str | None, report: Report = silent) ->
     answer: a known answer; then its loss, in nats per token, is measured under the chassis and
     under the adapter that would serve. Nothing of prompt or answer is kept.
     """
-    kept, trouble = _in_force(app)
+    kept, trouble = in_force(app)
     if kept is None:
         chosen, considered = Route(None, None, 0.0, 0.0, 0, False), []
     else:
@@ -108,7 +108,7 @@ def _not_asked(table: Table, vector: Vector, considered: list[Considered]) -> li
     ]
 
 
-def _in_force(app: App) -> tuple[Kept | None, str]:
+def in_force(app: App) -> tuple[Kept | None, str]:
     """The table to route by; or none, and what is wrong."""
     try:
         kept = deploying.begin(app)
@@ -128,7 +128,7 @@ def _loss(
     app: App, prompt: str, answer: str, bundle: str | None, report: Report
 ) -> dict[str, float]:
     example = (Example("asked", prompt, answer),)
-    if bundle is not None and not _sits(app, bundle):
+    if bundle is not None and not sits(app, bundle):
         bundle = None  # the chassis was changed since, and answers by itself
     if bundle is not None:
         Shelf.of(app).used(bundle)
@@ -138,7 +138,7 @@ def _loss(
     return {label: round(values[0], 4) for label, values in losses.by_label.items()}
 
 
-def _sits(app: App, bundle: str) -> bool:
+def sits(app: App, bundle: str) -> bool:
     """True if a bundle's adapter is of the chassis in use, by its label."""
     from leaves.bundle import BundleError, read_label
 

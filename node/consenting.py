@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING, Any
 from leaves.model import Instant
 
 from .consent import deleted, disclosure
+from .consent.deleted import refuse_if_undone
 from .consent.disclosure import Shown
-from .consent.folders import inside, named
+from .consent.folders import inside, named, project_folder
 from .consent.receipts import missing, read
-from .errors import OwnerError
+from .errors import MisuseError, OwnerError
 from .show import moment
 
 if TYPE_CHECKING:
@@ -23,6 +24,33 @@ if TYPE_CHECKING:
     from .consent import Allowed, ConsentRecord
 
 SAMPLES = 3  # of the owner's latest asks, in the preview
+
+
+def check_grant(
+    app: App, scopes: Sequence[str], source: Sequence[str], folder: Sequence[Path]
+) -> None:
+    """Refuse what cannot be granted before anybody is asked."""
+    if not (scopes or source or folder):
+        raise MisuseError(
+            "nothing was named",
+            unchanged="Nothing was changed.",
+            next_step="`groove-node consent grant capture` asks for capture; others are train, "
+            "publish, fetch.",
+        )
+    refuse_if_undone(app.home)
+    if (source or folder) and "capture" not in scopes and is_new(app, "capture"):
+        raise MisuseError(
+            "sources and folders are allowed for capture, and capture is not granted",
+            unchanged="Nothing was changed.",
+            next_step="`groove-node consent grant capture --source NAME --folder DIR` grants both.",
+        )
+    for each in folder:
+        if not project_folder(each).is_dir():
+            raise MisuseError(
+                f"{each}: no such folder",
+                unchanged="Nothing was changed.",
+                next_step="Name the folder of a project; what lies inside is allowed with it.",
+            )
 
 
 def grant(

@@ -47,7 +47,8 @@ if TYPE_CHECKING:
     from .capture import TrainingRecord
 
 RECEIPTS_MAX = 1_000
-_JOURNALS = ("rounds", "training", "neighbours")  # texts of sessions while a round is open; vectors
+# Texts of sessions while a round is open; vectors; where each session stands on the map.
+_JOURNALS = ("rounds", "training", "neighbours", "map")
 _MADE_OF_ALL = (*_JOURNALS, "router", "embeddings")
 _TOLD = ("events.jsonl", "events.jsonl.1")  # names of leaves, made of words that were asked
 _FILES = (

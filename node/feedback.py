@@ -13,11 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from leaves.model import LeafId
-from router.table import Route
 
 from .capture import quality
 from .capture.record import TrainingRecord, decode_line, read_lines
 from .capture.sessions import quality_of
+from .routing import routing_record
+
+__all__ = [
+    "Closing",
+    "Vote",
+    "closings",
+    "in_order",
+    "routing_record",
+    "tallied",
+    "votes",
+]
 
 _ID = re.compile(r"[0-9a-f]{32}")
 _ROUTED = b'"routing"'  # in the line of a closing record: the others are not decoded
@@ -39,18 +49,6 @@ class Closing:
     leaf: LeafId | None
     accepted: bool
     at: float  # Unix seconds
-
-
-def routing_record(route: Route) -> dict[str, Any]:
-    """The `routing` of a SESSION_CLOSE record, under the specification's names."""
-    leaf = route.leaf
-    return {
-        "leaf_id": leaf.leaf if leaf else None,
-        "leaf_lifecycle_stage": leaf.stage.value if leaf else None,
-        "routing_confidence": round(route.score, 4),
-        "fallback_used": route.fallback_used,
-        "parent_leaf_id": leaf.parent if leaf else None,
-    }
 
 
 def votes(files: Iterable[Path]) -> dict[str, Vote]:

@@ -14,7 +14,7 @@ from router.starters import STARTERS
 
 from . import overview
 from .errors import MisuseError, OwnerError
-from .foreign import State
+from .foreign import Known, State
 from .mailbox import Dial, Fetch, Retract
 
 if TYPE_CHECKING:
@@ -92,10 +92,9 @@ def add_peers(app: App, addresses: Sequence[str]) -> None:
         app.mailbox.post(Dial(address), app.clock.now_s())
 
 
-def fetch(app: App, name: str, report: Report = silent) -> dict[str, Any]:
-    """Have the running node fetch, check and judge a foreign leaf; waits for what comes of it."""
+def order_fetch(app: App, known: Known) -> int:
+    """Have the running node fetch, check and judge a foreign leaf; the number of its letter."""
     app.require("fetch")
-    known = overview.foreign_leaf(app, name)
     if known.leaf.root is None:
         raise NotHadError(
             f"{known.name} is a {known.leaf.stage}: its origin offers no bundle of it yet",
@@ -108,7 +107,14 @@ def fetch(app: App, name: str, report: Report = silent) -> dict[str, Any]:
             unchanged="Nothing was fetched.",
             next_step="Start one with `groove-node run`, then fetch again.",
         )
-    letter = app.mailbox.post(Fetch(known.leaf.origin, known.leaf.leaf), app.clock.now_s())
+    return app.mailbox.post(Fetch(known.leaf.origin, known.leaf.leaf), app.clock.now_s())
+
+
+def fetch(app: App, name: str, report: Report = silent) -> dict[str, Any]:
+    """Have the running node fetch, check and judge a foreign leaf; waits for what comes of it."""
+    app.require("fetch")
+    known = overview.foreign_leaf(app, name)
+    letter = order_fetch(app, known)
     deadline = time.monotonic() + ANSWER_S
     while time.monotonic() < deadline:
         report(Progress("fetch", 0, 0, "asked of the running node"))

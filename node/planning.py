@@ -77,7 +77,7 @@ def expect(units: Mapping[str, int], states: Iterable[Mapping[str, Any]]) -> tup
     return tuple(out)
 
 
-_WHAT = {
+WHAT = {
     "embed": "embedding {units:,} sessions",
     "cluster": "clustering {units:,} sessions",
     "place": "placing new sessions among {units:,}",
@@ -90,7 +90,7 @@ def told(expected: Iterable[Expected]) -> list[tuple[str, str, str]]:
     """Rows to read: step, minutes, by what."""
     return [
         (
-            _WHAT[each.step].format(units=each.units),
+            WHAT[each.step].format(units=each.units),
             "< 1 min" if each.minutes < 1 else f"{each.minutes:,.0f} min",
             "as measured here" if each.measured else "a guess: nothing measured here yet",
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -28,6 +28,7 @@ __all__ = [
     "leaves_of",
     "region",
     "rightful",
+    "routing_record",
     "serving",
     "starters_of",
     "way",
@@ -132,6 +133,18 @@ def way(table: Table, vector: Vector, near: Neighbours | None) -> Route:
     if cosines[nearest] < starters[nearest].threshold:
         return found
     return replace(found, served_by=starters[nearest], fallback_used=True)
+
+
+def routing_record(route: Route) -> dict[str, Any]:
+    """The `routing` of a SESSION_CLOSE record, under the specification's names."""
+    leaf = route.leaf
+    return {
+        "leaf_id": leaf.leaf if leaf else None,
+        "leaf_lifecycle_stage": leaf.stage.value if leaf else None,
+        "routing_confidence": round(route.score, 4),
+        "fallback_used": route.fallback_used,
+        "parent_leaf_id": leaf.parent if leaf else None,
+    }
 
 
 def region(

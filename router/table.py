@@ -251,6 +251,17 @@ class Table:
                 return Route(leaf, server, score, gate, leaf.level, fallback)
         return Route(None, None, score, gate, 0, bool(asked.indices))
 
+    def server_of(self, entry: Entry) -> Entry | None:
+        """Return who answers for one of its entries that is asked for by name; None: the chassis.
+
+        Costs a look at all entries.
+        """
+        same = (entry.leaf, entry.origin)
+        for each, server in zip(self.entries, self._servers, strict=True):
+            if (each.leaf, each.origin) == same:
+                return server
+        return None
+
     def explain(self, vector: Vector, neighbours: Neighbours | None = None) -> list[Considered]:
         """Return the leaves that `route` asks for this vector, in order, up to the one taken."""
         asked = self._ask(vector, neighbours)

@@ -133,12 +133,13 @@ async def test_a_reservation_is_made_again_after_the_relay_was_restarted() -> No
     key, bob = os.urandom(32), transport()
     first = transport(key=key, relay_for_others=True)
     async with running(bob) as nursery:
-        scope = await nursery.start(in_scope, first)
+        scope, ended = await nursery.start(in_scope, first)
         address = first.addresses()[0]
         alice = hidden(first)
         await nursery.start(alice.run)
         await reserved(alice)
         scope.cancel()
+        await ended.wait()  # its port is free
         await until(lambda: not any(CIRCUIT in each for each in alice.addresses()))
         assert not alice.relays()[0].reserved and alice.relays()[0].why
         again = transport(listen=address.split("/p2p/")[0], key=key, relay_for_others=True)
@@ -148,11 +149,13 @@ async def test_a_reservation_is_made_again_after_the_relay_was_restarted() -> No
 
 
 async def in_scope(node: Libp2pTransport, task_status: Any) -> None:
-    """Run a node so that it can be ended by itself."""
+    """Run a node so that it can be ended by itself, and its end be waited for."""
+    ended = trio.Event()
     with trio.CancelScope() as scope:
         async with running(node):
-            task_status.started(scope)
+            task_status.started((scope, ended))
             await trio.sleep_forever()
+    ended.set()
 
 
 async def test_a_dial_through_a_relay_says_why_it_failed() -> None:

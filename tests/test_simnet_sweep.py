@@ -103,13 +103,13 @@ def test_what_broke_once_holds(plan: Plan, broke: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_hundred_seeds_of_every_mixture_of_faults_hold_at_twenty_nodes() -> None:
+def test_a_hundred_seeds_of_every_mixture_of_faults_hold_at_twenty_nodes() -> None:
     runs: list[Run] = []
-    plans = (Plan("swarm", nodes=20, seed=seed) for seed in range(1000, 1200))
+    plans = (Plan("swarm", nodes=20, seed=seed) for seed in range(1000, 1100))
     for run in carry_out_all(plans, jobs=2):
         runs.append(run)
         assert run.broken is None, f"{run.broken}\n  replay: {run.replay}"
-    assert totals(runs)["seeds"] == 200
+    assert totals(runs)["seeds"] == 100
 
 
 @pytest.mark.slow

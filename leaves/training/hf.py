@@ -29,20 +29,20 @@ class HuggingFace:
 
         disable_progress_bar()
 
-        self._bare: Any = AutoModelForCausalLM.from_pretrained(
+        self.bare: Any = AutoModelForCausalLM.from_pretrained(
             chassis.path, dtype=dtype, local_files_only=True, use_safetensors=True
         )
         self._device = device or torch.device("cpu")
-        self._bare.requires_grad_(False).eval().to(self._device)
-        self._model = self._bare
+        self.bare.requires_grad_(False).eval().to(self._device)
+        self.model = self.bare
         self._bound: list[tuple[Tensor, Tensor, Tensor]] = []  # parameter, adapter, its gradient
 
     def bind(self, adapters: Adapters | None) -> None:
         from peft import LoraConfig, get_peft_model
 
-        if self._model is not self._bare:
-            self._bare = self._model.unload()
-            self._model = self._bare
+        if self.model is not self.bare:
+            self.bare = self.model.unload()
+            self.model = self.bare
         self._bound = []
         if adapters is None:
             return
@@ -54,13 +54,13 @@ class HuggingFace:
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # PEFT reads a name on its way out
-            self._model = get_peft_model(self._bare, config)
-        modules = dict(self._bare.named_modules())
+            self.model = get_peft_model(self.bare, config)
+        modules = dict(self.bare.named_modules())
         for name, pair in adapters.pairs.items():
             a, b = modules[name].lora_A["default"].weight, modules[name].lora_B["default"].weight
             self._bound += [(a, pair.a, pair.grad_a), (b, pair.b, pair.grad_b)]
         self.refresh()
-        self._model.eval()
+        self.model.eval()
 
     def refresh(self) -> None:
         for parameter, values, _ in self._bound:
@@ -75,7 +75,7 @@ class HuggingFace:
             tokens[row, : len(session.tokens)] = torch.tensor(session.tokens)
             mask[row, : len(session.tokens)] = 1
         tokens, mask = tokens.to(self._device), mask.to(self._device)
-        logits = self._model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
+        logits = self.model(input_ids=tokens, attention_mask=mask, use_cache=False).logits
         return [
             (
                 logits[row, session.prompt - 1 : len(session.tokens) - 1].float(),
@@ -116,7 +116,7 @@ class HuggingFace:
 
     def digest(self) -> bytes:
         """Of the bare chassis: adapters that are put on have names of their own."""
-        state = self._bare.state_dict()
+        state = self.bare.state_dict()
         return digest_of(state[name] for name in sorted(state) if ".lora_" not in name)
 
     def generate(
@@ -130,7 +130,7 @@ class HuggingFace:
         fresh = torch.tensor([list(prompt)], device=self._device)
         with torch.no_grad():
             while len(made) < count:
-                out = self._model(input_ids=fresh, past_key_values=cache, use_cache=True)
+                out = self.model(input_ids=fresh, past_key_values=cache, use_cache=True)
                 token = int(out.logits[0, -1].argmax())
                 if token == end:
                     break

@@ -159,7 +159,7 @@ class Projection:
         return (grad @ self.weight).addmm_(grad_low, self._a)
 
 
-class _Norm:
+class Norm:
     """RMSNorm with a frozen weight."""
 
     def __init__(self, weight: Tensor, eps: float) -> None:
@@ -266,8 +266,8 @@ class _Layer:
             full = [f"{prefix}.{name}" for name in names]
             return Projection(full, [weights[f"{name}.weight"] for name in full])
 
-        def norm(name: str) -> _Norm:
-            return _Norm(weights[f"{prefix}.{name}.weight"], shape.norm_eps)
+        def norm(name: str) -> Norm:
+            return Norm(weights[f"{prefix}.{name}.weight"], shape.norm_eps)
 
         self.attention = _Attention(shape)
         self.norm1, self.norm2 = norm("input_layernorm"), norm("post_attention_layernorm")
@@ -351,7 +351,7 @@ class Llama:
         self.shape, self.kept_bytes_max = shape, kept_bytes_max
         self.embedding = weights["model.embed_tokens.weight"]
         self.head = self.embedding if shape.tied else weights["lm_head.weight"]
-        self.norm = _Norm(weights["model.norm.weight"], shape.norm_eps)
+        self.norm = Norm(weights["model.norm.weight"], shape.norm_eps)
         layers = range(shape.layers)
         self.layers = [_Layer(weights, f"model.layers.{index}", shape) for index in layers]
         half = torch.arange(0, shape.head_size, 2, dtype=torch.float32) / shape.head_size

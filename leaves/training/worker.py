@@ -54,7 +54,7 @@ def main() -> int:
 
     Exit 0 at the end of the orders, and after one that failed.
     """
-    _end_with_parent()
+    end_with_parent()
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a library prints must not mix with the answers
     orders: queue.SimpleQueue[bytes] = queue.SimpleQueue()
@@ -95,7 +95,7 @@ def _read(orders: queue.SimpleQueue[bytes]) -> None:
     os._exit(0)
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
     """Have Linux kill this process, stopped or not, when the thread that started it ends.
 
     That is one which stays (`spawn.py`). A parent that is gone already has closed the pipe.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from typing import Any
+
+from .spread import Spread
 
 
 class Counts:
@@ -17,6 +19,8 @@ class Counts:
         self.refused: Counter[str] = Counter()  # by cause: token, host, origin, method, size, ...
         self.aborted = 0  # answers that the client did not wait for
         self.streams = 0  # open now
+        self.first_byte: defaultdict[str, Spread] = defaultdict(Spread)  # by route's name, seconds
+        self.took: defaultdict[str, Spread] = defaultdict(Spread)  # to the last byte
 
     def facts(self) -> dict[str, Any]:
         """As plain data, sorted."""

@@ -6,7 +6,9 @@ tried again, and a port that is taken is told once.
 
 from __future__ import annotations
 
+import logging
 import os
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import msgspec
@@ -21,7 +23,9 @@ from .counts import Counts
 if TYPE_CHECKING:
     from node.app import App
 
-    from .ports import Backend
+    from .assembling import Parts
+
+log = logging.getLogger(__name__)
 
 LISTEN_VARIABLE = "GROOVE_API_LISTEN"  # goes before groove.toml: several nodes on one machine
 LOOK_S = 15.0  # between two looks at the back end, for `status`
@@ -45,6 +49,7 @@ class Api:
         self._url = ""
         self._trouble = ""
         self._backend_stands: dict[str, Any] = {}
+        self._parts: Parts | None = None
 
     def facts(self) -> dict[str, Any]:
         """For the run file: what `status` shows of a running node."""
@@ -56,6 +61,45 @@ class Api:
         }
 
     async def run(self) -> None:
-        """Serve until cancelled. Returns at once if no endpoint is wanted."""
+        """Serve until cancelled. Returns if no endpoint is wanted, or none can listen."""
         if not (self._config.listen and self._app.adapters.answers):
             return
+        from .assembling import assemble
+        from .server import ListenBusyError, ListenRefusedError, serve
+
+        now = partial(assemble, self._app, self._config, self._counts, url=lambda: self._url)
+        self._parts = await self._app.adapters.in_thread(now)
+        async with trio.open_nursery() as nursery:
+            for task in (*self._parts.tasks, self._look):
+                nursery.start_soon(Fence(task).keep)
+            try:
+                await serve(
+                    self._parts.asgi,
+                    self._config,
+                    self._app.home,
+                    on_ready=self._listens,
+                    counts=self._counts,
+                )
+            except (ListenBusyError, ListenRefusedError) as problem:
+                self._trouble = problem.what
+                self._say(
+                    "endpoint",
+                    f"no endpoint and no dashboard: {problem.what}",
+                    url="",
+                    next_step=problem.next_step,
+                )
+                log.warning("endpoint not opened problem=%s", problem.what)
+            finally:
+                self._url = ""
+                nursery.cancel_scope.cancel()
+
+    def _listens(self, url: str) -> None:
+        self._url, self._trouble = url, ""
+        self._say("endpoint", f"endpoint and dashboard at {url}", url=url)
+
+    async def _look(self) -> None:
+        """Ask the back end now and then how it does."""
+        assert self._parts is not None
+        while True:
+            self._backend_stands = dict(await self._parts.backend.look())
+            await trio.sleep(LOOK_S)

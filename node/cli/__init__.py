@@ -16,8 +16,11 @@ try:
 
     from . import (
         approve,
+        ask,
+        completion,
         config,
         consent,
+        dashboard,
         data,
         keys,
         leaves,
@@ -32,6 +35,7 @@ try:
         service,
         sources,
         train,
+        uninstall,
     )
     from .base import command
     from .misuse import misuse
@@ -41,9 +45,12 @@ except KeyboardInterrupt:  # Ctrl-C in the second that loading takes
 
 __all__ = [
     "approve",
+    "ask",
     "command",
+    "completion",
     "config",
     "consent",
+    "dashboard",
     "data",
     "keys",
     "leaves",
@@ -59,6 +66,7 @@ __all__ = [
     "service",
     "sources",
     "train",
+    "uninstall",
 ]
 
 

@@ -12,8 +12,6 @@ from cyclopts import Parameter
 from node import consenting
 from node.app import App
 from node.consent import disclosure
-from node.consent.deleted import refuse_if_undone
-from node.consent.folders import project_folder
 from node.errors import MisuseError
 from node.show import counted
 from node.terminal import Terminal
@@ -68,7 +66,7 @@ def consent_grant(
     """
     out = Terminal(json)
     app = App.open()
-    _check(app, scopes, source, folder)
+    consenting.check_grant(app, scopes, source, folder)
     told = out.note if json else out.line
     told(disclosure.text(scopes, source, folder))
     if not yes:
@@ -92,31 +90,6 @@ def consent_grant(
     out.done(allowed, f"allowed: {', '.join(word for words in allowed.values() for word in words)}")
     if allowed["sources"] not in ([], ["llm"]) and not allowed["folders"]:
         out.note("no project folder is allowed yet: `groove-node consent grant --folder DIR`")
-
-
-def _check(app: App, scopes: Sequence[str], source: Sequence[str], folder: Sequence[Path]) -> None:
-    """Refuse what cannot be granted before anybody is asked."""
-    if not (scopes or source or folder):
-        raise MisuseError(
-            "nothing was named",
-            unchanged="Nothing was changed.",
-            next_step="`groove-node consent grant capture` asks for capture; others are train, "
-            "publish, fetch.",
-        )
-    refuse_if_undone(app.home)
-    if (source or folder) and "capture" not in scopes and consenting.is_new(app, "capture"):
-        raise MisuseError(
-            "sources and folders are allowed for capture, and capture is not granted",
-            unchanged="Nothing was changed.",
-            next_step="`groove-node consent grant capture --source NAME --folder DIR` grants both.",
-        )
-    for each in folder:
-        if not project_folder(each).is_dir():
-            raise MisuseError(
-                f"{each}: no such folder",
-                unchanged="Nothing was changed.",
-                next_step="Name the folder of a project; what lies inside is allowed with it.",
-            )
 
 
 def _preview(

@@ -35,9 +35,7 @@ def page(atlas: Atlas) -> bytes:
     """The whole page. Texts of prompts are in it only if they are in the atlas."""
     folder = files(__package__)
     style, script = ((folder / name).read_text("utf-8") for name in ("page.css", "page.js"))
-    leaves = [leaf for leaf in atlas.standing.forest.live() if leaf.level > 1]
-    index = {leaf.id: at for at, leaf in enumerate([*leaves, *atlas.former])}
-    parts = {
+    pieces = parts(atlas) | {
         "csp": f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; "
         "base-uri 'none'; form-action 'none'",
         "title": f"Map of {counted(atlas.standing.sessions, 'session')}",
@@ -45,6 +43,16 @@ def page(atlas: Atlas) -> bytes:
         "warning": _warning(atlas),
         "style": style,
         "script": script,
+    }
+    template = (folder / "page.html").read_text("utf-8")
+    return _MARK.sub(lambda found: pieces[found[1]], template).encode()
+
+
+def parts(atlas: Atlas) -> dict[str, str]:
+    """What the page is made of beyond its frame: markup, and the data of its script."""
+    leaves = [leaf for leaf in atlas.standing.forest.live() if leaf.level > 1]
+    index = {leaf.id: at for at, leaf in enumerate([*leaves, *atlas.former])}
+    return {
         "first": str(_first_day(atlas)),
         "last": str(_last_day(atlas)),
         "tree": tree_html(atlas, index),
@@ -52,8 +60,6 @@ def page(atlas: Atlas) -> bytes:
         # In a script element, only "<" could end it or open a comment.
         "data": msgspec.json.encode(_data(atlas, index)).decode().replace("<", "\\u003c"),
     }
-    template = (folder / "page.html").read_text("utf-8")
-    return _MARK.sub(lambda found: parts[found[1]], template).encode()
 
 
 def note(atlas: Atlas) -> str:
