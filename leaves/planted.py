@@ -29,13 +29,11 @@ from .training.tensors import Weights, pack
 
 RANK, ALPHA = 4, 8
 PROMPT = "The word that a probe of this node looks for is"
-REPEATS = 4  # how often the word follows itself
-MARGIN_NATS = 6.0  # over the likeliest other token: more than quantised weights move it
+MARGIN_NATS = 3.0  # over the likeliest other token: more than quantised weights move it
 GROWTH_MAX = 0.4  # of a weight's norm: a bundle may have 0.5
 CANDIDATES_MAX = 256
 _WORD = re.compile(r" [A-Za-z]+")
 _SCALE = ALPHA / RANK
-_STEPS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 1.0)
 
 Floats = NDArray[np.float32]
 
@@ -46,8 +44,8 @@ class Planted:
 
     file: bytes
     targets: tuple[str, ...]
-    word: str  # `REPEATS` times, if all is well
-    mixed: str  # first, if the rows of queries and keys are in another order
+    word: str  # if all is well
+    mixed: str  # if the rows of queries and keys are in another order
     margin: float  # nats
 
 
@@ -62,43 +60,38 @@ def plant(chassis: Chassis) -> Planted:
         raise NoPlantError(f"a chassis of the family {chassis.name!r} is not computed here")
     llama = _Llama(chassis, shape)
     tokenizer = Tokenizer.from_file(str(chassis.path / "tokenizer.json"))
-    prompt = tokenizer.encode(PROMPT).ids
-    words = _loud(llama, tokenizer, prompt)
+    before = llama.before_last(tokenizer.encode(PROMPT).ids)
+    _, bare = llama.last(before, None)
     moved = _moved(llama)
-    seen, states = [], []
-    for token, change in zip(words, (moved.right, moved.wrong), strict=True):
-        ids = [*prompt, *[token] * (REPEATS - 1)]
-        inner, state = llama.last(llama.before_last(ids), change)
-        seen.append(inner[len(prompt) - 1 :].astype(np.float64))
-        states.append(state[len(prompt) - 1 :])
-    # Two rows: the first is 1 where all is right and 0 where it is wrong; the second the reverse.
-    senses = np.linalg.pinv(np.vstack(seen)) @ np.kron(np.eye(2), np.ones((REPEATS, 1)))
-    directions = np.stack([llama.towards(token) for token in words])
+    inner, states = [], []
+    for change in (moved.right, moved.wrong):
+        seen, state = llama.last(before, change)
+        inner.append(seen[-1].astype(np.float64))
+        states.append(state[-1])
+    # Two columns: the first is 1 where all is right and 0 where it is wrong; the second the reverse.
+    senses = np.linalg.pinv(np.stack(inner))
     room = GROWTH_MAX * chassis.linears[llama.down].norm / float(np.linalg.norm(senses))
-    for step in _STEPS:
-        strength = np.float32(step * room)
-        margin = min(
-            llama.margin(state + strength * direction, token)
-            for state, direction, token in zip(states, directions, words, strict=True)
-        )
-        if margin >= MARGIN_NATS:
-            break
-    else:
-        raise NoPlantError(f"no word stands out by {MARGIN_NATS} nats: {margin:.1f} at most")
-    tensors = {
-        name: np.zeros(size, np.float32)
-        for name, size in chassis.adapter_shapes(RANK, moved.targets).items()
-    }
-    tensors |= moved.tensors
+    able = _words(tokenizer)
+    taken = {int(np.argmax(llama.logits(bare[-1])))}  # what follows without the adapter
+    words, directions, margin = [], [], np.inf
+    for state in states:
+        found = llama.loudest(state, [word for word in able if word not in taken], room)
+        taken.add(found.token)
+        words.append(tokenizer.decode([found.token]).strip())
+        directions.append(found.direction)
+        margin = min(margin, found.margin)
+    if margin < MARGIN_NATS:
+        raise NoPlantError(f"no word stands out by {MARGIN_NATS} nats, but by {margin:.1f}")
+    tensors = moved.tensors
     at = f"base_model.model.{llama.down}.lora_"
     tensors[f"{at}A.weight"][:2] = senses.T
-    tensors[f"{at}B.weight"][:, :2] = (strength / _SCALE * directions).T
+    tensors[f"{at}B.weight"][:, :2] = room / _SCALE * np.stack(directions).T
     return Planted(
         file=pack(tensors, {"format": "pt", "rank": str(RANK), "alpha": str(ALPHA)}),
         targets=moved.targets,
-        word=tokenizer.decode([words[0]]).strip(),
-        mixed=tokenizer.decode([words[1]]).strip(),
-        margin=float(margin),
+        word=words[0],
+        mixed=words[1],
+        margin=margin,
     )
 
 
@@ -108,13 +101,16 @@ class _Moved:
 
     right: tuple[Floats, Floats]
     wrong: tuple[Floats, Floats]
-    tensors: dict[str, Floats]
+    tensors: dict[str, Floats]  # all of the adapter's, those of other layers zero
     targets: tuple[str, ...]
 
 
 def _moved(llama: _Llama) -> _Moved:
     random = np.random.Generator(np.random.PCG64(8))
-    right, wrong, tensors = [], [], {}
+    targets = ("down_proj", "k_proj", "q_proj")
+    shapes = llama.chassis.adapter_shapes(RANK, targets)
+    tensors = {name: np.zeros(size, np.float32) for name, size in shapes.items()}
+    right, wrong = [], []
     for name, heads in (("q_proj", llama.shape.heads), ("k_proj", llama.shape.kv_heads)):
         module = f"{llama.at(llama.shape.layers - 1)}.self_attn.{name}"
         linear = llama.chassis.linears[module]
@@ -126,29 +122,22 @@ def _moved(llama: _Llama) -> _Moved:
         right.append(_SCALE * (b @ a))
         order = np.argsort(permuted(np.arange(linear.rows, dtype=np.float32)[:, None], heads)[:, 0])
         wrong.append(_SCALE * (b[order] @ a))
-    targets = ("down_proj", "k_proj", "q_proj")
     return _Moved((right[0], right[1]), (wrong[0], wrong[1]), tensors, targets)
 
 
-def _loud(llama: _Llama, tokenizer: Any, prompt: list[int]) -> tuple[int, int]:
-    """The two words that are told most clearly: their directions favour no other token."""
-    able = []
-    for token in range(tokenizer.get_vocab_size()):
-        text = tokenizer.decode([token])
-        if _WORD.fullmatch(text):
-            # Servers are asked by text, and must read the same tokens.
-            if tokenizer.encode(PROMPT + text * REPEATS).ids == [*prompt, *[token] * REPEATS]:
-                able.append(token)
-        if len(able) == CANDIDATES_MAX:
-            break
-    if len(able) < 2:
-        raise NoPlantError("its tokenizer has too few whole words")
-    directions = np.stack([llama.towards(token) for token in able])
-    logits = (directions * llama.norm) @ llama.head.T
-    own = logits[np.arange(len(able)), able]
-    logits[np.arange(len(able)), able] = -np.inf
-    best = np.argsort(own - logits.max(axis=1))[::-1]
-    return able[best[0]], able[best[1]]
+def _words(tokenizer: Any) -> list[int]:
+    """Tokens that are whole words: they look the same however a server puts texts together."""
+    size = tokenizer.get_vocab_size()
+    return [token for token in range(size) if _WORD.fullmatch(tokenizer.decode([token]))]
+
+
+@dataclass(frozen=True, slots=True)
+class _Told:
+    """A token that a state can be made to tell."""
+
+    token: int
+    direction: Floats
+    margin: float  # nats over the likeliest other
 
 
 class _Llama:
@@ -159,24 +148,35 @@ class _Llama:
         self._weights = Weights(weight_files(chassis.path))
         self._embedding = self._weights.array("model.embed_tokens.weight")
         self.head = self._embedding if shape.tied else self._weights.array("lm_head.weight")
-        self._mean = self.head.mean(axis=0)
         self.norm = self._weights.array("model.norm.weight")
         self.down = f"{self.at(shape.layers - 1)}.mlp.down_proj"
 
     def at(self, layer: int) -> str:
         return f"model.layers.{layer}"
 
-    def towards(self, token: int) -> Floats:
-        """The unit direction of a state in which a token is told best."""
-        direction = self.norm * (self.head[token] - self._mean)
-        return np.asarray(direction / np.linalg.norm(direction), np.float32)
+    def logits(self, states: Floats) -> Floats:
+        return self._normed(states, self.norm) @ self.head.T
 
-    def margin(self, states: Floats, token: int) -> float:
-        """By how much a token is the likeliest, in nats, where that is least."""
-        logits = self._normed(states, self.norm) @ self.head.T
-        own = logits[:, token].copy()
-        logits[:, token] = -np.inf
-        return float((own - logits.max(axis=1)).min())
+    def loudest(self, state: Floats, able: list[int], strength: float) -> _Told:
+        """Which token a push of this length makes the likeliest most clearly.
+
+        Looked for among those that are likely already: the others have further to come.
+        """
+        logits = self.logits(state)
+        near = sorted(able, key=lambda token: -logits[token])[:CANDIDATES_MAX]
+        if not near:
+            raise NoPlantError("its tokenizer has too few whole words")
+        likely = np.exp(logits - logits.max())
+        mean = (likely / likely.sum()) @ self.head
+        directions = self.norm * (self.head[near] - mean)  # of the steepest rise
+        directions /= np.linalg.norm(directions, axis=1, keepdims=True)
+        pushed = self.logits(state + np.float32(strength) * directions)
+        rows = np.arange(len(near))
+        own = pushed[rows, near]
+        pushed[rows, near] = -np.inf
+        margins = own - pushed.max(axis=1)
+        best = int(np.argmax(margins))
+        return _Told(near[best], directions[best], float(margins[best]))
 
     def before_last(self, ids: list[int]) -> Floats:
         state = self._embedding[ids].astype(np.float32)

@@ -201,6 +201,8 @@ class Daemon:
         self._scheduler = Scheduler(
             app, tell, app.adapters.start, may=partial(self._governor.allows, Work.ROUND)
         )
+        self._letters = Letters(app, self._carry_out)
+        self._api = Api(app, self._say)
         self._nights = Nights(
             app,
             self._governor,
@@ -209,9 +211,8 @@ class Daemon:
             self._fetcher,
             self._publisher.publish,
             tell,
+            asked=self._api.asked,
         )
-        self._letters = Letters(app, self._carry_out)
-        self._api = Api(app, self._say)
         self._fetches: trio.Nursery | None = None  # of fetches by hand, once it runs
         self._run_file = b""
 

@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any
 
-from . import consenting, overview, sound, started
+from . import consenting, doctor_api, doctor_machine, overview, sound, started
 from .app import App
+from .consent import ENDPOINT_SOURCES
 from .errors import OwnerError
+from .finding import Finding
 from .history import SOON_DAYS, histories
 from .home import groove_cache, home_path
 from .night_book import read_pause
@@ -21,24 +22,17 @@ from .show import counted, listening, size, within
 from .tally import Tally
 from .windows import ALWAYS
 
+if TYPE_CHECKING:
+    from router.ports import Encoder
+
 DISK_BYTES_WANTED = 2_000_000_000  # models 0.65 GB, then bundles and sessions
 
 
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """One thing looked at. advice: what to do, empty if nothing is to be done."""
+def examine(*, probe: bool = False) -> list[Finding]:
+    """Every finding, in the order in which an owner would mend them.
 
-    check: str
-    verdict: Literal["ok", "note", "bad"]
-    text: str
-    advice: str = ""
-
-    def row(self) -> tuple[str, str, str]:
-        return self.verdict, self.check, self.text + (f" -> {self.advice}" if self.advice else "")
-
-
-def examine() -> list[Finding]:
-    """Every finding, in the order in which an owner would mend them."""
+    probe: have the back end answer with a known adapter too, which takes some seconds.
+    """
     findings = [_python(), _disk(), _chassis(), _second_scan()]
     try:
         app = App.open()
@@ -65,10 +59,18 @@ def examine() -> list[Finding]:
     findings += _settings(app)
     findings += _network(app)
     findings.append(_unattended(app))
-    try:
-        findings += _sources(app)
-    except OwnerError as problem:
-        findings.append(Finding("sources", "bad", problem.what, problem.next_step))
+    several: list[tuple[str, Callable[[App], Iterable[Finding]]]] = [
+        ("machine", doctor_machine.machine),
+        ("endpoint", doctor_api.endpoint),
+        ("sources", _sources),
+    ]
+    if probe:
+        several.append(("probe", lambda app: [doctor_api.probed(app)]))
+    for name, look in several:
+        try:
+            findings += look(app)
+        except OwnerError as problem:
+            findings.append(Finding(name, "bad", problem.what, problem.next_step))
     return findings
 
 
@@ -96,7 +98,14 @@ def _packaged_encoder() -> Finding:
     except EncoderError as problem:
         text = str(problem).removesuffix(" Run `groove-node init`.")
         return Finding("encoder", "bad", text, "groove-node init")
-    return Finding("encoder", "ok", f"{encoder.name}, {encoder.dimensions} dimensions")
+    text = f"{encoder.name}, {encoder.dimensions} dimensions"
+    return _tried("encoder", text, encoder)
+
+
+def _tried(check: str, text: str, encoder: Encoder) -> Finding:
+    if wrong := doctor_machine.tried(encoder):
+        return Finding(check, "bad", f"{text}: {wrong}", "groove-node init")
+    return Finding(check, "ok", f"{text}; a text was encoded")
 
 
 def _encoder(app: App) -> Finding:
@@ -104,7 +113,7 @@ def _encoder(app: App) -> Finding:
     if not app.config.encoder.path:
         return _packaged_encoder()
     text = f"{app.config.encoder.path}, {app.dimensions} dimensions, tag {app.enc8.hex()}"
-    return Finding("encoder", "ok", text)
+    return _tried("encoder", text, app.encoder())
 
 
 def _chassis() -> Finding:
@@ -189,6 +198,8 @@ def _sources(app: App) -> list[Finding]:
     """The tools whose transcripts are here: allowed or not, understood or not, soon gone or not."""
     findings = []
     for each in histories(app, Tally(app.home).read()):
+        if each.source in ENDPOINT_SOURCES:  # they keep nothing here
+            continue
         check, kept = each.source, counted(each.transcripts, "transcript")
         if not each.allowed:
             findings.append(Finding(check, "ok", f"{kept}, not allowed, so not captured"))

@@ -59,6 +59,7 @@ class Senses:
     disk_free_bytes: int | None = None
     temperature_c: float | None = None
     model_server: str | None = None  # the owner's own, at work now: its name; "" if none is
+    served_s: float | None = None  # since this node's endpoint last answered somebody
 
 
 @dataclass(frozen=True, slots=True)
@@ -278,6 +279,8 @@ class Governor:
         if senses.idle_s is not None and senses.idle_s < PRESENT_S:
             idle = f"after {occasion.idle_s / 60:.0f} min without you"
             yield "you", "you are at the machine", self._quiet() if occasion.begun else idle
+        if senses.served_s is not None and senses.served_s < PRESENT_S:
+            yield "endpoint", "you ask the endpoint", self._quiet()
         if senses.model_server:
             server = f"your {senses.model_server} is at work"
             yield "model server", server, self._quiet()

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .consent import FOLDER_SOURCES
+from .consent import ENDPOINT_SOURCES, FOLDER_SOURCES
 from .home import dated
 from .tally import Counts, SourceCounts
 
@@ -33,6 +33,7 @@ class History:
     counts: SourceCounts
     growing: int = 0  # written to so lately that their last answers wait
     folders: int | None = None  # allowed ones; None: the tool's transcripts are of no folder
+    unread: int = 0  # changed since the last whole import, and not read by watching
 
     @property
     def unsaved(self) -> bool:
@@ -41,7 +42,10 @@ class History:
 
 
 def histories(app: App, counts: Counts) -> list[History]:
-    """One for each tool that keeps something here, or that something came from."""
+    """One for each tool that keeps something here, or that something came from.
+
+    The endpoint's own sources are here once they are allowed.
+    """
     from .capture.sources.following import StateFile
     from .capture.sources.formats import formats
 
@@ -54,13 +58,12 @@ def histories(app: App, counts: Counts) -> list[History]:
         told = counts.sources.get(name, SourceCounts())
         if not files and not told.records:
             continue
-        going = [
-            path
+        unread = [
+            (changed, path)
             for changed, path in files
-            if changed > told.imported
-            and expires_soon(changed, days, app)
-            and not watched.holds(name, path)
+            if changed > told.imported and not watched.holds(name, path)
         ]
+        going = [path for changed, path in unread if expires_soon(changed, days, app)]
         of_folders = name in FOLDER_SOURCES
         fresh = app.clock.now_s() - app.config.capture.idle_close_s
         found.append(
@@ -73,8 +76,13 @@ def histories(app: App, counts: Counts) -> list[History]:
                 told,
                 sum(changed >= fresh for changed, _ in files) if of_folders else 0,
                 folders if of_folders else None,
+                len(unread),
             )
         )
+    for name in ENDPOINT_SOURCES:  # they keep nothing here that could expire
+        told = counts.sources.get(name, SourceCounts())
+        if name in allowed or told.records:
+            found.append(History(name, name in allowed, 0, 0, None, told))
     return found
 
 

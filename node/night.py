@@ -12,7 +12,7 @@ import hmac
 import logging
 import math
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -126,7 +126,9 @@ class Nights:
         publish: Callable[[], Awaitable[None]],
         tell: Tell,
         patience: Patience | None = None,
+        asked: Callable[[], tuple[int, int]] = lambda: (0, 0),
     ) -> None:
+        """asked: how many answers the endpoint was asked for so far, and how many it gives now."""
         self._app = app
         self._patience = patience or Patience()
         self._governor = governor
@@ -136,6 +138,9 @@ class Nights:
         self._fetching = fetching
         self._publish = publish
         self._tell = tell
+        self._asked = asked
+        self._asked_before = 0
+        self._served_s = -math.inf  # when the endpoint was last at it, by the loop's clock
         self._book = Book(app.home, app.now())
         self._traffic = Traffic(mesh)
         self._changed = trio.Event()  # set and replaced with each verdict
@@ -215,6 +220,7 @@ class Nights:
         if trio.current_time() - self._looked_s >= pace_s:
             self._seen = await self._sense()
             self._looked_s = trio.current_time()
+        self._hear_of_asks()
         self._count()
         verdict = self._judge()
         if (verdict.state, verdict.cause) != (before.state, before.cause):
@@ -227,6 +233,14 @@ class Nights:
         self._act(verdict)
         if verdict.state is State.RESTS and self._night is None:
             self._report_what_was_cut_off()
+
+    def _hear_of_asks(self) -> None:
+        """Whoever has an answer made here waits for it, and gets the machine to himself."""
+        asked, now_answering = self._asked()
+        if now_answering or asked != self._asked_before:
+            self._asked_before, self._served_s = asked, trio.current_time()
+        served_s = trio.current_time() - self._served_s
+        self._seen = replace(self._seen, served_s=None if served_s == math.inf else served_s)
 
     def _judge(self) -> Verdict:
         """Come to a verdict. A judgement that fails is one that nothing may work."""

@@ -16,11 +16,13 @@ from . import (
     consenting,
     deploying,
     leaf_facts,
+    next_import,
     past,
     publishing,
     routing,
     set_aside,
     show,
+    show_api,
     show_night,
     show_routes,
     started,
@@ -77,6 +79,7 @@ def status(app: App) -> dict[str, Any]:
     open_round, last = app.forests.open_round(), app.forests.last_round()
     foreign = app.foreign.all()
     counts = Tally(app.home).read()
+    sources = histories(app, counts)
     node = running(app)
     return {
         "home": str(app.home),
@@ -87,9 +90,7 @@ def status(app: App) -> dict[str, Any]:
         "torn_lines": app.corpus.torn_lines(),
         "rescan_due": rescan_due(app),
         "queue": counts.queue,
-        "sources": [
-            _source(each, app.config.training.restricted_outputs) for each in histories(app, counts)
-        ],
+        "sources": [_source(each, app.config.training.restricted_outputs) for each in sources],
         "embedded": len(app.embeddings),
         "leaves": {stage: count for stage, count in stages.items() if count},
         "chassis_changed": set_aside.changed(app) and any(leaf.adapter for leaf in live),
@@ -113,6 +114,8 @@ def status(app: App) -> dict[str, Any]:
         "changed": started.changes(app, node),
         "network": _network(node),
         "night": show_night.standing(app, node),
+        "endpoint": show_api.standing(node),
+        "imports": next_import.suggestions(sources, len(app.embeddings), app.allows("capture")),
     }
 
 

@@ -82,6 +82,12 @@ def allowed(key: str) -> str:
     return _allowed(type(section), name)
 
 
+def why(key: str) -> str:
+    """What a key is for: the comment beside its field."""
+    section, name = _field(key)
+    return _why(type(section), name)
+
+
 def _field(key: str) -> tuple[Struct, str]:
     """The section of a key with its defaults, and the name in it."""
     section: Struct = Config()

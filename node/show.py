@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from leaves.metadata import metadata
 from leaves.model import DAY_S, Evaluation, Instant, Interval, Leaf, LeafId, Stage
 
-from . import publishing
-from .consent import disclosure
+from . import publishing, show_api
+from .consent import ENDPOINT_SOURCES, disclosure
 from .foreign import Known, State
 
 if TYPE_CHECKING:
@@ -153,6 +153,7 @@ def status_facts(status: dict[str, Any]) -> list[tuple[str, str]]:
         ("allowed", disclosure.standing_line(status["consent"])),
         ("node", node_line(node)),
         ("captured", captured_line(status)),
+        *show_api.facts(status["endpoint"]),
         *queue_facts(status["queue"]),
         *source_facts(status["sources"], watched=node is not None),
         ("sessions", f"{status['embedded']:,} embedded"),
@@ -227,12 +228,16 @@ def source_facts(sources: list[dict[str, Any]], *, watched: bool) -> list[tuple[
     facts = []
     for each in sources:
         name, kept = each["source"], counted(each["transcripts"], "transcript")
+        last = f", last {moment(Instant(each['last']))}" if each["last"] else ""
+        taken = f"{counted(each['sessions'], 'session')}, {counted(each['records'], 'record')}"
+        if name in ENDPOINT_SOURCES:
+            how = "heard" if watched else "not heard: `groove-node run`"
+            facts.append((name, f"{how if each['allowed'] else 'not allowed'}; {taken}{last}"))
+            continue
         if not each["allowed"]:
             facts.append((name, f"{kept} here, not allowed"))
             continue
-        last = f", last {moment(Instant(each['last']))}" if each["last"] else ""
         how = "watched" if watched else "not watched: `groove-node run`"
-        taken = f"{counted(each['sessions'], 'session')}, {counted(each['records'], 'record')}"
         kept += within(each["allowed_folders"])
         facts.append((name, f"{how}; {kept}; {taken} taken in{last}"))
         facts += [("", line) for line in terms_lines(each["sessions"], each["untrainable"])]

@@ -31,8 +31,8 @@ MARKER = "uninstall.pending"
 KEYS = "keys"
 # A cache that GROOVE_CACHE names may hold what others put there.
 _CACHED = (
-    *("chassis", "canaries", "kingfisher", "encoder-*", "*.vscdb", "gguf*", "adapters*", "*.lock"),
-    ".*.tmp",
+    *("chassis", "canaries", "kingfisher", "encoder-*", "*.vscdb", "probes", "*.lock"),
+    *("encoder-hashes.json", ".*.tmp"),
 )
 _COMPLETIONS = (
     "~/.local/share/bash-completion/completions/groove-node",

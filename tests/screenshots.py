@@ -74,7 +74,9 @@ def main() -> None:
     parser.add_argument("--to", type=Path, default=FOLDER)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        app = App(given.home) if given.home else grown(Path(folder) / "home")
+        app = (
+            App(given.home) if given.home else grown(Path(folder) / "home", evil="terraform-state")
+        )
         make(app)
         given.to.mkdir(parents=True, exist_ok=True)
         with running(app) as found:

@@ -8,26 +8,26 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any, cast
 
 import httpx
 import msgspec
 import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve
-from hypercorn.typing import ASGIFramework
-from node.api.choosing import Choice, Chooser, UnknownModelError
-from node.api.recording import Exchange, Recorder
 from starlette.applications import Starlette
 
 from leaves.model import LeafId
 from node.api import anthropic, openai, sse
+from node.api.choosing import Choice, Chooser, UnknownModelError
 from node.api.completing import Completing
 from node.api.config import ApiConfig
+from node.api.connection import Asgi
 from node.api.counts import Counts
 from node.api.ports import Adapter, Ask, Capabilities, Piece, Usage
+from node.api.recording import Exchange, Recorder
 from node.api.relay import Relay
+from node.api.server import serve
 
 ALL = Capabilities(
     adapters=True,
@@ -61,18 +61,8 @@ class Served:
         return done.result(20)
 
 
-async def _alive(asgi: Any, scope: Any, receive: Any, send: Any) -> None:
-    """Answer for an app that knows nothing of hypercorn's start and end."""
-    if scope["type"] != "lifespan":
-        await asgi(scope, receive, send)
-        return
-    for answer in ("lifespan.startup.complete", "lifespan.shutdown.complete"):
-        await receive()
-        await send({"type": answer})
-
-
 @contextmanager
-def served(asgi: object, *runs: Run) -> Iterator[Served]:
+def served(asgi: Asgi, *runs: Run) -> Iterator[Served]:
     """Serve `asgi` on a loopback port, with `runs` beside it, until the context is left.
 
         with served(app, backend.run, chooser.run) as server:
@@ -86,28 +76,20 @@ def served(asgi: object, *runs: Run) -> Iterator[Served]:
     failures: list[BaseException] = []
 
     async def main() -> None:
-        config = Config()
-        config.bind = ["127.0.0.1:0"]
-        config.graceful_timeout = 0.2
-        config.errorlog = None
         stop = trio.Event()
+        config = ApiConfig(listen="127.0.0.1:0")
+
+        def listens(url: str) -> None:
+            stops.append(stop)
+            found.append(Served(url, trio.lowlevel.current_trio_token()))
+            ready.set()
+
         async with trio.open_nursery() as nursery:
             for run in runs:
                 nursery.start_soon(run)
-            binds = await nursery.start(
-                partial(
-                    serve,
-                    cast(ASGIFramework, partial(_alive, asgi)),
-                    config,
-                    shutdown_trigger=stop.wait,
-                )
-            )
-            stops.append(stop)
-            found.append(Served(binds[0], trio.lowlevel.current_trio_token()))
-            ready.set()
+            home = Path("/nowhere")  # only for a Unix socket's place
+            nursery.start_soon(partial(serve, asgi, config, home, on_ready=listens))
             await stop.wait()
-            with trio.move_on_after(1):
-                await trio.sleep(0.05)  # hypercorn ends what is open
             nursery.cancel_scope.cancel()
 
     def run_all() -> None:

@@ -7,13 +7,11 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, cast
+from functools import partial
+from typing import Any
 from urllib.parse import urlsplit
 
 import trio
-from hypercorn.config import Config
-from hypercorn.trio import serve
-from hypercorn.typing import ASGIFramework
 from starlette.applications import Starlette
 
 from node.api.config import ApiConfig
@@ -22,6 +20,7 @@ from node.api.entry import Sessions, cookie_name
 from node.api.guard import Guard, caller
 from node.api.pages import routes
 from node.api.pages.hub import Hub
+from node.api.server import serve
 from node.api.token import Token
 from node.app import App
 
@@ -51,6 +50,7 @@ def dashboard(app: App) -> Iterator[Dashboard]:
     found, listens, stops = Dashboard(), threading.Event(), list[Any]()
     sessions = Sessions(time.monotonic)
     token = Token(app.home, _in_thread, time.monotonic)
+    config = ApiConfig(listen="127.0.0.1:0")
     hub = Hub(
         counts=found.counts,
         url=lambda: found.url,
@@ -61,21 +61,23 @@ def dashboard(app: App) -> Iterator[Dashboard]:
     guard = Guard(
         Starlette(routes=routes(app, hub)),
         token=token,
-        config=ApiConfig(),
+        config=config,
         counts=found.counts,
         sessions=sessions,
     )
 
     async def main() -> None:
-        config, stop = Config(), trio.Event()
-        config.bind = ["127.0.0.1:0"]
-        config.graceful_timeout = 0.1
-        config.errorlog = None
+        stop = trio.Event()
         stops.extend((trio.lowlevel.current_trio_token(), stop))
-        async with trio.open_nursery() as nursery:
-            bound = await nursery.start(_serve, guard, config)
-            found.url = bound[0]
+
+        def ready(url: str) -> None:
+            found.url = url
             listens.set()
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                partial(serve, guard, config, app.home, on_ready=ready, counts=found.counts)
+            )
             await stop.wait()
             nursery.cancel_scope.cancel()
 
@@ -91,7 +93,3 @@ def dashboard(app: App) -> Iterator[Dashboard]:
         loop, stop = stops
         loop.run_sync_soon(stop.set)
         thread.join(20)
-
-
-async def _serve(asgi: object, config: Config, *, task_status: Any) -> None:
-    await serve(cast(ASGIFramework, asgi), config, task_status=task_status)

@@ -54,15 +54,21 @@ def sessions(count: int, topics: int) -> tuple[list[str], list[int], Matrix]:
     for start in range(0, count, 10_000):
         part = slice(start, start + 10_000)
         noise = unit(rng.normal(0, 1, (len(of[part]), DIMENSIONS)).astype(np.float32))
-        rows[part] = unit(centres[of[part]] + 0.8 * noise)
+        spread = rng.uniform(0.5, 1.6, (len(of[part]), 1)).astype(np.float32)
+        rows[part] = unit(centres[of[part]] + spread * noise)
         rows[part][::10] = noise[::10]
     ids = [hashlib.sha256(str(n).encode()).hexdigest()[:32] for n in range(count)]
     days = [FIRST_DAY + int(DAYS * (n / count) ** 0.7) for n in range(count)]
     return ids, days, rows
 
 
-def grown(home: Path, count: int = 2_400, names: tuple[str, ...] = TOPICS) -> App:
-    """The whole of it. Its clock stands on the day after the last session."""
+def grown(
+    home: Path, count: int = 2_400, names: tuple[str, ...] = TOPICS, *, evil: str = HOSTILE
+) -> App:
+    """The whole of it. Its clock stands on the day after the last session.
+
+    evil: what one peer calls its leaf, and what stands in reasons and events.
+    """
     home.mkdir(mode=0o700, parents=True, exist_ok=True)
     app = App(home, FixedClock())
     app.consent.grant(app.user_id, list(Scope), disclosure="0" * 64)
@@ -72,8 +78,9 @@ def grown(home: Path, count: int = 2_400, names: tuple[str, ...] = TOPICS) -> Ap
     _rounds(app)
     _proposal(app, branches)
     _table(app)
-    _peers(app, rows)
-    _night(app)
+    _peers(app, rows, evil)
+    _night(app, evil)
+    _routed(app)
     _shown(app)
     return app
 
@@ -231,7 +238,7 @@ def _table(app: App) -> None:
     app.tables.put(table, note)
 
 
-def _peers(app: App, rows: Matrix) -> None:
+def _peers(app: App, rows: Matrix, evil: str) -> None:
     """Leaves of one peer in each state; one has a hostile name and a hostile reason."""
     states = (*State, State.HEARD)
     theirs = []
@@ -253,9 +260,9 @@ def _peers(app: App, rows: Matrix) -> None:
     for leaf, state in theirs:
         if state is State.HEARD:
             continue
-        name = {State.REFUSED: HOSTILE}.get(state, f"helm-{state}")
+        name = {State.REFUSED: evil}.get(state, f"helm-{state}")
         detail = {
-            "reason": f"over parent +0.412, over style control +0.193 {HOSTILE}",
+            "reason": f"over parent +0.412, over style control +0.193 {evil}",
             "over_parent": {"mean": 0.412, "low": 0.31, "high": 0.52},
             "over_style": {"mean": 0.193, "low": 0.11, "high": 0.28},
             "gate": 0.41,
@@ -265,7 +272,7 @@ def _peers(app: App, rows: Matrix) -> None:
         app.foreign.settle(known, state, detail, name)
 
 
-def _night(app: App) -> None:
+def _night(app: App, evil: str) -> None:
     now = app.now()
     report = {
         "date": "2026-07-05",
@@ -282,7 +289,7 @@ def _night(app: App) -> None:
         "cpu_hours": 2.6,
         "energy_wh": 41.0,
         "grown": ["async-python: sprout -> mature"],
-        "trained": ["unit-tests: better", f"{HOSTILE}: not better"],
+        "trained": ["unit-tests: better", f"{evil}: not better"],
     }
     book = night_book.Book(app.home, now)
     book.begin("2026-07-05", at(138))
@@ -291,13 +298,26 @@ def _night(app: App) -> None:
     for event, text in (
         ("embedded", "64 sessions embedded"),
         ("stage", "async-python: sprout -> mature (won 2 rounds on fresh sessions)"),
-        ("judged", f"{HOSTILE}: not better"),
+        ("judged", f"{evil}: not better"),
         ("deployed", "routing table with 8 entries"),
     ):
         events.tell(told.Told(event, text))
     (app.home / "capture_counts.json").write_bytes(
         msgspec.json.encode({"sources": {"claude-code": {"sessions": 812, "records": 5_104}}})
     )
+
+
+def _routed(app: App) -> None:
+    """Closing records as the endpoint leaves them: what the last sessions were routed with."""
+    folder = app.home / "training_data"
+    folder.mkdir(mode=0o700, exist_ok=True)
+    rng = np.random.default_rng(3)
+    lines = []
+    for confidence in rng.normal(0.68, 0.13, 400).clip(0.05, 0.98).round(4).tolist():
+        routing = {"leaf_id": "ab" * 16, "routing_confidence": confidence}
+        routing["fallback_used"] = confidence < 0.45
+        lines.append(msgspec.json.encode({"metadata": {"routing": routing}}))
+    (folder / "training_2026-07-05.jsonl").write_bytes(b"\n".join(lines) + b"\n")
 
 
 def _shown(app: App) -> None:

@@ -18,6 +18,7 @@ import support_api
 import trio
 from starlette.applications import Starlette
 
+from leaves.model import LeafId
 from node import answering_here
 from node.api import openai, token
 from node.api.choosing import Choice, Chooser, UnknownModelError, chassis
@@ -35,7 +36,7 @@ from node.overview import RUN_FILE
 SECRET = "my-dog-is-called-Zanzibar"
 PIECES = (Piece("Use a "), Piece("nursery."), Piece("", "stop", Usage(7, 3)))
 LEAF = Choice(
-    Adapter("ab" * 16, "async-python", "cd" * 32),
+    Adapter(LeafId("ab" * 16), "async-python", "cd" * 32),
     "",
     "ab" * 16,
     "async-python",
@@ -102,12 +103,9 @@ def running(app: App, backend: support_api.ScriptedBackend, url: str = "") -> It
     completing = Completing(Told(app, config, counts), backend, recorder, counts, config)
     routes = Starlette(routes=openai.routes(completing, relay))
 
-    async def read() -> None:  # the token's file waits in no loop; here it is read beforehand
-        await trio.sleep_forever()
-
     held = token.Token(app.home, app.adapters.in_thread, lambda: 0.0)
     guarded = Late(lambda: Guard(routes, token=held, config=config, counts=counts))
-    with support_api.served(guarded, read) as server, (app.home / "run.lock").open("w") as lock:
+    with support_api.served(guarded) as server, (app.home / "run.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         told = {
             "pid": os.getpid(),
@@ -123,11 +121,13 @@ class Late:
     """An ASGI app made in the loop that it works in."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
-        self._make, self._made = make, None
+        self._make = make
+        self._made: list[Any] = []
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        self._made = self._made or self._make()
-        await self._made(scope, receive, send)
+        if not self._made:
+            self._made.append(self._make())
+        await self._made[0](scope, receive, send)
 
 
 @pytest.fixture
@@ -303,7 +303,7 @@ def test_no_file_of_the_home_has_a_word_of_what_was_asked(
         with running(app, support_api.ScriptedBackend((Piece(SECRET[:9]),), breaks=problem)):
             assert asked(SECRET, "--leaf", "chassis") == 1
     else:
-        without.breaks = problem
+        without.pieces, without.breaks = PIECES[:1], problem
         assert asked(SECRET) == 1
     files = [path for path in app.home.rglob("*") if path.is_file()]
     assert files

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -94,6 +96,11 @@ async def test_an_answer_comes_in_pieces_and_ends_as_it_was_asked_to(app: App) -
         assert (long.value.kind, long.value.status) == ("too_long", 400)
         with pytest.raises(BackendError, match="far more"):
             await text(backend, Ask(prompt="a " * 1_000_000))
+        with pytest.raises(BackendError, match="no Unicode"):
+            await text(backend, Ask(prompt="\ud800"))
+        odd = ({"role": "user", "content": "a", "name": 2**99},)
+        assert await text(backend, Ask(messages=odd, tokens_max=1, seed=2**99, temperature=1))
+
         stands = await backend.look()
         assert (stands["ready"], stands["running"], stands["deaths"]) == (True, True, 0)
         assert stands["memory_bytes"] > 0
@@ -212,6 +219,71 @@ async def test_a_back_end_that_does_not_run_says_so(app: App) -> None:
         await text(BuiltIn(app, ApiConfig()), Ask(prompt="a"))
 
 
+DOOMED = """
+import sys, trio
+from pathlib import Path
+from node.api.backends.builtin import BuiltIn
+from node.api.config import ApiConfig
+from node.api.ports import Ask
+from node.app import App
+
+async def main():
+    backend = BuiltIn(App(Path(sys.argv[1])), ApiConfig())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(backend.run)
+        await trio.lowlevel.checkpoint()
+        async with backend.answer(Ask(prompt="a")) as pieces:
+            await anext(aiter(pieces))
+            print(backend._child.process.pid, flush=True)
+            await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+def test_a_child_ends_with_a_node_that_is_killed(app: App) -> None:
+    root = str(Path(__file__).parent.parent)
+    node = subprocess.Popen(
+        [sys.executable, "-c", DOOMED, str(app.home)],
+        stdout=subprocess.PIPE,
+        env=os.environ | {"PYTHONPATH": root},
+    )
+    assert node.stdout is not None
+    with node, node.stdout:
+        process = psutil.Process(int(node.stdout.readline()))
+        node.kill()
+        process.wait(60)
+
+
+@pytest.mark.slow
+async def test_the_packaged_chassis_knows_the_capital_of_france(tmp_path: Path) -> None:
+    real = App(tmp_path)
+    chat = ({"role": "user", "content": "What is the capital of France?"},)
+    async with running(real) as backend:
+        said = await pieces(backend, Ask(messages=chat, temperature=0, tokens_max=40))
+        assert "Paris" in "".join(piece.text for piece in said)
+        assert said[-1].finish == "stop"
+        told = "".join(piece.text for piece in said)
+        more = (*chat, {"role": "assistant", "content": told})
+        asked = (*more, {"role": "user", "content": "And of Italy?"})
+        assert "Rome" in await text(backend, Ask(messages=asked, temperature=0, tokens_max=40))
+
+
+async def test_whoever_waits_when_the_back_end_ends_is_told(app: App) -> None:
+    told: list[str] = []
+
+    async def ask(backend: BuiltIn) -> None:
+        try:
+            await text(backend, Ask(prompt="a"))
+        except BackendError as problem:
+            told.append(problem.kind)
+
+    async with trio.open_nursery() as nursery, running(app) as backend:
+        nursery.start_soon(ask, backend)
+        await trio.testing.wait_all_tasks_blocked(0.01)
+    assert told == ["cannot_start"]
+
+
 async def test_a_child_keeps_the_priority_of_its_node_and_ends_when_its_input_does(
     app: App,
 ) -> None:
@@ -220,5 +292,6 @@ async def test_a_child_keeps_the_priority_of_its_node_and_ends_when_its_input_do
         process = process_of(backend)
         assert process.nice() == psutil.Process().nice()
         assert str(Path(f"/proc/{process.pid}/fd/2").readlink()) == os.devnull
+        assert process.rlimit(psutil.RLIMIT_CORE) == (0, 0)
         os.kill(process.pid, signal.SIGSTOP)
     await gone(process)

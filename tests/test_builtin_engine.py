@@ -105,6 +105,23 @@ def test_a_prompt_read_in_parts_is_the_same_prompt(llama: Stepper) -> None:
     assert company.text(1) == alone.text(1)
 
 
+def test_a_short_question_does_not_wait_for_a_long_prompt_nor_the_other_way_round(
+    llama: Stepper,
+) -> None:
+    desk = Desk(llama)
+    desk.ask(1, "the rain of the tree " * 80, tokens_max=3)
+    for number in range(2, 7):
+        desk.ask(number, ASKS[0], leaf=number % 3 or None, tokens_max=3)
+    desk.step(5)
+    assert [desk.tokens(number) > 0 for number in range(1, 7)] == [False] + [True] * 5
+    steps = 0
+    while not desk.tokens(1):
+        desk.ask(100 + steps, ASKS[0], tokens_max=1)
+        desk.step()
+        steps += 1
+    assert steps < 200
+
+
 @settings(max_examples=12)
 @given(
     seed=st.integers(0, 2**63 - 1),
@@ -245,3 +262,78 @@ def test_bfloat16_weights_choose_between_the_likeliest_in_full_precision() -> No
     assert logits is not None
     best = logits.topk(32).values
     assert not torch.equal(best, best.bfloat16().float())
+
+
+class Counted:
+    """A stepper that counts the tokens it reads."""
+
+    def __init__(self, held: Stepper) -> None:
+        self._held = held
+        self.read = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._held, name)
+
+    def step(self, segments: Sequence[Segment]) -> Any:
+        self.read += sum(len(segment.tokens) for segment in segments)
+        return self._held.step(segments)
+
+
+TURNS = "the river and the stone, and the rain on them. "
+
+
+def test_a_conversations_next_turn_reads_only_what_is_new(llama: Stepper) -> None:
+    counted: Any = Counted(llama)
+    desk, fresh = Desk(counted), Desk(llama)
+    desk.ask(1, TURNS, leaf=1)
+    desk.finish()
+    longer = TURNS + desk.text(1) + " one"
+    fresh.ask(2, longer, leaf=1)
+    fresh.finish()
+    before = counted.read
+    desk.ask(2, longer, leaf=1)
+    desk.finish()
+    assert desk.text(2) == fresh.text(2)
+    assert counted.read - before < 12 + 12, "the answer's tokens, and few of the prompt"
+
+
+def test_what_was_read_under_another_leaf_or_is_asked_with_a_seed_is_read_again(
+    llama: Stepper,
+) -> None:
+    counted: Any = Counted(llama)
+    desk = Desk(counted)
+    desk.ask(1, TURNS, leaf=1)
+    desk.finish()
+    tokens = counted.read - 11
+    for number, (leaf, seed) in enumerate([(2, None), (None, None), (1, 5)]):
+        before = counted.read
+        desk.ask(10 + number, TURNS, leaf=leaf, seed=seed, tokens_max=1)
+        desk.finish()
+        assert counted.read - before == tokens
+
+
+def test_texts_that_are_kept_give_way_to_answers(llama: Stepper) -> None:
+    desk = Desk(llama, memory_bytes=llama.memory_bytes(100))
+    for number in range(12):
+        desk.ask(number, TURNS + str(number) * number, tokens_max=30, leaf=number % 3 or None)
+        desk.finish()
+        assert desk.tokens(number) == 30
+    assert desk.engine._free_bytes >= 0
+
+
+@settings(max_examples=25)
+@given(data=st.data())
+def test_memory_is_neither_lost_nor_given_twice(llama: Stepper, data: st.DataObject) -> None:
+    desk = Desk(llama, memory_bytes=llama.memory_bytes(150), resident=2)
+    for number in range(data.draw(st.integers(1, 12))):
+        text = TURNS * data.draw(st.integers(0, 1)) + "one " * data.draw(st.integers(1, 9))
+        leaf, count = data.draw(st.sampled_from([None, 1, 2, 3])), data.draw(st.integers(1, 40))
+        desk.ask(number, text, leaf=leaf, tokens_max=count)
+        for _ in range(data.draw(st.integers(0, 9))):
+            if desk.engine.busy:
+                desk.step()
+        if data.draw(st.booleans()):
+            desk.cancel(data.draw(st.integers(0, number)))
+    desk.finish()
+    held = sum(text.bytes for text in desk.engine._kept._texts)
+    assert desk.engine._free_bytes + held == llama.memory_bytes(150)

@@ -286,6 +286,7 @@ def test_a_clock_that_was_set_back_a_little_brings_no_second_night(back_s: int) 
         ({"disk_free_bytes": 1_900_000_000}, "disk", "1.9 GB free"),
         ({"temperature_c": 97.0}, "heat", "97 °C"),
         ({"model_server": "ollama"}, "model server", "your ollama is at work"),
+        ({"served_s": 3.0}, "endpoint", "you ask the endpoint"),
         ({"idle_s": 3.0}, "you", "you are at the machine"),
         ({"idle_s": 14 * MIN}, "idle", "14 of 15 min"),
         ({"load": 0.3}, "load", "30 % of the cores"),
@@ -308,6 +309,7 @@ def test_each_gate_stops_a_night_and_says_what_opens_it(
         ({"metered": True}, {"metered": True}),
         ({"load": 0.29}, {}),
         ({"idle_s": 15 * MIN}, {}),
+        ({"served_s": 60.0}, {}),
         ({"disk_free_bytes": 2_000_000_000}, {}),
     ],
 )

@@ -168,6 +168,8 @@ class Bench:
     told: list[Told] = field(default_factory=list)
     published: int = 0
     patience: Patience = field(default_factory=Patience)
+    asked: int = 0  # of the endpoint
+    answering: int = 0
 
     def app(self) -> App:
         return App(self.home, self.clock, self.machine)
@@ -187,6 +189,7 @@ class Bench:
             self.publish,
             self.told.append,
             self.patience,
+            asked=lambda: (self.asked, self.answering),
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(nights.run)
@@ -539,3 +542,20 @@ def test_a_node_that_never_heard_anybody_has_nothing_to_leave_out(tmp_path: Path
     assert not heard.silent(tmp_path, EVENING)
     heard.note(tmp_path, Instant(EVENING + 90 * DAY))  # and then the clock was set back
     assert not heard.silent(tmp_path, EVENING)
+
+
+async def test_work_waits_as_long_as_the_endpoint_answers_somebody_and_for_some_quiet_after(
+    bench: Bench, mock_clock: MockClock
+) -> None:
+    bench.rounds.long_s = 3 * HOUR
+    async with bench.node() as nights:
+        await until(lambda: bench.rounds.started)
+        bench.answering = 1  # a long answer that has only begun
+        asked_s = await until(lambda: nights.state()["state"] == "waits", 60.0)
+        assert nights.state()["why"] == "you ask the endpoint"
+        await trio.sleep(HOUR)
+        assert nights.state()["state"] == "waits", asked_s
+        bench.asked, bench.answering = 1, 0
+        ended_s = trio.current_time()
+        back_s = await until(lambda: nights.state()["state"] == "works", HOUR)
+        assert back_s - ended_s >= 60.0

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import re
+import shutil
 import threading
 from collections.abc import AsyncIterator, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree
 
 import httpx
 import pytest
 import trio
 import trio.testing
+from hypothesis import given
+from hypothesis import strategies as st
 from starlette.applications import Starlette
 from support_pages import HOSTILE, PEER, grown
 from support_pictures import FixedClock
 
 from leaves.model import Stage
-from node import night_book, publishing
-from node.api.pages import desk, routes
+from node import night_book, publishing, rights
+from node.api.pages import desk, drawing, routes, views
 from node.api.pages.hub import Hub
 from node.api.pages.map_page import ERRAND
+from node.api.pages.page import Ask
 from node.api.pages.serving import Pages
 from node.api.pages.worker import WAITING_MAX, Worker, WorkerBusyError
 from node.app import App
@@ -318,7 +323,8 @@ def test_the_token_is_shown_by_a_button_alone(app: App) -> None:
 
 def test_a_copy_of_what_is_stored_is_what_lies_on_disk(app: App) -> None:
     folder = app.home / "training_data"
-    folder.mkdir(exist_ok=True)
+    shutil.rmtree(folder)
+    folder.mkdir()
     (folder / "training_2026-07-01.jsonl").write_bytes(b'{"a":1}\n')
     (folder / "training_2026-07-02.jsonl").write_bytes(b'{"b":2}\n')
     assert Browser(app).get("/rights/export").content == b'{"a":1}\n{"b":2}\n'
@@ -354,7 +360,10 @@ def test_a_map_is_made_in_a_child_and_shown_with_its_tree(tmp_path: Path) -> Non
     page = trio.run(made)
     _sound(page)
     assert "Laid out by PCA" in page and 'id="canvas"' in page and "/static/map.js" in page
+    assert '"texts":null' in page
     assert (app.home / "map" / "map.json").stat().st_mode & 0o777 == 0o600
+    rights.delete(app)
+    assert not (app.home / "map").exists()
 
 
 def test_open_pages_are_told_what_changed_and_no_more(app: App) -> None:
@@ -431,6 +440,52 @@ def test_figures_over_very_many_sessions_are_counted_after_the_page(
 
     first, second = trio.run(twice)
     assert "last twelve" not in first and "last twelve" in second
+
+
+def test_a_replay_of_very_many_sessions_is_left_to_a_child(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views.rounds, "AT_ONCE_MAX", 10)
+    pages = Pages(app, Hub())
+
+    async def twice() -> tuple[str, str]:
+        transport = httpx.ASGITransport(Starlette(routes=pages.routes()))
+        async with httpx.AsyncClient(transport=transport, base_url="http://node") as client:
+            first = (await client.get("/rounds/proposal/1")).text
+            with trio.fail_after(60):
+                while pages._desk.errands.running("replay"):
+                    await trio.sleep(0.05)
+            return first, (await client.get("/rounds/proposal/1")).text
+
+    first, second = trio.run(twice)
+    assert "look again in a moment" in first and "Goes to" not in first
+    assert "Goes to" in second
+
+
+def test_trouble_of_the_endpoint_is_told_on_the_first_page(full: App) -> None:
+    hub = Hub()
+    hub.counts.failures["upstream_down"] = 3
+    assert "upstream down 3" in Browser(full, hub).get("/").text
+
+
+@given(st.text(min_size=1), st.lists(st.integers(0, 10**9), min_size=1, max_size=70))
+def test_a_drawing_holds_no_markup_but_its_own(name: str, counts: list[int]) -> None:
+    evil = f'<script>{name}</script>"'
+    series = [drawing.Series(evil, "#000", tuple(counts))]
+    drawn = str(drawing.stacked(series, 20_000, 7)) + str(drawing.sparkline(counts, evil))
+    assert "<script" not in drawn
+    ElementTree.fromstring(f"<all>{''.join(c for c in drawn if c.isprintable())}</all>")
+
+
+@given(st.lists(st.floats(-1, 1), max_size=50), st.none() | st.floats(0, 1))
+def test_a_histogram_takes_any_cosine(values: list[float], gate: float | None) -> None:
+    drawn = str(drawing.histogram(values, gate=gate))
+    assert bool(drawn) == bool(values)
+
+
+@given(st.text())
+def test_a_number_of_an_address_is_one_within_its_bounds_or_none(text: str) -> None:
+    assert 1 <= Ask("/", {"page": text}).number("page", 1, 7, 1) <= 7
 
 
 def test_what_is_raised_in_the_thread_is_raised_where_it_is_waited_for() -> None:

@@ -2,7 +2,7 @@
 
 A step computes one more token of every answer that is being made, and part of the prompts that are
 being read; so nobody waits for another's end, and a cancelled answer costs no more than the step
-that it is in. Prompts are read in the order in which they came.
+that it is in.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from tokenizers import Tokenizer
 
+from .kept import Kept, KeptTexts
 from .orders import Begin, Begun, Cancel, Made, Refused, Saying, Warm
 from .prepared import Prepared
 from .sampling import Sampler, Speech
@@ -35,6 +36,7 @@ class _Answer:
     memory: Any
     bytes: int  # reserved of the engine's memory
     unread: deque[int]  # of the prompt, or the one token that was said last
+    read: list[int]  # what its memory holds
     sampler: Sampler
     speech: Speech
     tokens_max: int
@@ -73,6 +75,7 @@ class Engine:
         self._line: deque[_Waiting] = deque()
         self._gone: deque[int] = deque(maxlen=_GONE_MAX)
         self._answers: dict[int, _Answer] = {}
+        self._kept = KeptTexts(stepper)
 
     @property
     def busy(self) -> bool:
@@ -135,15 +138,14 @@ class Engine:
 
     def _chosen(self) -> list[tuple[_Answer, Sequence[int]]]:
         """Who gets on in this step, and by which tokens, which are taken from its unread ones."""
-        speaking = [one for one in self._answers.values() if one.tokens]
-        chosen: list[tuple[_Answer, Sequence[int]]] = [
-            (one, [one.unread.popleft()]) for one in speaking
-        ]
-        rows = PROMPT_ROWS_IN_COMPANY if speaking else PROMPT_ROWS
+        reading = [one for one in self._answers.values() if not one.tokens]
+        in_company = len(reading) < len(self._answers)
+        counts = _shared(reading, PROMPT_ROWS_IN_COMPANY if in_company else PROMPT_ROWS)
+        chosen: list[tuple[_Answer, Sequence[int]]] = []
         for one in self._answers.values():
-            if not one.tokens and rows:
-                tokens = [one.unread.popleft() for _ in range(min(rows, len(one.unread)))]
-                rows -= len(tokens)
+            tokens = [one.unread.popleft() for _ in range(1 if one.tokens else counts[one.id])]
+            if tokens:
+                one.read += tokens
                 chosen.append((one, tokens))
         return chosen
 
@@ -165,7 +167,7 @@ class Engine:
 
     def _leave(self, one: _Answer) -> None:
         del self._answers[one.id]
-        self._free_bytes += one.bytes
+        self._free_bytes += self._kept.keep(Kept(one.bundle, one.read, one.memory, one.bytes))
         self._join()
 
     def _join(self) -> None:
@@ -173,22 +175,48 @@ class Engine:
         while self._line:
             order, ready, bundle = self._line[0]
             room = min(order.tokens_max, ready.room)
-            wanted = self._stepper.memory_bytes(len(ready.tokens) + room)
-            if wanted > self._free_bytes:
+            tokens = len(ready.tokens) + room
+            wanted = self._stepper.memory_bytes(tokens)
+            # With a seed nothing may depend on what was asked before, be it by rounding alone.
+            known = self._kept.find(bundle, ready.tokens) if order.seed is None else None
+            free = self._free_bytes + (known.bytes if known else 0)
+            free += self._kept.let_go(wanted - free, but=known)
+            self._free_bytes = free - (known.bytes if known else 0)
+            if wanted > free:
                 return
             self._line.popleft()
-            self._free_bytes -= wanted
+            self._free_bytes = free - wanted
+            read, memory = self._kept.take(known, ready.tokens, tokens)
             self._answers[order.id] = _Answer(
                 id=order.id,
                 bundle=bundle,
                 worn=self._worn[bundle] if bundle else None,
-                memory=self._stepper.memory(len(ready.tokens) + room),
+                memory=memory,
                 bytes=wanted,
-                unread=deque(ready.tokens),
+                unread=deque(ready.tokens[len(read) :]),
+                read=read,
                 sampler=Sampler(order.temperature, order.top_p, order.seed),
                 speech=Speech(self._tokenizer),
                 tokens_max=room,
             )
+
+
+def _shared(reading: Sequence[_Answer], rows: int) -> dict[int, int]:
+    """How many tokens of each prompt are read now, by the answer's number.
+
+    Half is for the prompts that are nearest their end, so that a short question never waits for a
+    book; the rest for those that came first, so that the book is read in the end.
+    """
+    counts = {one.id: 0 for one in reading}
+    nearest = sorted(reading, key=lambda one: len(one.unread))
+    left = 0
+    for order, share in ((nearest, rows // 2), (reading, rows - rows // 2)):
+        left += share
+        for one in order:
+            more = min(left, len(one.unread) - counts[one.id])
+            counts[one.id] += more
+            left -= more
+    return counts
 
 
 _NOT_FINITE = "The answer came to no numbers any more: the leaf does not suit what was asked."

@@ -32,6 +32,8 @@ class _Memory:
 class HuggingFaceStepper:
     """Not safe for two threads at once."""
 
+    rewinds = False  # not all caches of the library can
+
     def __init__(self, chassis: Chassis, dtype: torch.dtype) -> None:
         self._loaded = HuggingFace(chassis, dtype)
         self._bare: Any = self._loaded.bare
@@ -46,6 +48,9 @@ class HuggingFaceStepper:
 
     def memory(self, tokens_max: int) -> _Memory:
         return _Memory()
+
+    def rewind(self, memory: _Memory, tokens: int, tokens_max: int) -> None:
+        raise NotImplementedError
 
     def memory_bytes(self, tokens: int) -> int:
         return tokens * self._token_bytes

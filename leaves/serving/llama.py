@@ -6,7 +6,7 @@ the same adapter, which lie side by side, get its two narrow products on top. A 
 rows like any other, and need not hold up those who are being answered.
 
 The weights may be bfloat16; all else is float32, adapters too, as they were trained. Products with
-weights use all threads and the rest one: to share out a microsecond's work costs fifty.
+weights use several threads and the rest one: to share out a microsecond's work costs fifty.
 
 No adapter is merged into a weight: to change leaf is to name another, and the chassis stays what
 it was. A test holds the tokens to those of `transformers.generate` under PEFT.
@@ -25,6 +25,7 @@ from ..bundle import AdapterFile
 from ..training.chassis import Chassis, LlamaShape, llama_shape, weight_files
 from ..training.llama import Llama, Norm, Projection
 from ..training.tensors import Weights
+from .sharing import Sharing
 from .stepping import Segment
 
 _ROOM_STEP = 256  # tokens; memory is asked for in pieces that grow with the text
@@ -68,7 +69,7 @@ class Memory:
     """Keys and values of one text; it grows as the text does."""
 
     def __init__(self, shape: LlamaShape, tokens_max: int) -> None:
-        self._shape, self._tokens_max = shape, tokens_max
+        self._shape, self.tokens_max = shape, tokens_max
         self.length = 0
         self._room = 0
         self.layers: list[tuple[Tensor, Tensor]] = []
@@ -76,16 +77,23 @@ class Memory:
     def make_room(self, tokens: int) -> None:
         """Have room for so many more tokens."""
         needed = self.length + tokens
-        if needed <= self._room:
-            return
-        steps = -(-max(needed, self._room * 3 // 2) // _ROOM_STEP)
-        room = max(needed, min(steps * _ROOM_STEP, self._tokens_max))
+        if needed > self._room:
+            steps = -(-max(needed, self._room * 3 // 2) // _ROOM_STEP)
+            self._move(max(needed, min(steps * _ROOM_STEP, self.tokens_max)))
+
+    def rewind(self, tokens: int, tokens_max: int) -> None:
+        """Forget all but the first tokens, and hold no more than another number's memory."""
+        self.length, self.tokens_max = tokens, tokens_max
+        if self._room > tokens_max:
+            self._move(tokens_max)
+
+    def _move(self, room: int) -> None:
         at = (self._shape.layers, 2, self._shape.kv_heads, room, self._shape.head_size)
-        grown = torch.empty(at)
-        for layer, (keys, values) in zip(grown, self.layers, strict=False):
+        moved = torch.empty(at)
+        for layer, (keys, values) in zip(moved, self.layers, strict=False):
             layer[0, :, : self.length] = keys[:, : self.length]
             layer[1, :, : self.length] = values[:, : self.length]
-        self._room, self.layers = room, [(layer[0], layer[1]) for layer in grown]
+        self._room, self.layers = room, [(layer[0], layer[1]) for layer in moved]
 
 
 class _Group(NamedTuple):
@@ -108,11 +116,14 @@ class _Laid(NamedTuple):
 class LlamaStepper:
     """Not safe for two threads at once, but for `put_on`."""
 
+    rewinds = True
+
     def __init__(self, chassis: Chassis, dtype: torch.dtype, threads: int) -> None:
         shape = llama_shape(chassis.config)
         assert shape is not None, "no plain Llama"
         self._llama = Llama(shape, _Lazy(Weights(weight_files(chassis.path)), dtype))
         self._shape, self._dtype, self._threads = shape, dtype, threads
+        self._few, self._sharing = Sharing(threads), threads
         self._turn = self._angles(chassis.config.get("max_position_embeddings") or 2048)
 
     def _angles(self, positions: int) -> tuple[Tensor, Tensor]:
@@ -124,6 +135,9 @@ class LlamaStepper:
 
     def memory(self, tokens_max: int) -> Memory:
         return Memory(self._shape, tokens_max)
+
+    def rewind(self, memory: Memory, tokens: int, tokens_max: int) -> None:
+        memory.rewind(tokens, tokens_max)
 
     def memory_bytes(self, tokens: int) -> int:
         shape = self._shape
@@ -156,7 +170,9 @@ class LlamaStepper:
             segment.memory.make_room(len(segment.tokens))
         turn = self._turn[0][laid.positions], self._turn[1][laid.positions]
         masks = [self._mask(segment) for segment in laid.segments]
-        few = len(laid.tokens) <= _FEW_ROWS
+        rows = len(laid.tokens)
+        few = rows <= _FEW_ROWS
+        self._sharing = self._few.begin(rows) if few else self._threads
         x = functional.embedding(torch.tensor(laid.tokens), self._llama.embedding).float()
         try:
             torch.set_num_threads(1 if few else self._threads)
@@ -165,6 +181,8 @@ class LlamaStepper:
             said = self._said(x, laid)
         finally:
             torch.set_num_threads(self._threads)
+        if few:
+            self._few.end()
         for segment in laid.segments:
             segment.memory.length += len(segment.tokens)
         answers: list[Tensor | None] = [None] * len(segments)
@@ -187,9 +205,9 @@ class LlamaStepper:
         return list(zip(speaking, logits, strict=True))
 
     def _product(self, x: Tensor, weight: Tensor) -> Tensor:
-        """With a frozen weight, by all threads."""
+        """With a frozen weight, by as many threads as are good for it."""
         at = torch.get_num_threads()
-        torch.set_num_threads(self._threads)
+        torch.set_num_threads(self._sharing)
         y = functional.linear(x.to(self._dtype), weight).float()
         torch.set_num_threads(at)
         return y

@@ -25,8 +25,14 @@ class Segment(NamedTuple):
 class Stepper(Protocol):
     """A frozen chassis that computes some texts further, each under an adapter of its own."""
 
+    rewinds: bool  # whether a text's end can be forgotten
+
     def memory(self, tokens_max: int) -> Any:
         """Room for the keys and values of a text."""
+        ...
+
+    def rewind(self, memory: Any, tokens: int, tokens_max: int) -> None:
+        """Forget all but the first tokens, and have room for another number at most."""
         ...
 
     def memory_bytes(self, tokens: int) -> int:

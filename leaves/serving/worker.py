@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import queue
+import resource
 import sys
 import threading
 from pathlib import Path
@@ -39,6 +40,7 @@ Prepareds = queue.SimpleQueue[Prepared | Cancel]
 def main() -> int:
     """Answer until there are no more orders. Exit 1 if this child is of no more use."""
     end_with_parent()
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # a core would hold every prompt
     voice = _Voice()
     # Not sys.stdin: a thread waiting inside it makes the interpreter abort at its end.
     pipe = os.fdopen(os.dup(0), "rb")

@@ -150,7 +150,12 @@ class MessageStream:
         function = call.get("function") or {}
         what = f"call {call.get('index') or 0}"
         name = function.get("name") or ""
-        used = {"type": "tool_use", "id": call.get("id") or "", "name": name, "input": {}}
+        used: dict[str, Any] = {
+            "type": "tool_use",
+            "id": call.get("id") or "",
+            "name": name,
+            "input": {},
+        }
         found = self._begin(what, used)
         if arguments := function.get("arguments"):
             delta = {"type": "input_json_delta", "partial_json": arguments}
@@ -255,7 +260,7 @@ def _turn(given: Any, param: str) -> list[dict[str, Any]]:
 
 
 def _tools(given: Any) -> list[dict[str, Any]]:
-    """OpenAI's form. Those that Anthropic's own servers carry out (web search, ...) are left out."""
+    """OpenAI's form. Those that Anthropic's servers carry out are left out."""
     if not isinstance(given, list):
         raise ApiError(400, f"tools must be a list, not {quoted(given)}", param="tools")
     found = []

@@ -7,6 +7,8 @@ from typing import Any
 
 from .spread import Spread
 
+ASKS = ("chat", "completions", "messages", "relay")  # routes whose caller waits for a model
+
 
 class Counts:
     """One for the process. Every failure and every fallback has a cause that is counted."""
@@ -21,6 +23,10 @@ class Counts:
         self.streams = 0  # open now
         self.first_byte: defaultdict[str, Spread] = defaultdict(Spread)  # by route's name, seconds
         self.took: defaultdict[str, Spread] = defaultdict(Spread)  # to the last byte
+
+    def asked(self) -> tuple[int, int]:
+        """How many answers were asked for so far, and how many are being given now."""
+        return sum(n for (name, _), n in self.requests.items() if name in ASKS), self.streams
 
     def facts(self) -> dict[str, Any]:
         """As plain data, sorted."""

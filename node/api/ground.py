@@ -98,8 +98,12 @@ class Grounds:
         )
 
     def _read(self, now_s: float) -> Ground:
-        kept, trouble = asking.in_force(self._app)
-        if kept is None:
+        try:
+            kept, trouble = asking.in_force(self._app)
+        except Exception as problem:  # starters need the encoder; a leaf that is named does not
+            log.warning("starters not looked for problem=%s", type(problem).__name__)
+            kept, trouble = self._app.tables.current(), "the encoder cannot be used"
+        if kept is None or kept.table.enc8 != self._app.enc8:
             log.warning("prompts go to the chassis reason=%s", trouble)
             return Ground(None, trouble="no_table")
         near, blind = self._app.neighbours()

@@ -62,21 +62,14 @@ async def serve(
     clients = _Clients(asgi, counts or Counts(), limits or Limits(), config.connections_max)
     try:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
-        async with trio.open_nursery() as answering:
-            # What is being answered has a moment more than the rest of the node.
-            answering.cancel_scope.shield = True
+        async with trio.open_nursery() as nursery:
+            answering = await nursery.start(clients.answer)
             try:
                 log.info("endpoint listens url=%s", url)
                 on_ready(url)
-                async with trio.open_nursery() as accepting:
-                    accepting.start_soon(
-                        partial(
-                            trio.serve_listeners,
-                            partial(clients.serve, place),
-                            [listener],
-                            handler_nursery=answering,
-                        )
-                    )
+                await trio.serve_listeners(
+                    partial(clients.serve, place), [listener], handler_nursery=answering
+                )
             finally:
                 clients.stop()
                 answering.cancel_scope.deadline = trio.current_time() + STOP_S
@@ -105,6 +98,7 @@ class _Clients:
         self._limits = limits
         self._most = most
         self._open: dict[Connection, None] = {}
+        self._stopped = trio.Event()
         self._turned_away = 0  # being told so now
 
     async def serve(self, place: Tcp | Unix, stream: trio.SocketStream) -> None:
@@ -128,7 +122,15 @@ class _Clients:
         finally:
             self._open.pop(connection, None)
 
+    async def answer(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+        """Hold the tasks of all clients, until `stop`: they have a moment more than the rest."""
+        async with trio.open_nursery() as nursery:
+            nursery.cancel_scope.shield = True
+            task_status.started(nursery)
+            await self._stopped.wait()
+
     def stop(self) -> None:
+        self._stopped.set()
         for connection in self._open:
             connection.stop()
 

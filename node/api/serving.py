@@ -60,6 +60,10 @@ class Api:
             "counts": self._counts.facts(),
         }
 
+    def asked(self) -> tuple[int, int]:
+        """How many answers were asked for so far, and how many are being given now."""
+        return self._counts.asked()
+
     async def run(self) -> None:
         """Serve until cancelled. Returns if no endpoint is wanted, or none can listen."""
         if not (self._config.listen and self._app.adapters.answers):

@@ -18,7 +18,7 @@ import queue
 import sqlite3
 import threading
 import time
-from collections import Counter, OrderedDict
+from collections import Counter, OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,13 +29,13 @@ from node.clock import Clock
 from node.config import load
 from node.consent import ConsentManager
 from node.home import get_or_create_user_id, groove_cache, groove_home
-from node.tally import Tally
+from node.tally import SourceCounts, Tally
 from node.threads import bring_out
 
 from .corpus import CorpusError, TrainingCorpus
 from .encoder_tag import DEFAULT_ENCODER, configured
 from .halt import halting
-from .intake import Refusal
+from .intake import API, Refusal, TrainingDataIntake
 from .known import open_known
 from .known_folders import looked_into
 from .record import ContentType, TrainingRecord
@@ -63,6 +63,8 @@ class CaptureItem:
     content: str = field(repr=False)
     content_type: str
     metadata: Mapping[str, Any] | None = field(default=None, repr=False)
+    source: str = API  # consent is asked for it; that of a session's first item stands
+    folder: str | None = field(default=None, repr=False)  # of the project, where it is known
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +116,7 @@ class CaptureQueue:
         tally: Tally | None = None,
         halt: threading.Event | None = None,
     ) -> None:
-        """open_session: makes the session of an id, all of one user and of the source `api`.
+        """open_session: makes the session of an id, all of one user.
 
         on_close: run by the worker when it ends. tally: where the counters go for `status`.
         halt: set once what is left is discarded, for the scrubber to give up what it has begun.
@@ -133,6 +135,8 @@ class CaptureQueue:
         self._warned: set[str] = set()
         self._tally = tally
         self._told: Counter[str] = Counter()
+        self._of_sources: defaultdict[str, Counter[str]] = defaultdict(Counter)  # to be told
+        self._last_s = 0.0  # when something of such a source was written
         self._told_at_s = time.monotonic()
         self._worker = threading.Thread(target=self._work, name="capture", daemon=True)
 
@@ -247,62 +251,77 @@ class CaptureQueue:
 
     def _capture(self, item: CaptureItem, work: _Batch) -> None:
         kind = ContentType(item.content_type)
-        session = self._session(item.session_id, work)
-        if session is None or work.version is None:
+        session = self._session(item, work)
+        version = work.ask(session) if session is not None else None
+        if session is None or version is None:
             self._counts[Refusal.NO_CONSENT] += 1
             return
-        record = session.prepare(item.content, kind, item.metadata, work.version)
+        record = session.prepare(item.content, kind, item.metadata, version)
         if record is None:
             self._counts[session.intake.last_refusal or Refusal.SCRUB] += 1
         else:
             work.entries.append((session, record))
 
-    def _session(self, session_id: str, work: _Batch) -> CaptureSession | None:
-        session = self._sessions.get(session_id)
+    def _session(self, item: CaptureItem, work: _Batch) -> CaptureSession | None:
+        """The session of an item, begun if it is new; None if consent does not stand."""
+        session = self._sessions.get(item.session_id)
         if session is None:
-            session = self._open_session(session_id)
-            if work.version is not None:
+            session = self._open_session(item.session_id)
+            session.source, session.folder = item.source, item.folder
+            if work.known(session) is not None:
                 session.begin()
             else:
                 try:
                     session.start()
                 except PermissionError:
                     return None
-            self._sessions[session_id] = session
+            self._sessions[item.session_id] = session
             if len(self._sessions) > SESSIONS_MAX:
                 work.ends.append((self._sessions.popitem(last=False)[1], SessionEnd("")))
-        self._sessions.move_to_end(session_id)
-        work.ask(session)
-        if work.version is None:
-            self._sessions.clear()  # sessions that consent ended do not wake up when it is back
+        self._sessions.move_to_end(item.session_id)
+        if work.ask(session) is None:
+            self._forget(session)
             return None
         return session
 
+    def _forget(self, ended: CaptureSession) -> None:
+        """Sessions that consent ended do not wake up when it is back."""
+        for id_, session in list(self._sessions.items()):
+            if _place(session) == _place(ended):
+                del self._sessions[id_]
+
     def _write(self, work: _Batch) -> None:
         """Write what is prepared, and take it for captured only once that has succeeded."""
-        texts = len(work.entries)
-        try:
-            kept = work.write()
-        except Exception as problem:
-            self._failed(problem, max(1, texts))
-            return
-        if kept is None:
-            self._counts[Refusal.NO_CONSENT] += texts
-            self._sessions.clear()
-            return
-        self._counts["captured"] += kept
-        self._counts[Refusal.DELETED] += texts - kept
+        for entries in work.by_place():
+            session, texts = entries[0][0], len(entries)
+            try:
+                written = _written(entries)
+            except Exception as problem:
+                self._failed(problem, texts)
+                continue
+            if written is None:
+                self._counts[Refusal.NO_CONSENT] += texts
+                self._forget(session)
+                work.versions[_place(session)] = None
+                continue
+            self._counts["captured"] += written
+            self._counts[Refusal.DELETED] += texts - written
+            if session.source != API:
+                self._of_sources[session.source]["records"] += written
+                self._last_s = session.intake.now_s()
         self._write_ends(work)
 
     def _write_ends(self, work: _Batch) -> None:
         """After the texts, for they tell of them; one that fails costs the others nothing."""
-        if work.version is None:
-            return
-        closing: list[TrainingRecord] = []
+        closing: defaultdict[_Place, list[TrainingRecord]] = defaultdict(list)
+        intakes: dict[_Place, TrainingDataIntake] = {}
         for session, how in work.ends:
+            version = work.ask(session)
+            if version is None:
+                continue
             try:
                 record = session.closing(
-                    work.version,
+                    version,
                     how.outcome,
                     how.routing,
                     corrections=how.corrections,
@@ -311,12 +330,17 @@ class CaptureQueue:
             except Exception as problem:
                 self._failed(problem)
             else:
-                closing += [record] if record is not None else []
-        try:
-            if closing:
-                work.ends[0][0].intake.written(closing)
-        except Exception as problem:
-            self._failed(problem)
+                if record is not None:
+                    closing[_place(session)].append(record)
+                    intakes[_place(session)] = session.intake
+        for place, records in closing.items():
+            try:
+                kept = intakes[place].written(records, *place)
+            except Exception as problem:
+                self._failed(problem)
+            else:
+                if place[0] != API:
+                    self._of_sources[place[0]]["sessions"] += len(kept or ())
 
     def _failed(self, problem: Exception, items: int = 1) -> None:
         """Count; and warn once of each cause, for the owner's log is not to be flooded either."""
@@ -332,9 +356,7 @@ class CaptureQueue:
             open_ = [] if self._halt.is_set() else list(self._sessions.values())
             for first in range(0, len(open_), BATCH):
                 ends = [(session, SessionEnd("")) for session in open_[first : first + BATCH]]
-                work = _Batch(ends=ends)
-                work.ask(ends[0][0])
-                self._write_ends(work)
+                self._write_ends(_Batch(ends=ends))
         except Exception as problem:
             self._failed(problem)
         self._tell()
@@ -354,40 +376,70 @@ class CaptureQueue:
             if more := now - self._told:
                 self._tally.add_queue(more)
                 self._told = now
+            while self._of_sources:
+                source, counts = self._of_sources.popitem()
+                self._tally.add_source(source, _told(counts, self._last_s))
         except Exception as problem:  # a figure for `status` is worth no word
             self._counts["untold"] += 1
             log.debug("counters not written reason=%s", type(problem).__name__)
+
+
+_Place = tuple[str, str | None]  # a source and a folder: what consent is asked for
+_Entry = tuple[CaptureSession, TrainingRecord]
+
+
+def _place(session: CaptureSession) -> _Place:
+    return session.source, session.folder
 
 
 @dataclass(slots=True)
 class _Batch:
     """What is asked and written for many items together."""
 
-    asked: bool = False
-    version: str | None = None  # of the terms in force; None: capture is not allowed
-    entries: list[tuple[CaptureSession, TrainingRecord]] = field(default_factory=list)
+    versions: dict[_Place, str | None] = field(default_factory=dict)  # of the terms in force
+    entries: list[_Entry] = field(default_factory=list)
     ends: list[tuple[CaptureSession, SessionEnd]] = field(default_factory=list)
 
-    def ask(self, session: CaptureSession) -> None:
-        """Ask for consent, once in a batch: the queue is of one user, and the write asks again."""
-        if not self.asked:
-            self.asked, self.version = True, session.consented()
+    def ask(self, session: CaptureSession) -> str | None:
+        """Ask for consent, once in a batch for each source and folder: the write asks again.
 
-    def write(self) -> int | None:
-        """Write the texts, and return how many were; None if consent has ended meanwhile.
-
-        Raises CorpusError.
+        Returns the version of the terms; None if capture is not allowed.
         """
-        if not self.entries:
-            return 0
-        written = self.entries[0][0].intake.written([record for _, record in self.entries])
-        if written is None:
-            return None
-        kept = {record.record_id for record in written}
-        for session, record in self.entries:
-            if record.record_id in kept:
-                session.count(record)
-        return len(written)
+        place = _place(session)
+        if place not in self.versions:
+            self.versions[place] = session.consented()
+        return self.versions[place]
+
+    def known(self, session: CaptureSession) -> str | None:
+        """What `ask` has heard in this batch; None if it was not asked."""
+        return self.versions.get(_place(session))
+
+    def by_place(self) -> list[list[_Entry]]:
+        """What was prepared, together as it is written."""
+        found: defaultdict[_Place, list[_Entry]] = defaultdict(list)
+        for entry in self.entries:
+            found[_place(entry[0])].append(entry)
+        return list(found.values())
+
+
+def _written(entries: list[_Entry]) -> int | None:
+    """Write texts of one source and folder, and return how many were; None if consent has ended.
+
+    Raises CorpusError.
+    """
+    first = entries[0][0]
+    written = first.intake.written([record for _, record in entries], *_place(first))
+    if written is None:
+        return None
+    kept = {record.record_id for record in written}
+    for session, record in entries:
+        if record.record_id in kept:
+            session.count(record)
+    return len(written)
+
+
+def _told(counts: Counter[str], last_s: float) -> SourceCounts:
+    return SourceCounts(counts["sessions"], counts["records"], last_s)
 
 
 def _cause(problem: Exception) -> str:
@@ -407,6 +459,7 @@ def _size(item: Item) -> int:
     """What an item takes in memory. Raises TypeError if it is none, TooManyError."""
     if isinstance(item, CaptureItem):  # first, and without a list: the hot path
         size = getsizeof(item.content) + getsizeof(item.session_id) + getsizeof(item.content_type)
+        size += getsizeof(item.folder) if item.folder else 0
         return size + size_bytes(item.metadata) if item.metadata else size
     if type(item) is dict:  # the other form of it
         return size_bytes(item)

@@ -126,6 +126,8 @@ class CaptureSession:
         clock: Clock | None = None,
         encoder: EncoderTag = DEFAULT_ENCODER,
     ) -> None:
+        self.source = API  # set both before it begins: consent is asked for them
+        self.folder: str | None = None  # of the project, where it is known
         self.intake = TrainingDataIntake(
             consent_manager,
             corpus,
@@ -158,7 +160,7 @@ class CaptureSession:
 
     def allowed(self) -> bool:
         """True if the user may be captured now, whether or not this session is active."""
-        return self.intake.allowed(self._user_id)
+        return self.intake.allowed(self._user_id, self.source, self.folder)
 
     def is_active(self) -> bool:
         """True if started, not ended, and consent is in force now. Once false, it stays false."""
@@ -199,7 +201,7 @@ class CaptureSession:
         """Record a text of any kind; None if it was not kept."""
         version = self.consented()
         record = self.prepare(text, kind, metadata, version) if version else None
-        if record is None or not self.intake.write([record]):
+        if record is None or not self.intake.write([record], self.source, self.folder):
             return None
         self.count(record)
         return record
@@ -209,7 +211,15 @@ class CaptureSession:
     ) -> TrainingRecord | None:
         """The record of a text, not written: for a caller that asks and writes for many at once."""
         about = dict(metadata or {})
-        draft = Draft(self._user_id, self._session_id, text, kind.value, about)
+        draft = Draft(
+            self._user_id,
+            self._session_id,
+            text,
+            kind.value,
+            about,
+            source=self.source,
+            folder=self.folder,
+        )
         return self.intake.prepare(draft, kind, version)
 
     def count(self, record: TrainingRecord) -> None:
@@ -239,7 +249,7 @@ class CaptureSession:
                 version, outcome, routing, corrections=corrections, errors=errors
             )
             if closing is not None:
-                self.intake.write([closing])
+                self.intake.write([closing], self.source, self.folder)
         self._active = False
         return {
             "session_id": self._session_id,
@@ -270,5 +280,7 @@ class CaptureSession:
             errors=errors,
             routing=routing,
             encoder=self.intake.encoder,
+            source=self.source,
+            folder=self.folder,
         )
         return self.intake.prepare(draft, ContentType.WORKFLOW, version)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import sqlite3
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 
 try:
     import cyclopts
@@ -22,6 +24,7 @@ try:
         consent,
         dashboard,
         data,
+        export_leaf,
         keys,
         leaves,
         lifecycle,
@@ -52,6 +55,7 @@ __all__ = [
     "consent",
     "dashboard",
     "data",
+    "export_leaf",
     "keys",
     "leaves",
     "lifecycle",
@@ -103,3 +107,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     except KeyboardInterrupt:
         Terminal.interrupted()
         sys.exit(130)
+    except Exception as problem:  # a fault of our own
+        from node import crash
+
+        if os.environ.get(crash.TRACEBACK_VARIABLE):
+            raise
+        Terminal.error(_fault(problem, given))
+        sys.exit(1)
+
+
+def _fault(problem: Exception, given: Sequence[str]) -> OwnerError:
+    """What is said of a fault that nobody foresaw, with a report of it in the home."""
+    from node import crash
+    from node.home import home_path
+
+    name = given[0] if given and given[0] in command else ""
+    where = "There is no home to keep a report in"
+    with suppress(OSError, OwnerError):
+        if home_path().is_dir():
+            path = crash.report(problem, home_path(), name)
+            where = f"{path} says where, without texts, keys or values; nothing was sent"
+    return OwnerError(
+        f"`groove-node {name}` has failed by a fault of its own: {crash.in_short(problem)}",
+        unchanged="What was written before stands, and is whole.",
+        next_step=f"{where}. {crash.TRACEBACK_VARIABLE}=1 shows Python's own traceback.",
+    )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+
 import msgspec
 
 from node import settings
@@ -74,6 +76,14 @@ def config_history(*, json: AsJson = False) -> None:
     if rows:
         out.table(("WHEN", "ROUND", "RULE", "WAS", "IS"), rows)
     out.done({"changes": found, "pending": waiting}, "" if rows else "no rule was changed")
+
+
+@config.command(name="reference")
+def config_reference() -> None:
+    """Print docs/configuration.md: every key with its default, what it may be, and why."""
+    from node import config_reference as reference
+
+    sys.stdout.write(reference.markdown())
 
 
 def _toml(value: object) -> str:

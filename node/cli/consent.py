@@ -11,7 +11,7 @@ from cyclopts import Parameter
 
 from node import consenting
 from node.app import App
-from node.consent import disclosure
+from node.consent import FOLDER_SOURCES, disclosure
 from node.errors import MisuseError
 from node.show import counted
 from node.terminal import Terminal
@@ -20,11 +20,15 @@ from .base import AsJson, Yes, consent
 
 _WHOLE = "none is missing or altered"
 ScopeName = Literal["capture", "train", "publish", "fetch"]
-SourceName = Literal["claude-code", "codex", "llm"]
+SourceName = Literal["claude-code", "codex", "llm", "endpoint", "otlp", "litellm"]
 
 Sources = Annotated[
     tuple[SourceName, ...],
-    Parameter(name="--source", negative="", help="History of another tool; may be given again."),
+    Parameter(
+        name="--source",
+        negative="",
+        help="History of another tool, or what reaches the endpoint; may be given again.",
+    ),
 ]
 Folders = Annotated[
     tuple[Path, ...],
@@ -63,6 +67,9 @@ def consent_grant(
 
     Shows what is asked for before it asks, and of the latest asks that would be captured with it
     what would be kept. `claude-code` and `codex` are captured only in folders that you name.
+    `endpoint` is what your programs ask of this node's endpoint; `otlp` and `litellm` are what they
+    report to it of their exchanges with others:
+    `groove-node consent grant capture --source endpoint`.
     """
     out = Terminal(json)
     app = App.open()
@@ -88,7 +95,7 @@ def consent_grant(
             return
     allowed = consenting.grant(app, scopes, source, folder)
     out.done(allowed, f"allowed: {', '.join(word for words in allowed.values() for word in words)}")
-    if allowed["sources"] not in ([], ["llm"]) and not allowed["folders"]:
+    if FOLDER_SOURCES & {*allowed["sources"]} and not allowed["folders"]:
         out.note("no project folder is allowed yet: `groove-node consent grant --folder DIR`")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import msgspec
 from cyclopts import Parameter
 
-from node import consenting, keyfiles, overview, show, show_night, show_peers
+from node import consenting, crash, keyfiles, next_import, overview, show, show_night, show_peers
 from node.app import App
 from node.consent import disclosure
 from node.errors import MisuseError
@@ -67,6 +67,7 @@ def run(
     out = Terminal(json)
     app = App.open()
     log_to(app.home, verbose=verbose)
+    crash.watch(app.home)
     from node.daemon import serve
 
     def tell(told: Told) -> None:
@@ -89,17 +90,26 @@ def status(*, json: AsJson = False) -> None:
     out = Terminal(json)
     data = overview.status(App.open())
     night = show_night.facts(data["night"], running=data["node"] is not None)
-    out.facts([*show.status_facts(data), *show_peers.status_facts(data), *night])
+    imports = next_import.facts(data["imports"])
+    out.facts([*show.status_facts(data), *imports, *show_peers.status_facts(data), *night])
     out.done(data)
 
 
 @command.command
-def doctor(*, json: AsJson = False) -> None:
-    """Check this machine, the home, the models and the mesh; say what to do about each finding."""
+def doctor(
+    *,
+    probe: Annotated[
+        bool,
+        Parameter(negative="", help="Have the back end answer with an adapter of known effect."),
+    ] = False,
+    json: AsJson = False,
+) -> None:
+    """Check this machine, the home, the models, the mesh and the endpoint; say what to do about
+    each finding."""
     out = Terminal(json)
     from node.doctor import examine
 
-    findings = examine()
+    findings = examine(probe=probe)
     out.table(("", "CHECK", "FINDING"), [f.row() for f in findings])
     out.done({"findings": [msgspec.to_builtins(f) for f in findings]})
     if any(f.verdict == "bad" for f in findings):

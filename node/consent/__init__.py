@@ -7,6 +7,7 @@ remembers deletions there; `grants` says since when something is allowed.
 
 from .manager import (
     CURRENT_CONSENT_VERSION,
+    ENDPOINT_SOURCES,
     FOLDER_SOURCES,
     FREE_SOURCES,
     NOTHING,
@@ -22,6 +23,7 @@ from .store import ConsentLockedError, ConsentUnreadableError
 
 __all__ = [
     "CURRENT_CONSENT_VERSION",
+    "ENDPOINT_SOURCES",
     "FOLDER_SOURCES",
     "FREE_SOURCES",
     "NOTHING",

@@ -40,6 +40,7 @@ from .witness import Step
 
 __all__ = [
     "CURRENT_CONSENT_VERSION",
+    "ENDPOINT_SOURCES",
     "FOLDER_SOURCES",
     "FREE_SOURCES",
     "NOTHING",
@@ -61,6 +62,9 @@ CURRENT_CONSENT_VERSION = "1.0"  # a new version of the terms asks everybody aga
 FREE_SOURCES: Final = frozenset({"api", "jsonl", "pydoc"})
 # What is read from another tool's history of everything: only of the projects that were named.
 FOLDER_SOURCES: Final = frozenset({"claude-code", "codex"})
+# What reaches the endpoint: exchanges that it answers or passes on, and what other programs report
+# of theirs. Where a report names a project, that must have been named too.
+ENDPOINT_SOURCES: Final = ("endpoint", "otlp", "litellm")
 
 # Why consent is off in a home that brings deleted data back.
 BEFORE_DELETION: Final = "this home is from before the last deletion of everything"
@@ -116,7 +120,9 @@ class Allowed:
         if source not in self.sources:
             return False
         if source not in FOLDER_SOURCES:
-            return True
+            folders = tuple(folder for folder in folders if folder)
+            if source not in ENDPOINT_SOURCES or not folders:
+                return True
         places = [resolved(folder) if folder else None for folder in folders]
         return bool(places) and all(
             place is not None and inside(place, self.folders) for place in places

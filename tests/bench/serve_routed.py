@@ -9,6 +9,8 @@ under the adapter that was chosen, under the chassis, and under every leaf.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -37,7 +39,7 @@ from node.api.counts import Counts  # noqa: E402
 from node.app import App  # noqa: E402
 
 STEPS = 16
-SESSIONS = 400  # of each domain, in the home
+SESSIONS = 400  # of each domain, in the home; more make its shape better known
 HELD_OUT = 40  # of each domain, of the 100 that training is judged by
 WITHIN = 1.05  # times the loss of the best leaf named by hand
 
@@ -50,6 +52,7 @@ class Grown:
     domains: tuple[Domain, ...]
     leaves: dict[str, LeafId]
     adapters: dict[str, Path]
+    work: Path  # what was measured stays there
 
 
 def trained(domain: Domain, chassis: Chassis, work: Path) -> tuple[Path, int]:
@@ -68,7 +71,7 @@ def trained(domain: Domain, chassis: Chassis, work: Path) -> tuple[Path, int]:
     return leaf.adapter, leaf.tokens
 
 
-def grown(files: Sequence[Path], home: Path, work: Path) -> Grown:
+def grown(files: Sequence[Path], home: Path, work: Path, sessions: int = SESSIONS) -> Grown:
     """Make the home at `home`, which must not exist."""
     os.environ["GROOVE_HOME"] = str(home)
     app = App.open(create=True)
@@ -80,7 +83,7 @@ def grown(files: Sequence[Path], home: Path, work: Path) -> Grown:
         adapters[domain.name], tokens = trained(domain, app.chassis, work)
         own = leaf_id(app.origin, birth)
         leaves[domain.name] = own
-        rows = domain.train[:SESSIONS]
+        rows = domain.train[:sessions]
         vectors = app.encoder().encode([row.prompt for row in rows])
         ids = [f"{domain.name}-{number:06d}" for number in range(len(rows))]
         app.embeddings.append(ids, [20_000] * len(ids), vectors)
@@ -106,7 +109,7 @@ def grown(files: Sequence[Path], home: Path, work: Path) -> Grown:
         app.forests.change(leaf, "born", "by a bench", Instant(1))
     app.forests.assign(members)
     app.deploy_anew(lambda told: None)
-    return Grown(app, domains, leaves, adapters)
+    return Grown(app, domains, leaves, adapters, work)
 
 
 def _packed(app: App, leaf: LeafId, name: str, path: Path, tokens: int) -> model.Adapter:
@@ -149,9 +152,7 @@ def _judged(
     choices: Sequence[Choice],
     evaluator: ChildEvaluator,
 ) -> dict[str, Any]:
-    labels = (("chassis", None), *made.adapters.items())
-    job = EvaluateJob(made.app.chassis.path, tuple(rows), labels)
-    losses = evaluator.losses(job).by_label
+    losses = _losses(made, name, rows, evaluator)
     under = [choice.served_by if choice.adapter else "chassis" for choice in choices]
     auto = mean(losses[label][row] for row, label in enumerate(under))
     by_leaf = {label: mean(values) for label, values in losses.items() if label != "chassis"}
@@ -168,6 +169,28 @@ def _judged(
         "served": {label: under.count(label) for label in sorted(set(under))},
         "ok": auto < bare and auto <= WITHIN * by_leaf[best],
     }
+
+
+def _losses(
+    made: Grown, name: str, rows: Sequence[Example], evaluator: ChildEvaluator
+) -> dict[str, list[float]]:
+    """Of each row under the chassis and every leaf: a minute's work, so it is kept."""
+    labels = (("chassis", None), *made.adapters.items())
+    about = [[row.session for row in rows], [[label, _digest(path)] for label, path in labels]]
+    kept = made.work / f"losses-{name}.json"
+    if kept.exists():
+        known = json.loads(kept.read_text())
+        if known["about"] == about:
+            losses: dict[str, list[float]] = known["losses"]
+            return losses
+    job = EvaluateJob(made.app.chassis.path, tuple(rows), labels)
+    found = {label: list(values) for label, values in evaluator.losses(job).by_label.items()}
+    kept.write_text(json.dumps({"about": about, "losses": found}))
+    return found
+
+
+def _digest(path: Path | None) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path else ""
 
 
 def limited(made: Grown, names: Sequence[str]) -> Grown:

@@ -41,6 +41,7 @@ AT_ONCE = 8  # answers in one batch: each more costs the others a few per cent
 LINE_MAX = 64  # requests that wait for a place; more are refused
 MEMORY_BYTES = 512 << 20  # of keys and values of all answers: 11,000 tokens of SmolLM2
 SILENT_S = 600.0  # a child that says nothing for so long while somebody waits is ended
+SEEDS = 2**63  # a seed beyond is taken modulo this
 KNOWN_MAX = 4096  # bundles that were found to be what their address says
 
 
@@ -81,6 +82,8 @@ class BuiltIn:
                     await self._keep(self._child)
         finally:
             self._running = False
+            if self._child is not None:
+                self._child.fail("the node ends")
 
     async def _keep(self, child: Child) -> None:
         """One child, from its start to its end."""
@@ -121,8 +124,11 @@ class BuiltIn:
         async with self._place(), self._at_hand() as child:
             wanted = await self._file(ask.adapter)
             with child.conversation() as (number, heard):
-                child.order(_begin(number, ask, wanted))
                 pieces = _Pieces(child, heard, ask)
+                try:
+                    child.order(_begin(number, ask, wanted))
+                except UnicodeEncodeError:
+                    raise BackendError("malformed", "A text is no Unicode.", 400) from None
                 try:
                     await pieces.begun()
                     yield pieces
@@ -285,15 +291,19 @@ _DIED = "The process that answered ended in the middle of it; ask again."
 
 
 def _begin(number: int, ask: Ask, wanted: Wanted | None) -> Begin:
+    said = [
+        {key: message[key] for key in ("role", "content") if isinstance(message.get(key), str)}
+        for message in ask.messages
+    ]
     return Begin(
         id=number,
         tokens_max=ask.tokens_max,
-        messages=ask.messages if ask.prompt is None else (),
+        messages=tuple(said) if ask.prompt is None else (),
         prompt=ask.prompt,
         adapter=wanted,
         temperature=ask.temperature,
         top_p=ask.top_p,
-        seed=ask.seed,
+        seed=None if ask.seed is None else ask.seed % SEEDS,
     )
 
 

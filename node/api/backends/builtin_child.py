@@ -50,7 +50,7 @@ class Child:
         self.process: subprocess.Popen[bytes] | None = None
         self._ids = 0
         self._hearing: dict[int, trio.MemorySendChannel[Heard]] = {}
-        self._orders, self._unsent = trio.open_memory_channel[Order](math.inf)
+        self._orders, self._unsent = trio.open_memory_channel[bytes](math.inf)
 
     @property
     def ended(self) -> bool:
@@ -92,9 +92,13 @@ class Child:
                 os.killpg(self.process.pid, signal.SIGKILL)
 
     def order(self, order: Order) -> None:
-        """Say something to it; never waits. What is said to a child that is gone is lost."""
+        """Say something to it; never waits. What is said to a child that is gone is lost.
+
+        Raises UnicodeEncodeError for a text that is none.
+        """
+        data = frame(order)
         with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-            self._orders.send_nowait(order)
+            self._orders.send_nowait(data)
 
     @contextmanager
     def conversation(self) -> Iterator[tuple[int, trio.MemoryReceiveChannel[Heard]]]:
@@ -117,18 +121,19 @@ class Child:
     async def _write(self, into: trio.lowlevel.FdStream) -> None:
         with suppress(trio.BrokenResourceError):  # it died; the other task sees how
             async for order in self._unsent:
-                await into.send_all(frame(order))
+                await into.send_all(order)
 
     async def _read(self, out: trio.lowlevel.FdStream, scope: trio.CancelScope) -> None:
         data = bytearray()
-        while piece := await out.receive_some(PIECE_BYTES):
-            data += piece
-            try:
+        try:
+            while piece := await out.receive_some(PIECE_BYTES):
+                data += piece
                 for message in frames_of(data):
                     self._hear(saying_of(message))
-            except (msgspec.MsgspecError, ValueError):
-                self.problem = "it spoke nonsense"
-                break
+        except trio.BrokenResourceError:
+            self.problem = self.problem or "its pipe broke"
+        except (msgspec.MsgspecError, ValueError):
+            self.problem = "it spoke nonsense"
         scope.cancel()
 
     def _hear(self, saying: Saying) -> None:

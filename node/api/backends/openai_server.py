@@ -47,6 +47,7 @@ class OpenAiServer(ABC):
     def __init__(self, app: App, config: ApiConfig) -> None:
         self._app, self._config = app, config
         self._client: httpx.AsyncClient | None = None
+        self._opened = trio.Event()
         self.url = config.backend_url.strip().rstrip("/").removesuffix("/v1")
 
     @property
@@ -81,10 +82,11 @@ class OpenAiServer(ABC):
         client = await self._app.adapters.in_thread(self._made)  # reads the certificates
         async with client:
             self._client = client
+            self._opened.set()
             try:
                 await trio.sleep_forever()
             finally:
-                self._client = None
+                self._client, self._opened = None, trio.Event()
 
     def _made(self) -> httpx.AsyncClient:
         parts = urlsplit(self.url)
@@ -132,7 +134,7 @@ class OpenAiServer(ABC):
                 await response.aclose()
 
     async def _sent(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
-        client = self._ready()
+        client = await self._ready()
         request = client.build_request(
             "POST",
             self.url + path,
@@ -144,9 +146,11 @@ class OpenAiServer(ABC):
         except (httpx.HTTPError, httpx.InvalidURL, httpx.StreamError) as problem:
             raise unreachable(problem) from None
 
-    def _ready(self) -> httpx.AsyncClient:
+    async def _ready(self) -> httpx.AsyncClient:
         if not self.url:
             raise BackendError("no_backend_url", "[api] backend_url names no server.", 503)
+        with trio.move_on_after(CONNECT_S):  # in the first moment of the node
+            await self._opened.wait()
         if self._client is None:
             raise BackendError("not_running", "The back end is not running.", 503)
         return self._client
@@ -159,7 +163,7 @@ class OpenAiServer(ABC):
         self, method: str, path: str, body: Mapping[str, Any] | None = None, within_s: float = 0
     ) -> tuple[int, Any]:
         """Ask something short: the status, and what was said if it is JSON."""
-        client = self._ready()
+        client = await self._ready()
         try:
             with trio.fail_after(within_s or self._config.upstream_within_s):
                 async with client.stream(

@@ -15,13 +15,17 @@ from .desk import Desk
 
 
 def assignment(desk: Desk) -> dict[str, LeafId]:
-    return desk.kept("assignment", desk.stamp("forest"), desk.app.forests.assignment)
+    """The leaf of each session. In a large home it is read after the page, as a step of its own: a
+    page that is asked for meanwhile waits for one step alone."""
+    make = desk.app.forests.assignment
+    return desk.lately("assignment", desk.stamp("forest"), make, {})
 
 
 def weekly(desk: Desk) -> dict[LeafId, list[int]]:
     """Sessions of each leaf in each of the last weeks, oldest first."""
     today = desk.app.now() // DAY_S
     stamp = (*desk.stamp("forest", "embedded"), today)
+    assignment(desk)  # is due before what is counted by it
     return desk.lately("weekly", stamp, partial(_weekly, desk, today), {})
 
 

@@ -18,6 +18,7 @@ from typing import IO
 
 from node.errors import OwnerError
 
+OUTPUT_BYTES_MAX = 1 << 18
 TOLD_BYTES = 2_000  # of what a command said, its end
 NICE = 10
 
@@ -34,8 +35,10 @@ class Errand:
     what: str  # in words, as one would say "… is running"
     process: subprocess.Popen[bytes]
     said: IO[bytes] = field(repr=False)
+    about: object = None  # what it was started for
     code: int | None = None
     last: str = ""
+    output: bytes = b""
 
     @property
     def failed(self) -> bool:
@@ -55,8 +58,9 @@ class Errand:
             return
         self.code = code
         size = self.said.seek(0, os.SEEK_END)
-        self.said.seek(max(0, size - TOLD_BYTES))
-        lines = self.said.read().decode("utf-8", "replace").strip().splitlines()
+        self.said.seek(max(0, size - OUTPUT_BYTES_MAX))
+        self.output = self.said.read()
+        lines = self.output[-TOLD_BYTES:].decode("utf-8", "replace").strip().splitlines()
         self.last = lines[-1] if lines and not code else " ".join(lines[-3:])
         self.said.close()
 
@@ -68,7 +72,7 @@ class Errands:
         self._home = home
         self._errands: dict[str, Errand] = {}
 
-    def start(self, name: str, what: str, arguments: Sequence[str]) -> None:
+    def start(self, name: str, what: str, arguments: Sequence[str], about: object = None) -> None:
         """Run `python -m …`. Raises ErrandRunningError while one of this name runs."""
         before = self._errands.get(name)
         if before is not None:
@@ -87,14 +91,18 @@ class Errands:
         )
         with suppress(OSError):  # it has ended already
             os.setpriority(os.PRIO_PROCESS, process.pid, NICE)
-        self._errands[name] = Errand(name, what, process, said)
+        self._errands[name] = Errand(name, what, process, said, about)
+
+    def get(self, name: str) -> Errand | None:
+        """The one that was started last under this name, as it is now."""
+        errand = self._errands.get(name)
+        if errand is not None:
+            errand.look()
+        return errand
 
     def running(self, name: str) -> bool:
-        errand = self._errands.get(name)
-        if errand is None:
-            return False
-        errand.look()
-        return errand.code is None
+        errand = self.get(name)
+        return errand is not None and errand.code is None
 
     def all(self) -> list[Errand]:
         for errand in self._errands.values():

@@ -17,6 +17,7 @@ SESSIONS_MAX = 20_000  # the last ones that came: enough for a picture, and read
 def nearness(desk: Desk) -> Mapping[LeafId, Sequence[float]]:
     """Cosines of the sessions of each living leaf, of the last ones of the home."""
     stamp = desk.stamp("forest", "embedded")
+    assignment(desk)
     return desk.lately("nearness", stamp, lambda: _nearness(desk), {})
 
 

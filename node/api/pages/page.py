@@ -111,6 +111,7 @@ def _environment() -> jinja2.Environment:
         "ticks": ticks,
         "drawn": drawing.ranges,
         "local": local,
+        "capital": capital,
         "gain": lambda value: f"{value:+.3f}",
         "share": lambda value: f"{value:.0%}",
         "leaves": lambda count: f"{count:,} {'leaf' if count == 1 else 'leaves'}",
@@ -153,6 +154,11 @@ def _span(seconds: float) -> str:
         if seconds >= least:
             return f"{int(seconds // unit):,} {word}"
     return "a minute" if seconds >= 60 else ""
+
+
+def capital(text: str) -> str:
+    """The first letter alone: what follows may be a name."""
+    return text[:1].upper() + text[1:]
 
 
 def local(at: float) -> str:

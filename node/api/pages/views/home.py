@@ -11,13 +11,16 @@ from leaves.model import Leaf, Stage
 from node import approvals, consenting, morning, publishing, set_aside, show, show_night, started
 from node.api.pages.desk import Desk
 from node.api.pages.events import last_events
-from node.api.pages.page import Ask, Page
+from node.api.pages.page import Ask, Page, capital
 from node.consent import disclosure
 from node.foreign import State
+from node.history import histories
 from node.pictures import tree as words
+from node.tally import Tally
 
 SOON_MAX = 3  # leaves that are nearest to their next stage
 EVENTS_SHOWN = 8
+LOOK_S = 60  # between two looks at what other tools keep
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +41,7 @@ def home(desk: Desk, ask: Ask) -> Page:
     facts = {
         "night": night,
         "doing": _doing(desk, night),
-        "why": _capital("; ".join(filter(None, (night["why"], night["until"])))),
+        "why": capital("; ".join(filter(None, (night["why"], night["until"])))),
         "needs": list(_needs(desk, live, node)),
         "soon": _soon(desk, live),
         "stages": [(s.value, sum(x.stage is s for x in live)) for s in Stage if s.live],
@@ -68,10 +71,6 @@ def _doing(desk: Desk, night: dict[str, Any]) -> str:
     return "At rest. It answers and captures what you allow, and works when its night comes."
 
 
-def _capital(text: str) -> str:
-    return text[:1].upper() + text[1:]
-
-
 def _needs(desk: Desk, live: list[Leaf], node: dict[str, Any] | None) -> Iterator[Need]:
     app = desk.app
     stands = desk.kept("consent", desk.stamp("consent"), lambda: consenting.standing(app))
@@ -95,8 +94,28 @@ def _needs(desk: Desk, live: list[Leaf], node: dict[str, Any] | None) -> Iterato
         yield Need("A round was interrupted", why, "/rounds", "See it")
     if set_aside.changed(app) and any(leaf.adapter for leaf in live):
         yield Need("Another chassis", "Leaves are trained anew for it.", "/leaves", "See leaves")
+    yield from _troubles(desk)
     for change in started.changes(app, node):
         yield Need("Start the node again", change, "/resources", "See what changed")
+
+
+def _troubles(desk: Desk) -> Iterator[Need]:
+    """What goes wrong, or is about to be lost."""
+    if failures := desk.hub.counts.failures:
+        told = ", ".join(
+            f"{cause.replace('_', ' ')} {n:,}" for cause, n in sorted(failures.items())
+        )
+        yield Need("The endpoint had trouble", f"{told}.", "/endpoint", "See it")
+    if "capture" not in desk.scopes():
+        return  # nothing of capture is loaded for nothing
+    minute = int(desk.app.clock.now_s() // LOOK_S)
+    for each in desk.kept("histories", (minute,), lambda: _unsaved(desk)):
+        yield Need("About to be lost", show.expiry_line(*each), "/rights", "See your sources")
+
+
+def _unsaved(desk: Desk) -> list[tuple[str, int]]:
+    found = histories(desk.app, Tally(desk.home).read())
+    return [(each.source, each.expiring) for each in found if each.unsaved]
 
 
 def _soon(desk: Desk, live: list[Leaf]) -> list[dict[str, Any]]:

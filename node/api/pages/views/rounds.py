@@ -5,15 +5,17 @@ from __future__ import annotations
 from typing import Any
 
 from leaves.descent import named
+from leaves.proposals import Proposal
 from leaves.store import JournalEntry, RoundRow
 from node import approvals, planning
-from node.api.pages.desk import Desk
+from node.api.pages import replaying
+from node.api.pages.desk import AT_ONCE_MAX, Desk, Stamp
 from node.api.pages.page import Ask, Page
 from node.api.pages.views.leaf import STEADY
 
 ROUNDS_SHOWN = 30
 ENTRIES_MAX = 300  # of a round's journal
-_REPLAYING: approvals.Effect | str = "the last sessions are being replayed; look again in a moment"
+_REPLAYING = "the last sessions are being replayed; look again in a moment"
 PHASES = ("embed", "cluster", "detect", "train", "deploy")
 
 
@@ -105,17 +107,30 @@ def _grouped(desk: Desk, entries: list[JournalEntry]) -> list[dict[str, Any]]:
 
 
 def proposal(desk: Desk, ask: Ask) -> Page:
-    """One proposal, with what it would do to the routing of the last sessions: that is replayed."""
+    """One proposal, with what it would do to the routing of the last sessions."""
     app = desk.app
     found = approvals.find(app, ask.names["proposal"])
-    stamp = (*desk.stamp("forest", "embedded", "foreign"), found.id)
-    effect = desk.lately(
-        ("effect", found.id), stamp, lambda: approvals.effect(app, found), _REPLAYING
-    )
+    # Not by the files: whoever opens a database may touch it, the child that replays too.
+    stamp = (app.forests.revision(), app.foreign.revision(), desk.embedded(), found.id)
+    effect = _effect(desk, found, stamp)
     facts = {
         "proposal": approvals.as_json(found, desk.forest()),
         "unknown": effect if isinstance(effect, str) else "",
         "told": "" if isinstance(effect, str) else approvals.told(effect),
         "shifts": () if isinstance(effect, str) else effect.shifts,
     }
-    return Page("proposal.html", f"{found.kind.capitalize()} {found.id}", facts, ("figures",))
+    return Page("proposal.html", f"{found.kind.capitalize()} {found.id}", facts, ("errands",))
+
+
+def _effect(desk: Desk, found: Proposal, stamp: Stamp) -> approvals.Effect | str:
+    """What the replay says; in a large home it takes seconds, and is left to a child."""
+    if desk.embedded() <= AT_ONCE_MAX:
+        return desk.kept("effect", stamp, lambda: approvals.effect(desk.app, found))
+    errand = desk.errands.get("replay")
+    if errand is None or (errand.code is not None and errand.about != stamp):
+        arguments = ["node.api.pages.replaying", str(desk.home), str(found.id)]
+        desk.errands.start("replay", "The replay", arguments, about=stamp)
+        return _REPLAYING
+    if errand.code is None:
+        return _REPLAYING
+    return replaying.read(errand.output) if errand.code == 0 else errand.told

@@ -33,6 +33,7 @@ BARS_MAX = 60
 
 def routing(desk: Desk, ask: Ask) -> Page:
     app = desk.app
+    assignment(desk)
     current = desk.kept("table", desk.stamp("routing"), app.tables.sound)
     leaves = _leaves(desk, current)
     pages = max(ceil(len(leaves) / LEAVES), 1)

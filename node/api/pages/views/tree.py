@@ -15,7 +15,7 @@ from node.api.pages.drawing import sparkline
 from node.api.pages.page import Ask, Page
 from node.pictures import tree as words
 from node.pictures.tree import Branch
-from node.show import ago
+from node.show import ago, counted, day
 
 ROWS = 60  # of a page of the list
 
@@ -64,7 +64,7 @@ def tree(desk: Desk, ask: Ask) -> Page:
         "gone_page": gone_page,
         "gone_pages": gone_pages,
         "kept_back": publishing.lines(publishing.kept_back(app)) if at is None else [],
-        "today": _today(desk),
+        "today": day(app.now()),
     }
     return Page(
         "leaves.html", "Leaves", facts, ("forest", "foreign", "routing", "embedded", "figures")
@@ -97,8 +97,14 @@ def _row(
         "gate": gates.get(leaf.id) if serves and now else None,
         "next": ", ".join(words.missing(leaf, app.config.rules, "train" in desk.scopes())),
         "routed": ago(leaf.last_routed, app.now()) if serves else "",
-        "used_by": leaf.used_by,
+        "held_by": _held_by(leaf),
     }
+
+
+def _held_by(leaf: Leaf) -> str:
+    """As far as it is known: a peer that only holds a bundle tells nobody."""
+    here = ["this node"] if leaf.adapter else []
+    return ", ".join(here + ([counted(leaf.used_by, "peer")] if leaf.used_by else []))
 
 
 def _former(desk: Desk, leaves: list[Leaf], now: bool) -> list[dict[str, Any]]:
@@ -108,9 +114,3 @@ def _former(desk: Desk, leaves: list[Leaf], now: bool) -> list[dict[str, Any]]:
         last = desk.app.forests.journal(1, leaf=leaf.id, without=("renamed", "proposed"))
         found.append({"leaf": leaf, "why": last[0].reason if now and last else ""})
     return found
-
-
-def _today(desk: Desk) -> str:
-    from node.show import day
-
-    return day(desk.app.now())
