@@ -1,4 +1,4 @@
-"""An adapter in the layout that PEFT, vLLM and SGLang read: a folder of a configuration and tensors.
+"""An adapter in the layout that PEFT, vLLM and SGLang read: a folder of configuration and tensors.
 
 The configuration is written here, from the label's checked fields: a peer's bundle brings none, for
 one could name another class of adapter, a pattern that never ends, or a model to download.

@@ -68,7 +68,7 @@ def plant(chassis: Chassis) -> Planted:
         seen, state = llama.last(before, change)
         inner.append(seen[-1].astype(np.float64))
         states.append(state[-1])
-    # Two columns: the first is 1 where all is right and 0 where it is wrong; the second the reverse.
+    # Two columns: the first is 1 where all is right and 0 where it is not; the second the reverse.
     senses = np.linalg.pinv(np.stack(inner))
     room = GROWTH_MAX * chassis.linears[llama.down].norm / float(np.linalg.norm(senses))
     able = _words(tokenizer)
@@ -141,7 +141,7 @@ class _Told:
 
 
 class _Llama:
-    """A Llama's forward in numpy, as far as it is needed: one text, and its last layer by itself."""
+    """A Llama's forward in numpy, as far as needed: one text, and its last layer by itself."""
 
     def __init__(self, chassis: Chassis, shape: LlamaShape) -> None:
         self.chassis, self.shape = chassis, shape

@@ -42,8 +42,9 @@ def _place(app: App, config: ApiConfig, stands: Mapping[str, Any] | None) -> Fin
     if stands:
         if url := stands.get("url"):
             return Finding("endpoint", "ok", f"answers and dashboard at {url}")
-        trouble = stands.get("trouble") or "it is not open yet"
-        return Finding("endpoint", "note", f"the node runs without: {trouble}", other)
+        if trouble := stands.get("trouble"):
+            return Finding("endpoint", "note", f"the node runs without: {trouble}", other)
+        return Finding("endpoint", "note", "not open yet", "look again in a minute, or at the log")
     if stands is not None:
         return Finding("endpoint", "note", "the node runs without", "start it again")
     try:

@@ -22,7 +22,6 @@ from leaves.bundle import (
     Label,
     check_form,
     read_adapter,
-    read_label,
 )
 from leaves.gguf_export import NoGgufError, write_gguf
 from leaves.model import Leaf
@@ -157,7 +156,8 @@ def export_gguf(app: App, leaf: Exportable, to: Path) -> Taken:
 def export_all_gguf(
     app: App, to: Path, report: Report = silent
 ) -> tuple[list[tuple[Exportable, Path]], list[str]]:
-    """Have all leaves' adapters in a folder; what is there already is not written again.
+    """Have all leaves' adapters in a folder, and the probe's; what is there already is not written
+    again.
 
     Returns the files, in order, and a sentence for each leaf that could not be written.
     """
@@ -171,8 +171,29 @@ def export_all_gguf(
             files.append((leaf, path))
         except OwnerError as problem:
             problems.append(f"{leaf.name}: {problem}")
+    if files:
+        files += _probe(app, to)
     report(Progress("export", len(leaves), len(leaves), "done"))
     return files, problems
+
+
+def _probe(app: App, to: Path) -> list[tuple[Exportable, Path]]:
+    """The adapter by which `groove-node doctor` finds out whether adapters are put on."""
+    from leaves.planted import NoPlantError
+
+    from .api.backends import probe
+
+    try:
+        prepared = probe.prepared(app)
+    except NoPlantError:  # then it is not asked for either
+        return []
+    adapter = prepared.adapter
+    leaf = Exportable(adapter.leaf, adapter.name, adapter.bundle, "")
+    path = to / file_name(adapter.name, adapter.bundle)
+    if not path.exists():
+        with probe.at_hand(app, prepared):
+            export_gguf(app, leaf, path)
+    return [(leaf, path)]
 
 
 def llama_command(app: App, adapters: Sequence[Path]) -> list[str]:

@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from io import TextIOWrapper
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -36,3 +39,41 @@ def log_to(home: Path, *, verbose: bool) -> None:
         kept.setFormatter(form)
         handlers.append(kept)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One thing that was logged; of several lines if it has a traceback."""
+
+    at: str  # local time, as it stands in the file
+    level: str
+    logger: str
+    text: str
+
+    @property
+    def line(self) -> str:
+        return f"{self.at} {self.level} {self.logger} {self.text}\n"
+
+    def is_as_grave_as(self, level: str) -> bool:
+        known = logging.getLevelNamesMapping()
+        return known.get(self.level, logging.INFO) >= known[level.upper()]
+
+
+_ENTRY = re.compile(r"(\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+) ([A-Z]+) (\S+) (.*)", re.DOTALL)
+
+
+def entries(lines: Iterable[str]) -> Iterator[Entry]:
+    """What was logged in these lines. Lines before the first whole entry are of one cut off."""
+    held: list[str] = []
+    for line in lines:
+        if _ENTRY.match(line) and held:
+            yield from _entry(held)
+            held = []
+        if held or _ENTRY.match(line):
+            held.append(line)
+    yield from _entry(held)
+
+
+def _entry(lines: list[str]) -> Iterator[Entry]:
+    if found := _ENTRY.match("".join(lines).rstrip("\n")):
+        yield Entry(*found.groups())

@@ -22,7 +22,7 @@ def suggestions(
 
     captures: whether the owner allows capture at all. embedded: sessions that are here already.
     """
-    found = []
+    found: list[dict[str, Any]] = []
     for each in histories:
         if each.allowed and each.unread:
             command = f"groove-node import {each.source}"

@@ -1,8 +1,8 @@
-"""A plugin for vLLM: asked for the model `groove/LEAF`, it gets the leaf from this node or the mesh.
+"""A plugin for vLLM: asked for the model `groove/LEAF`, it gets it from this node or the mesh.
 
 vLLM loads it by the entry point `groove` of the group `vllm.general_plugins`, and asks it for each
-model that it does not know. A leaf that is not here is fetched by the running node, which checks and
-judges it as it does all others: what it does not accept is not served.
+model that it does not know. A leaf that is not here is fetched by the running node, which checks
+and judges it as it does all others: what it does not accept is not served.
 
     groove/LEAF          the version that is in force now, under a name that vLLM keeps: a later
                          version is seen after vLLM was restarted or has unloaded the name
@@ -18,6 +18,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,25 +50,25 @@ class Resolved:
 
 def register() -> None:
     """Called by vLLM once in each of its processes."""
-    from vllm.lora.resolver import LoRAResolverRegistry
+    registry = import_module("vllm.lora.resolver").LoRAResolverRegistry
 
-    if NAME not in LoRAResolverRegistry.get_supported_resolvers():
-        LoRAResolverRegistry.register_resolver(NAME, resolver())
+    if NAME not in registry.get_supported_resolvers():
+        registry.register_resolver(NAME, resolver())
 
 
 def resolver() -> Any:
     """A `LoRAResolver` over the home that GROOVE_HOME names."""
-    from vllm.lora.request import LoRARequest
-    from vllm.lora.resolver import LoRAResolver
+    base: Any = import_module("vllm.lora.resolver").LoRAResolver
+    request: Any = import_module("vllm.lora.request").LoRARequest
 
-    class GrooveResolver(LoRAResolver):  # type: ignore[misc]
-        async def resolve_lora(self, base_model_name: str, lora_name: str) -> LoRARequest | None:
+    class GrooveResolver(base):  # type: ignore[misc]
+        async def resolve_lora(self, base_model_name: str, lora_name: str) -> Any:
             if not lora_name.startswith(PREFIX) or len(lora_name) > NAME_CHARS_MAX:
                 return None
             found = await asyncio.to_thread(resolve, base_model_name, lora_name)
             if found is None:
                 return None
-            return LoRARequest(
+            return request(
                 lora_name=found.name, lora_int_id=found.number, lora_path=str(found.folder)
             )
 

@@ -20,7 +20,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .consent import FREE_SOURCES, Scope
+from .consent import ENDPOINT_SOURCES, FREE_SOURCES, Scope
 from .consent.grants import Grants
 from .errors import OwnerError
 from .show import counted
@@ -106,6 +106,7 @@ class Watcher:
         app = self._app
         allowed = app.consent.scopes(app.user_id)
         sources = app.consent.allowed_sources(app.user_id) - FREE_SOURCES
+        sources -= frozenset(ENDPOINT_SOURCES)  # they come to the node by themselves
         if Scope.CAPTURE not in allowed or not app.config.capture.watch:
             sources = frozenset()
         grants = Grants(app.consent.get_consent_history(app.user_id) if sources else ())

@@ -114,8 +114,9 @@ class FakeVllm:
             for word in words[: said["max_tokens"]]:
                 yield _chunk({"delta": {"content": word}} if chat else {"text": word}, None)
                 await trio.sleep(self.pause_s)
-            end = {"stop_reason": said["stop"][0]} if said.get("stop") else {}
-            yield _chunk(({"delta": {}} if chat else {"text": ""}) | end, "stop")
+            end: dict[str, Any] = {"stop_reason": said["stop"][0]} if said.get("stop") else {}
+            last: dict[str, Any] = {"delta": {}} if chat else {"text": ""}
+            yield _chunk(last | end, "stop")
             if said.get("stream_options", {}).get("include_usage"):
                 usage = {"prompt_tokens": 7, "completion_tokens": len(words), "total_tokens": 9}
                 yield _data({"choices": [], "usage": usage})

@@ -8,11 +8,18 @@ from pathlib import Path
 import numpy as np
 
 from leaves.bundle import Label, Privacy, encode_label, pack
+from leaves.model import Adapter as LeafAdapter
+from leaves.model import GrownFrom, Instant, Kind, Leaf, LeafId, Stage, Vector
 from leaves.training.chassis import Chassis
 from leaves.training.tensors import pack as pack_tensors
 from node.app import App
+from node.bundles import address_of
+from node.foreign import Known, State
+from node.mesh import ForeignLeaf
 
 RANK, ALPHA = 8, 16
+NOW = Instant(1_700_000_000)
+ORIGIN = "0e" * 32
 
 
 def adapter_file(chassis: Chassis, seed: int, strength: float = 0.05) -> bytes:
@@ -59,3 +66,49 @@ def home_of(folder: Path, chassis: Path) -> App:
     home.mkdir(mode=0o700)
     (home / "groove.toml").write_text(f'[training]\nchassis = "{chassis}"\n')
     return App(home)
+
+
+def own_leaf(app: App, seed: int, name: str) -> Leaf:
+    """A mature leaf of this home, with an adapter."""
+    address = app.bundles.put(bundled(app.chassis, seed))
+    adapter = LeafAdapter(address, "cd" * 32, "", app.chassis.tag8.hex(), RANK)
+    leaf = Leaf(
+        id=LeafId(f"{seed:032x}"),
+        name=name,
+        stage=Stage.MATURE,
+        stage_since=NOW,
+        level=2,
+        kind=Kind.SKILL,
+        grown_from=GrownFrom.DATA,
+        parent=None,
+        lineage=(),
+        created=NOW,
+        sessions=600,
+        growth_per_day=1.0,
+        centroid=_centroid(),
+        adapter=adapter,
+    )
+    app.forests.change(leaf, "born", "for a test", NOW)
+    return leaf
+
+
+def foreign_leaf(app: App, seed: int, name: str, state: State) -> Known:
+    """A leaf of another origin; its bundle is here unless it was only heard of."""
+    bundle = bundled(app.chassis, seed)
+    address = address_of(bundle) if state is State.HEARD else app.bundles.put(bundle)
+    leaf = ForeignLeaf(
+        ORIGIN,
+        LeafId(f"{seed:032x}"),
+        *(1, Stage.MATURE, 9, address, "cd" * 32, len(bundle), app.chassis.tag8.hex()),
+        _centroid(),
+    )
+    app.foreign.replace_origin(ORIGIN, [leaf])
+    known = app.foreign.get(ORIGIN, leaf.leaf)
+    assert known is not None
+    return app.foreign.settle(known, state, {}, name)
+
+
+def _centroid() -> Vector:
+    centroid = np.zeros(384, np.float32)
+    centroid[0] = 1.0
+    return centroid

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,14 @@ PAGE = """<!doctype html><title>own</title><p id=secret>secret of the owner</p>
 <form method=post action=/do/thing><input type=hidden name=form_token value="{form}">
 <button id=send>Do</button></form>
 <script>document.title = "injected"</script>"""
+
+
+class _Closing(StreamingResponse):
+    """Ends its generator itself: one cancelled in the middle of a send is left to nobody."""
+
+    async def stream_response(self, send: Any) -> None:
+        async with aclosing(self.body_iterator):  # type: ignore[type-var]
+            await super().stream_response(send)
 
 
 @dataclass
@@ -98,7 +106,7 @@ def _routes(of: Endpoint) -> list[Route]:
             finally:
                 of.ended.append("stream")
 
-        return StreamingResponse(pieces(), media_type="text/event-stream")
+        return _Closing(pieces(), media_type="text/event-stream")
 
     async def flood(request: Request) -> Response:
         async def pieces() -> Any:
@@ -108,7 +116,7 @@ def _routes(of: Endpoint) -> list[Route]:
             finally:
                 of.ended.append("flood")
 
-        return StreamingResponse(pieces(), media_type="text/plain")
+        return _Closing(pieces(), media_type="text/plain")
 
     async def broken(request: Request) -> Response:
         raise ValueError("a text of the client's")

@@ -25,6 +25,10 @@ TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}"
     "<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
+_TOP = {
+    "model.embed_tokens.weight": "token_embd.weight",
+    "model.norm.weight": "output_norm.weight",
+}
 _SERVER = """
 import json, sys, xllamacpp
 asked = json.loads(sys.argv[1])
@@ -130,9 +134,8 @@ def _merges(tokenizer: dict[str, Any]) -> list[Any]:
 
 
 def _tensor(name: str, array: Any, config: Any) -> tuple[str, Any]:
-    top = {"model.embed_tokens.weight": "token_embd.weight", "model.norm.weight": "output_norm.weight"}
-    if name in top:
-        return top[name], np.ascontiguousarray(array, np.float32)
+    if name in _TOP:
+        return _TOP[name], np.ascontiguousarray(array, np.float32)
     _, _, layer, rest = name.removesuffix(".weight").split(".", 3)
     norms = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
     if rest.endswith("q_proj"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -29,8 +30,12 @@ PLENTY = 64 << 20  # bytes of keys and values
 
 @cache
 def chassis(model_type: str = "llama", seed: int = 0) -> Chassis:
+    """With an end token that is never said: how long an answer gets is for the tests to choose."""
     folder = Path(mkdtemp(prefix="groove-test-"))
-    return open_chassis(tiny_llama.build(folder, model_type=model_type, seed=seed))
+    path = tiny_llama.build(folder, model_type=model_type, seed=seed) / "config.json"
+    config = json.loads(path.read_text()) | {"eos_token_id": tiny_llama.VOCABULARY + 1}
+    path.write_text(json.dumps(config))
+    return open_chassis(folder)
 
 
 @cache

@@ -118,6 +118,31 @@ def test_openais_package_knows_our_errors_as_its_own(tmp_path: Path) -> None:
     assert broken.message == "it went away"
 
 
+def test_a_client_that_leaves_a_stream_frees_the_back_end(tmp_path: Path) -> None:
+    openai = pytest.importorskip("openai")
+
+    async def gate(n: int) -> None:
+        if n == 1:
+            await trio.sleep_forever()
+
+    bench = Bench(ScriptedBackend(gate=gate))
+    with endpoint(tmp_path, bench) as (_, server, key):
+        with openai.OpenAI(base_url=f"{server.url}/v1", api_key=key) as client:
+            stream = client.chat.completions.create(model="groove/auto", messages=ASK, stream=True)
+            assert [next(stream).choices[0].delta.content for _ in range(2)] == ["", "Hello"]
+            stream.close()
+
+        async def freed() -> None:
+            with trio.fail_after(10):
+                while not bench.recorder.ends:
+                    await trio.sleep(0.01)
+
+        trio.run(freed)
+    assert bench.backend.open == 0
+    assert bench.recorder.ends == [("Hello", "aborted", None)]
+    assert (bench.counts.aborted, bench.counts.streams) == (1, 0)
+
+
 def test_anthropics_package_chats_streams_and_knows_our_errors(tmp_path: Path) -> None:
     anthropic = pytest.importorskip("anthropic")
     asked: Any = {"model": "groove/auto", "max_tokens": 9, "messages": ASK}
@@ -167,13 +192,11 @@ def test_llm_answers_with_a_leaf(tmp_path: Path) -> None:
         (user / "keys.json").write_text(json.dumps({"groove": key}))
         llm = [sys.executable, "-m", "llm", "-m", "groove"]
         env = {"LLM_USER_PATH": str(user), "LLM_LOAD_PLUGINS": ""}
-        streamed = _run([*llm, "hi", "-o", "temperature", "0"], **env)
-        whole = _run([*llm, "hi", "--no-stream", "-s", "Be brief."], **env)
-    assert (streamed.stdout, streamed.returncode) == ("Hello there\n", 0), streamed.stderr
-    assert (whole.stdout, whole.returncode) == ("Hello there\n", 0), whole.stderr
-    first, second = bench.backend.asks
-    assert first.temperature == 0
-    assert second.messages[0] == {"role": "system", "content": "Be brief."}
+        done = _run([*llm, "hi", "-o", "temperature", "0", "-s", "Be brief."], **env)
+    assert (done.stdout, done.returncode) == ("Hello there\n", 0), done.stderr
+    (ask,) = bench.backend.asks
+    assert ask.temperature == 0
+    assert ask.messages[0] == {"role": "system", "content": "Be brief."}
 
 
 def test_curl_streams_and_shows_who_answered(tmp_path: Path) -> None:

@@ -121,6 +121,7 @@ async def test_an_exchange_is_recorded_with_who_asked_and_what_was_said() -> Non
         "user-agent": "editor/1.0",
         "x-groove-conversation": "c" * 300,
         "x-groove-no-capture": "1",
+        "x-groove-feedback": "Rejected",
     }
     response = await bench.post(CHAT, ASK, headers)
     (exchange,) = bench.recorder.begun
@@ -128,6 +129,7 @@ async def test_an_exchange_is_recorded_with_who_asked_and_what_was_said() -> Non
     assert (exchange.model, exchange.client) == ("groove/auto", "editor/1.0")
     assert exchange.messages == ({"role": "user", "content": "hi"},)
     assert exchange.no_capture
+    assert exchange.feedback == "rejected"
     assert exchange.conversation == "c" * 200
     assert bench.recorder.ends == [("Hello there", "ok", Usage(7, 2))]
     assert bench.chooser.heard == [("hi", "c" * 200)]

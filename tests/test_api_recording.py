@@ -98,7 +98,9 @@ def test_a_talk_of_three_turns_is_one_session_with_each_message_once(app: App) -
         (exchange(1, "How do I sort?"), "Use sorted.", "ok"),
         (exchange(2, "How do I sort?", "Use sorted. ", "And backwards?"), "reverse=True", "ok"),
         (
-            exchange(3, "How do I sort?", "Use sorted.", "And backwards?", "reverse=True", "thanks"),
+            exchange(
+                3, "How do I sort?", "Use sorted.", "And backwards?", "reverse=True", "thanks"
+            ),
             "You are welcome",
             "ok",
         ),
@@ -166,9 +168,7 @@ def test_another_answer_to_the_same_ask_is_a_correction_and_the_ask_stands_once(
 
 def test_two_talks_that_begin_alike_are_two_sessions(app: App) -> None:
     allow(app)
-    record(
-        app, (exchange(1, "Hi"), "Hello", "ok"), (exchange(2, "Hi"), "Good morning", "ok")
-    )
+    record(app, (exchange(1, "Hi"), "Hello", "ok"), (exchange(2, "Hi"), "Good morning", "ok"))
     assert turns(app) == [["Hi", "Hello"], ["Hi", "Good morning"]]
 
 
@@ -287,8 +287,8 @@ async def main():
     with trio.move_on_after(0.3):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(recorder.run)
-            each = Exchange("x", "m", "groove", ({"role": "user", "content": "hi"},), None, "", None,
-                            False)
+            said = ({"role": "user", "content": "hi"},)
+            each = Exchange("x", "m", "groove", said, None, "", None, False)
             recorder.finished(each, "hello", "ok", None)
 trio.run(main)
 assert not recorder.feedback("x", "accepted")
@@ -404,38 +404,32 @@ def test_idle_talks_are_closed_and_marked_ones_sooner(app: App) -> None:
     assert sum(isinstance(each, SessionEnd) for each in offered) == 3
 
 
+@pytest.mark.slow
 def test_a_burst_loses_nothing_that_was_taken_and_counts_the_rest(app: App) -> None:
-    """Before the worker has a chance: what does not fit is refused at once, and counted."""
+    """All before the thread has a chance: what does not fit is refused at once, and counted."""
     allow(app)
-    gate.capture_gate()
-    recorder = Recorder(app, ApiConfig(), Counts())
     burst = WAITING_MAX + 100
-    for n in range(burst):
-        recorder.finished(exchange(n, f"Ask {n}?"), f"Answer {n}", "ok", None)
-    assert (recorder.taken, recorder.full) == (WAITING_MAX, 100)
-    seen: list[Any] = []
 
-    class Wide:
-        def offer(self, item: Any) -> bool:
-            seen.append(item)
-            return True
-
-        def close(self, timeout: float) -> bool:
-            return True
-
-    gate.close_gate(10)
-    gate.queue = Wide()  # type: ignore[assignment]
-
-    async def main() -> None:
+    async def main() -> Recorder:
+        counts = Counts()
         async with trio.open_nursery() as nursery:
+            recorder = Recorder(app, ApiConfig(), counts)
+            gate.capture_gate()
+            for n in range(burst):
+                recorder.finished(exchange(n, f"Ask {n}?"), f"Answer {n}", "ok", None)
             nursery.start_soon(recorder.run)
-            await _until(lambda: len(seen) >= 2 * WAITING_MAX)
+            with trio.fail_after(300):
+                while recorder.waiting:
+                    await trio.sleep(0.05)
             nursery.cancel_scope.cancel()
+        assert counts.failures == {"recorder_full": 100}
+        return recorder
 
-    trio.run(main)
-    asked = [each.content for each in seen if getattr(each, "content_type", "") == "prompt"]
-    assert asked == [f"Ask {n}?" for n in range(WAITING_MAX)]
-    assert sum(isinstance(each, SessionEnd) for each in seen) == WAITING_MAX
+    recorder = trio.run(main)
+    assert (recorder.taken, recorder.full) == (WAITING_MAX, 100)
+    asked = [each.content for each in app.corpus.records() if each.content_type == "prompt"]
+    assert sorted(asked) == sorted(f"Ask {n}?" for n in range(WAITING_MAX))
+    assert sum(each.closed for each in sessions(app)) == WAITING_MAX
 
 
 @settings(max_examples=60)

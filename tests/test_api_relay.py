@@ -6,7 +6,7 @@ import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import httpx
 import pytest
@@ -15,6 +15,8 @@ from support_api import Bench, Served, served
 
 from node import gate
 from node.api.config import ApiConfig
+from node.api.heard import Hearing
+from node.api.recording import Recorder
 
 CHAT = "/v1/chat/completions"
 ASK = b'{ "model":"gpt-x",  "messages":[{"role":"user","content":"hi"}], "odd": 1e2 }'
@@ -363,3 +365,44 @@ def test_with_capture_off_nothing_is_copied() -> None:
         assert httpx.post(near.url + CHAT, content=ASK).status_code == 200
     assert bench.recorder.begun == []
     assert bench.counts.failures == {}
+
+
+def test_what_is_heard_in_a_rush_is_recorded_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "queue", _Queue())
+    bench = Bench()
+    hearing = Hearing(cast(Recorder, bench.recorder), bench.counts)
+    scope = {"method": "POST", "path": CHAT, "headers": []}
+    for n in range(500):
+        heard = hearing.begin(scope, ASK if n else b"no json", "openai")
+        assert heard is not None
+        heard.status = 200
+        heard.add(b"".join(STREAMED))
+        hearing.end(heard, "ok")
+
+    async def run() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(hearing.run)
+            with trio.fail_after(10):
+                while len(bench.recorder.ends) < 499:
+                    await trio.sleep(0.01)
+            nursery.cancel_scope.cancel()
+
+    trio.run(run)
+    assert {text for text, _, _ in bench.recorder.ends} == {"Hello"}
+    assert bench.counts.failures == {"recorder": 1}
+
+
+def test_a_line_that_is_full_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(gate, "queue", _Queue())
+    bench = Bench()
+    hearing = Hearing(cast(Recorder, bench.recorder), bench.counts)
+    scope = {"method": "POST", "path": CHAT, "headers": []}
+    mebibyte = bytes(1 << 20)
+    for chunks in [(mebibyte,)] * 40 + [(mebibyte, b"x")]:
+        heard = hearing.begin(scope, ASK, "openai")
+        assert heard is not None
+        for chunk in chunks:
+            heard.add(chunk)
+        hearing.end(heard, "ok")
+    assert bench.counts.failures["recorder_busy"] == 40 - 31
+    assert bench.counts.failures["too_long_to_record"] == 1

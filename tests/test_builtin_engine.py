@@ -321,7 +321,7 @@ def test_texts_that_are_kept_give_way_to_answers(llama: Stepper) -> None:
     assert desk.engine._free_bytes >= 0
 
 
-@settings(max_examples=25)
+@settings(max_examples=12)
 @given(data=st.data())
 def test_memory_is_neither_lost_nor_given_twice(llama: Stepper, data: st.DataObject) -> None:
     desk = Desk(llama, memory_bytes=llama.memory_bytes(150), resident=2)

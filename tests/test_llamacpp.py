@@ -14,6 +14,7 @@ from support_adapters import bundled, home_of
 from support_llamacpp import MISSING, gguf_of, llama_server
 
 from leaves.model import LeafId
+from leaves.planted import PROMPT
 from node import leaf_export
 from node.api.backends import open_backend, probe
 from node.api.backends.llamacpp import LlamaCpp
@@ -46,9 +47,7 @@ def bench(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Bench]:
         leaf, other = (_adapter(app, seed) for seed in (1, 2))
         planted = probe.prepared(app)
         app.bundles.put(planted.bundle)
-        files = [
-            _exported(app, each, folder / "gguf") for each in (other, leaf, planted.adapter)
-        ]
+        files = [_exported(app, each, folder / "gguf") for each in (other, leaf, planted.adapter)]
         with llama_server(gguf_of(folder / "chassis", folder / "base.gguf"), files) as url:
             yield Bench(app, url, leaf, other)
 
@@ -111,7 +110,8 @@ def test_a_stop_string_is_no_part_of_the_answer(bench: Bench) -> None:
     [whole] = asked(bench, Ask(prompt="stop here", tokens_max=30, temperature=0, seed=1))
     text = "".join(piece.text for piece in whole)
     stop = text[5:7]
-    [cut] = asked(bench, Ask(prompt="stop here", tokens_max=30, temperature=0, seed=1, stop=(stop,)))
+    ask = Ask(prompt="stop here", tokens_max=30, temperature=0, seed=1, stop=(stop,))
+    [cut] = asked(bench, ask)
     assert "".join(piece.text for piece in cut) == text[: text.index(stop)]
     assert cut[-1].finish == "stop"
 
@@ -125,7 +125,7 @@ def test_a_server_that_is_not_there_is_named(bench: Bench) -> None:
 def test_an_empty_list_of_adapters_puts_on_all_of_them(bench: Bench) -> None:
     # Why each request names every adapter: if this ever fails, the zeros may go.
     def words(lora: list[dict[str, float]]) -> str:
-        body = {"prompt": probe.PROMPT, "max_tokens": 1, "temperature": 0, "lora": lora}
+        body = {"prompt": PROMPT, "max_tokens": 1, "temperature": 0, "lora": lora}
         answer = httpx.post(f"{bench.url}/v1/completions", json=body, timeout=20).json()
         return str(answer["choices"][0]["text"])
 

@@ -207,6 +207,15 @@ def test_what_happens_is_shown_without_loading_the_page_again(
         assert wrong == []
 
 
+def test_a_new_map_is_shown_once_it_is_there(browser: Browser, served: Dashboard, app: App) -> None:
+    with opened(browser, served) as (page, _):
+        page.goto(f"{served.url}/map")
+        before = page.locator("#state").get_attribute("data-made")
+        page.get_by_role("button", name="Show how prompts begin").click()
+        page.get_by_text("beginnings of your prompts").wait_for(timeout=60_000)
+        assert page.locator("#state").get_attribute("data-made") != before
+
+
 def test_what_somebody_is_typing_is_not_replaced(
     browser: Browser, served: Dashboard, app: App
 ) -> None:

@@ -43,11 +43,17 @@ class Bench:
         async def main(url: str) -> None:
             backend = open_backend(self.app, self.config(url))
             assert isinstance(backend, Vllm)
-            async with trio.open_nursery(strict_exception_groups=False) as nursery:
+            problem = None
+            async with trio.open_nursery() as nursery:
                 nursery.start_soon(backend.run)
-                with trio.fail_after(20):
-                    await work(backend)
+                try:
+                    with trio.fail_after(20):
+                        await work(backend)
+                except Exception as raised:  # bare, and not in the nursery's group
+                    problem = raised
                 nursery.cancel_scope.cancel()
+            if problem is not None:
+                raise problem
 
         with served(self.server.app()) as here:
             trio.run(main, here.url)

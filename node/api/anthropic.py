@@ -24,6 +24,7 @@ from .ports import Piece
 from .relay import Relay
 
 _REASONS = {"length": "max_tokens", "tool_calls": "tool_use", "content_filter": "refusal"}
+_EMPTY: dict[str, Any] = {}  # a tool's input, which comes in pieces
 _SILENT = (
     "thinking",
     "redacted_thinking",

@@ -8,6 +8,7 @@ import trio
 from starlette.types import Receive, Scope, Send
 
 from .errors import ApiError
+from .recording import SIGNALS
 
 CLIENT_CHARS_MAX = 60
 CONVERSATION_CHARS_MAX = 200
@@ -46,12 +47,18 @@ async def until_gone(receive: Receive, scope: trio.CancelScope) -> None:
 
 
 def about(scope: Scope) -> dict[str, Any]:
-    """What the headers say of the talk: conversation, client, and whether it may be captured."""
+    """What the headers say of the talk, for `Asked` and `Exchange`.
+
+    feedback: what the owner made of the answer before this ask; what is no such word is left out,
+    for a header of another program's must not cost an answer.
+    """
     headers = {name: value.decode("latin-1") for name, value in scope["headers"]}
     conversation = headers.get(b"x-groove-conversation", "")[:CONVERSATION_CHARS_MAX]
     not_kept = headers.get(b"x-groove-no-capture", "").strip().lower()
+    signal = headers.get(b"x-groove-feedback", "").strip().lower()
     return {
         "conversation": conversation or None,
         "client": headers.get(b"user-agent", "")[:CLIENT_CHARS_MAX],
         "no_capture": not_kept in ("1", "true", "yes"),
+        "feedback": signal if signal in SIGNALS else "",
     }

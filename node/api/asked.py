@@ -47,6 +47,7 @@ class Asked:
     conversation: str | None = field(default=None, repr=False)
     client: str = ""
     no_capture: bool = False
+    feedback: str = ""  # what the owner made of the answer before, in the same talk
 
     @property
     def first_ask(self) -> str:

@@ -12,7 +12,16 @@ from typing import TYPE_CHECKING
 import trio
 from starlette.applications import Starlette
 
-from . import anthropic, entry, metrics, openai, pages
+from . import (
+    anthropic,
+    entry,
+    feedback_route,
+    litellm_log,
+    metrics,
+    openai,
+    otlp,
+    pages,
+)
 from .backends import open_backend
 from .choosing import Chooser
 from .completing import Completing
@@ -62,6 +71,9 @@ def assemble(app: App, config: ApiConfig, counts: Counts, *, url: Callable[[], s
             *metrics.routes(app, counts),
             *entry.routes(sessions, lambda: token.generation),
             *pages.routes(app, hub),
+            *feedback_route.routes(recorder),
+            *otlp.routes(recorder, app),
+            *litellm_log.routes(recorder, app),
             *relay.routes(),  # what else there is under /v1: last
         ]
     )

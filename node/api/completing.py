@@ -296,6 +296,7 @@ class Completing:
                 client=asked.client,
                 conversation=asked.conversation,
                 no_capture=asked.no_capture,
+                feedback=asked.feedback,
             )
             self._recorder.begin(exchange)
             self._recorder.finished(exchange, answer.text, outcome, answer.usage)

@@ -293,7 +293,9 @@ class _Exchange:
 
     async def _send(self, message: Message) -> None:
         if self.gone.is_set() or self._done:
-            return  # what nobody waits for goes nowhere
+            # What nobody waits for goes nowhere; one that has much of it must hear that it is over.
+            await trio.lowlevel.checkpoint()
+            return
         match message["type"]:
             case "http.response.start":
                 self._start = message

@@ -37,7 +37,7 @@ class Shape(Protocol):
     """What a client's requests and answers look like."""
 
     def read(self, fields: dict[str, Any], about: Mapping[str, Any]) -> Asked:
-        """about: model, conversation, client and no_capture, read already."""
+        """about: the model, and what the headers say, read already."""
         ...
 
     def whole(self, answer: Answer, asked: Asked) -> bytes: ...

@@ -162,9 +162,9 @@ class Guard:
         given: Mapping[str, str] = {}
         if head.method == "POST" and FORM in rule.types and has_body(head):
             given = body.form()
-        if session is not None and head.method == "POST":
-            if not is_form_of(session, given.get("form_token", "")):
-                raise _RefusedError(_NO_FORM)
+        posted = session if head.method == "POST" else None
+        if posted is not None and not is_form_of(posted, given.get("form_token", "")):
+            raise _RefusedError(_NO_FORM)
         return who, given
 
     async def _known(self, head: Head, rule: Rule) -> tuple[Caller, Session | None]:

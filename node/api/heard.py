@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import secrets
+from collections import deque
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -32,7 +33,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 BYTES_MAX = 1 << 20  # of a request's body, and of an answer's
-WAITING_MAX = 64  # exchanges that were heard and are not read yet
+WAITING_MAX = 4096  # exchanges that were heard and are not read yet
+WAITING_BYTES_MAX = 32 << 20  # of them together
 _PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/messages")
 
 
@@ -43,10 +45,12 @@ class Heard:
     kind: str  # openai or anthropic
     client: str
     conversation: str | None
+    feedback: str
     request: bytes = field(repr=False)
     answer: list[bytes] = field(default_factory=list, repr=False)
-    size: int = 0
+    size: int = 0  # of the answer
     status: int = 0
+    outcome: str = ""
 
     def add(self, chunk: bytes) -> None:
         self.size += len(chunk)
@@ -62,7 +66,9 @@ class Hearing:
     def __init__(self, recorder: Recorder, counts: Counts) -> None:
         self._recorder = recorder
         self._counts = counts
-        self._put, self._get = trio.open_memory_channel[tuple[Heard, str]](WAITING_MAX)
+        self._waiting: deque[Heard] = deque()
+        self._bytes = 0  # of what waits
+        self._wake = trio.Event()
 
     def begin(self, scope: Scope, body: bytes, kind: str) -> Heard | None:
         """A copy to be filled; None if nothing is to be kept of this."""
@@ -74,26 +80,50 @@ class Hearing:
         if len(body) > BYTES_MAX:
             self._counts.failures["too_long_to_record"] += 1
             return None
-        return Heard(kind, told["client"], told["conversation"], body)
+        return Heard(kind, told["client"], told["conversation"], told["feedback"], body)
 
     def end(self, heard: Heard, outcome: str) -> None:
+        """Put it in the line, if there is room."""
+        size = len(heard.request) + heard.size
         if heard.size > BYTES_MAX:
             self._counts.failures["too_long_to_record"] += 1
-            return
-        try:
-            self._put.send_nowait((heard, outcome))
-        except trio.WouldBlock:
+        elif len(self._waiting) >= WAITING_MAX or self._bytes + size > WAITING_BYTES_MAX:
             self._counts.failures["recorder_busy"] += 1
+        else:
+            heard.outcome = outcome
+            self._bytes += size
+            self._waiting.append(heard)
+            self._wake.set()
 
     async def run(self) -> None:
-        async for heard, outcome in self._get:
+        """Hand on what waits, all of it at one hop of the thread, until cancelled."""
+        while True:
+            await self._wake.wait()
+            self._wake = trio.Event()
+            batch = [self._waiting.popleft() for _ in range(len(self._waiting))]
+            for exchange, text, outcome, usage in await trio.to_thread.run_sync(self._read, batch):
+                try:
+                    self._recorder.begin(exchange)
+                    self._recorder.finished(exchange, text, outcome, usage)
+                except Exception as problem:  # capture's promise: never to hurt the caller
+                    self._failed(problem)
+            self._bytes -= sum(len(heard.request) + heard.size for heard in batch)
+
+    def _read(self, batch: list[Heard]) -> list[tuple[Exchange, str, str, Usage | None]]:
+        """In the thread. What is no exchange is left out."""
+        found = []
+        for heard in batch:
             try:
-                exchange, text, usage = await trio.to_thread.run_sync(_read, heard)
-                self._recorder.begin(exchange)
-                self._recorder.finished(exchange, text, outcome, usage)
-            except Exception as problem:  # capture's promise: never to hurt the caller
-                self._counts.failures["recorder"] += 1
-                log.warning("exchange not recorded problem=%s", type(problem).__name__)
+                exchange, text, usage = _read(heard)
+            except Exception as problem:  # of any form that a client may send
+                self._failed(problem)
+            else:
+                found.append((exchange, text, heard.outcome, usage))
+        return found
+
+    def _failed(self, problem: Exception) -> None:
+        self._counts.failures["recorder"] += 1
+        log.warning("exchange not recorded problem=%s", type(problem).__name__)
 
 
 def _read(heard: Heard) -> tuple[Exchange, str, Usage | None]:
@@ -108,6 +138,7 @@ def _read(heard: Heard) -> tuple[Exchange, str, Usage | None]:
         client=heard.client,
         conversation=heard.conversation,
         no_capture=False,
+        feedback=heard.feedback,
     )
     if heard.status >= 400 or heard.status == 0:
         return exchange, "", None

@@ -112,7 +112,12 @@ def _bind_tcp(host: str, port: int) -> socket.socket:
 def _bind_unix(path: Path) -> socket.socket:
     if len(os.fsencode(path)) > SOCKET_PATH_BYTES_MAX:
         raise _refused(f"{path} is too long for a socket: at most {SOCKET_PATH_BYTES_MAX} bytes")
-    check_private(private_dir(path.parent))
+    try:
+        check_private(private_dir(path.parent))
+    except OwnerError as problem:
+        raise ListenRefusedError(
+            problem.what, unchanged="The endpoint was not started.", next_step=problem.next_step
+        ) from None
     _make_room(path)
     made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:

@@ -8,6 +8,7 @@ to the capture queue, which asks for consent and scrubs before anything is writt
 from __future__ import annotations
 
 import logging
+import threading
 from collections import OrderedDict, deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -40,6 +41,8 @@ SIGNALS = ("accepted", "modified", "rejected")
 WAITING_MAX = 10_000  # exchanges that were not looked at yet
 CHARS_MAX = 32 * 2**20  # of them together
 BATCH = 512
+BATCH_CHARS = 2 * 2**20
+BUSY_S = 0.02  # between two looks whether the queue has room again
 EXCHANGES_MAX = 10_000  # that feedback may still be given of
 LOOK_S = 2.0  # between two looks at consent, and for idle talks
 GRACE_S = 120.0  # after feedback, for a next ask of the same talk
@@ -168,6 +171,11 @@ class Recorder:
         self._chars_in += size
         self._wake.set()
 
+    @property
+    def waiting(self) -> int:
+        """How many were not looked at yet."""
+        return len(self._waiting)
+
     # ---- what the other sources ask --------------------------------------------------------------
 
     def allows(self, source: str, folder: str | None = None) -> bool:
@@ -187,7 +195,10 @@ class Recorder:
                     await self._wake.wait()
                 self._wake = trio.Event()
                 while self._waiting:
-                    await in_thread(self._take)
+                    if (queue := gate.queue) is not None and queue.busy:
+                        await trio.sleep(BUSY_S)  # what is not offered yet is not lost
+                    else:
+                        await in_thread(self._take)
         finally:
             with trio.move_on_after(END_S) as patience:
                 patience.shield = True
@@ -224,8 +235,12 @@ class Recorder:
             self._talks = Talks(chassis, builtin=self._config.backend == "builtin")
         allowed: dict[tuple[str, str | None], bool] = {}
         now_s = self._app.clock.now_s()
+        chars = 0
         for _ in range(min(BATCH, len(self._waiting))):
+            if chars > BATCH_CHARS:
+                break
             what = self._waiting.popleft()
+            chars += _size(what)
             self._chars_out += _size(what)
             try:
                 match what:
@@ -263,8 +278,12 @@ class Recorder:
         """Close all that is open, and wait for the queue to have written it."""
         if self._app.home != home_path():
             return
-        while self._waiting and gate.queue is not None:
-            self._take()
+        patience = threading.Event()  # never set: the queue's own thread makes room meanwhile
+        while self._waiting and (queue := gate.queue) is not None:
+            if queue.busy:
+                patience.wait(BUSY_S)
+            else:
+                self._take()
         if self._talks is not None and (queue := gate.queue) is not None:
             self._talks.close_all(queue.offer)
         gate.close_gate(END_S)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 CONNECT_S = 10.0
+START_WITHIN_S = 1.0
 MODELS_WITHIN_S = 2.0  # an upstream that is slow to list its models must not hide ours
 MODELS_BYTES_MAX = 4 << 20
 
@@ -94,6 +95,7 @@ class Relay:
         self._counts = counts
         self._hearing = Hearing(recorder, counts)
         self._client: httpx.AsyncClient | None = None
+        self._ready = trio.Event()
         self._openai = Upstream(
             "openai", _based(config.upstream), config.upstream_key_env, "[api] upstream"
         )
@@ -118,6 +120,7 @@ class Relay:
         client = await trio.to_thread.run_sync(self._made)  # reads the certificates of the machine
         async with client, trio.open_nursery() as nursery:
             self._client = client
+            self._ready.set()
             nursery.start_soon(self._hearing.run)
             try:
                 await trio.sleep_forever()
@@ -177,21 +180,28 @@ class Relay:
         self._counts.failures["path"] += 1
         await _refuse(send, ApiError(404, message, kind="path"), upstream)
 
+    async def _started(self) -> httpx.AsyncClient:
+        """The client, which is made while the port listens already."""
+        with trio.move_on_after(START_WITHIN_S):
+            await self._ready.wait()
+        if self._client is None:
+            raise ApiError(503, "the node is starting or stopping", kind="not_ready")
+        return self._client
+
     @asynccontextmanager
     async def _asked(
         self, scope: Scope, body: bytes, upstream: Upstream
     ) -> AsyncIterator[httpx.Response]:
         """The upstream's answer, once its head is there. Raises ApiError if there is none."""
-        if self._client is None:
-            raise ApiError(503, "the node is starting or stopping", kind="not_ready")
+        client = await self._started()
         try:
-            request = self._client.build_request(
+            request = client.build_request(
                 scope["method"],
                 _target(upstream, scope),
                 headers=[*_headers_up(scope["headers"]), *upstream.key_header()],
                 content=body or None,
             )
-            response = await self._client.send(request, stream=True)
+            response = await client.send(request, stream=True)
         except (httpx.HTTPError, httpx.InvalidURL) as problem:
             raise _unreachable(problem, upstream) from None
         try:

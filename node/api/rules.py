@@ -63,6 +63,7 @@ RULES = (
     Rule("/v1/files", Kind.TOKEN, READ_POST | {"DELETE"}, FILES, None),
     Rule("/v1", Kind.TOKEN, READ_POST | {"DELETE"}, DATA, None),
     Rule("/api", Kind.TOKEN, READ_POST, DATA, None),
+    Rule("/ingest", Kind.TOKEN, frozenset(("POST",)), DATA, None),
     Rule("/exit", Kind.PAGE, frozenset(("POST",)), frozenset((FORM,)), PAGE_BYTES_MAX),
     Rule("/do", Kind.PAGE, frozenset(("POST",)), frozenset((FORM,)), PAGE_BYTES_MAX),
 )

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import trio
 
@@ -122,7 +123,7 @@ class _Clients:
         finally:
             self._open.pop(connection, None)
 
-    async def answer(self, *, task_status: trio.TaskStatus[trio.Nursery]) -> None:
+    async def answer(self, *, task_status: Any) -> None:
         """Hold the tasks of all clients, until `stop`: they have a moment more than the rest."""
         async with trio.open_nursery() as nursery:
             nursery.cancel_scope.shield = True

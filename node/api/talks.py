@@ -26,7 +26,7 @@ from node.capture.sources.asks import Course, Sign, human_ask, sign_of
 from node.capture.sources.transcript import provider_of
 from node.capture.terms import terms_of
 
-from .recording import OWN, SOURCE, Heard
+from .recording import OWN, SIGNALS, SOURCE, Heard
 
 OPEN_MAX = SESSIONS_MAX // 2  # the queue has as many for all who offer to it
 TURNS_MAX = 1_000  # of a talk; then its session is closed, and a new one begins
@@ -93,7 +93,7 @@ class Talks:
             known = _answered(turns)
         talk.touched_s = now_s
         self._open.move_to_end(talk.session)
-        if heard.exchange.feedback:
+        if heard.exchange.feedback in SIGNALS and talk.answered:
             self.mark(talk, heard.exchange.feedback)
         elif went_back:  # to before the last answer: the owner wants another one
             talk.note(Sign.STOPPED)

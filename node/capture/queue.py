@@ -150,6 +150,12 @@ class CaptureQueue:
         """True while the worker is at work."""
         return self._worker.is_alive()
 
+    @property
+    def busy(self) -> bool:
+        """True if half of the room is taken: who can wait with more should."""
+        waiting_bytes = self._bytes_in - self._bytes_out
+        return self._items.qsize() > self._items_max // 2 or waiting_bytes > BYTES_MAX // 2
+
     def offer(self, item: Item) -> bool:
         """Hand an item over; False if it was dropped. Never raises, never waits; a few µs."""
         try:

@@ -30,7 +30,9 @@ def leaf_export_(
     gguf: Annotated[
         bool, Parameter(negative="", help="A file for llama.cpp's server and Ollama.")
     ] = False,
-    to: Annotated[str | None, Parameter(help="Where; by default named after the leaf, here.")] = None,
+    to: Annotated[
+        str | None, Parameter(help="Where; by default named after the leaf, here.")
+    ] = None,
     base: Annotated[
         str | None,
         Parameter(help="With --peft: what the reader calls the chassis; by default its folder."),

@@ -8,8 +8,9 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
+import msgspec
 from cyclopts import App as Command
 from cyclopts import Parameter
 
@@ -19,7 +20,7 @@ from node.errors import OwnerError
 from node.show import process
 from node.terminal import Terminal
 
-from .base import AsJson, command
+from .base import AsJson, AsJsonLines, command
 
 service = Command(
     name="service",
@@ -34,6 +35,7 @@ command.command(service)
 
 TAIL_BYTES = 256 << 10  # of a log, in which its last lines are looked for
 LOOK_S = 0.5
+ALL = 1 << 30  # lines: as many as the tail holds
 
 
 @service.command
@@ -175,19 +177,46 @@ def logs(
         bool, Parameter(alias="-f", negative="", help="Go on with what is written from now on.")
     ] = False,
     lines: Annotated[int, Parameter(alias="-n", help="So many of the last.")] = 50,
+    level: Annotated[
+        Literal["debug", "info", "warning", "error"],
+        Parameter(help="Only what is as grave as this."),
+    ] = "debug",
+    json: AsJsonLines = False,
 ) -> None:
     """The node's log: what it did and refused, and why. No text of a prompt is in it.
 
-    Example: `groove-node logs -f`.
+    Example: `groove-node logs -f --level warning`.
     """
+    out = Terminal(json)
+    out.starts_anew("the node goes on")
     path = App.open().home / logfile.FILE
-    if not path.exists() and not follow:
-        raise OwnerError(
-            f"{path}: no node has logged here yet", next_step="`groove-node run` or `up` runs one."
-        )
-    for text in _followed(path, lines) if follow else _last(path, lines)[0]:
-        sys.stdout.write(text)
+    if not path.exists():
+        if not follow:
+            raise OwnerError(
+                f"{path}: no node has logged here yet",
+                next_step="`groove-node run` or `up` runs one; `run --verbose` logs to stderr.",
+            )
+        out.note(f"no node has logged here yet: waiting for {path}")
+    plain = level == "debug" and not json
+    count = lines if plain else ALL
+    parts = _followed(path, count) if follow else iter([_last(path, count)[0]])
+    shown = next(parts) if plain else _chosen(next(parts), level, json)[-max(lines, 1) :]
+    while True:
+        sys.stdout.write("".join(shown))
         sys.stdout.flush()
+        more = next(parts, None)
+        if more is None:
+            return
+        shown = more if plain else _chosen(more, level, json)
+
+
+def _chosen(lines: list[str], level: str, as_json: bool) -> list[str]:
+    grave = [each for each in logfile.entries(lines) if each.is_as_grave_as(level)]
+    return [_as_json(each) if as_json else each.line for each in grave]
+
+
+def _as_json(entry: logfile.Entry) -> str:
+    return msgspec.json.encode(entry).decode() + "\n"
 
 
 def _last(path: Path, count: int) -> tuple[list[str], int, int]:
@@ -202,12 +231,12 @@ def _last(path: Path, count: int) -> tuple[list[str], int, int]:
     return whole[max(0, len(whole) - count) :], start + len(blob), inode
 
 
-def _followed(path: Path, count: int) -> Iterator[str]:
+def _followed(path: Path, count: int) -> Iterator[list[str]]:
     """The last lines, then what comes; a log that begins anew is read from its beginning."""
     while not path.exists():
         time.sleep(LOOK_S)
     lines, place, inode = _last(path, count)
-    yield from lines
+    yield lines
     while True:
         fresh = b""
         with suppress(FileNotFoundError), path.open("rb") as file:  # it is being put aside
@@ -218,7 +247,7 @@ def _followed(path: Path, count: int) -> Iterator[str]:
             fresh = file.read()
             place += len(fresh)
         if fresh:
-            yield fresh.decode("utf-8", "replace")
+            yield fresh.decode("utf-8", "replace").splitlines(keepends=True)
         else:
             time.sleep(LOOK_S)
 

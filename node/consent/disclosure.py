@@ -36,6 +36,16 @@ _TERMS = """\
 The terms of Anthropic, OpenAI, Google and others forbid training models on what theirs say. So the
 sessions of Claude Code, Codex and the like are used for finding domains and for routing only,
 unless you set `restricted_outputs = true` under `[training]` in groove.toml."""
+_ENDPOINT = {
+    "endpoint": """\
+  endpoint Whatever your programs ask of this node's own endpoint, and the answers, also those that
+           it passes on. A request with the header X-Groove-No-Capture: 1 is not kept.""",
+    "otlp": """\
+  otlp     What instrumented programs report to the endpoint of their exchanges with any model. Of a
+           report that names a project folder only what is in those that you name.""",
+    "litellm": """\
+  litellm  What a LiteLLM proxy reports to the endpoint of the exchanges of all who use it.""",
+}
 _FOOT = """\
 Everything is off until you allow it. You can withdraw at any time: `groove-node consent revoke`
 ends it at once, also in a session that is running. `groove-node data --delete` deletes all that was
@@ -48,6 +58,7 @@ def text(
     """What concerns what is asked for; sources and folders are of capture."""
     asked = {*scopes, "capture"} if sources or folders else {*scopes}
     told = [said for scope, said in _TEXTS.items() if scope in asked]
+    told += [said for source, said in _ENDPOINT.items() if source in sources]
     lines = ["What this allows, and what it does not:", "", *told, ""]
     if sources or folders or "train" in asked:
         lines += [_TERMS, ""]

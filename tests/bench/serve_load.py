@@ -64,11 +64,17 @@ def child(*args: str) -> Iterator[Child]:
         said = json.loads(process.stdout.readline())
         yield Child(process, said["url"], said["pid"])
     finally:
-        process.stdin.close()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
+        end(process)
+
+
+def end(process: subprocess.Popen[str]) -> None:
+    """Have a child stop as a node does that is told to, once."""
+    assert process.stdin is not None
+    process.stdin.close()
+    try:
+        process.wait(30)
+    except subprocess.TimeoutExpired:
+        process.kill()
 
 
 def home_of(files: Sequence[Path], home: Path) -> tuple[App, list[str]]:

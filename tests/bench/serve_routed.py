@@ -176,16 +176,16 @@ def _losses(
 ) -> dict[str, list[float]]:
     """Of each row under the chassis and every leaf: a minute's work, so it is kept."""
     labels = (("chassis", None), *made.adapters.items())
-    about = [[row.session for row in rows], [[label, _digest(path)] for label, path in labels]]
+    about = {label: _digest(path) for label, path in labels}
+    sessions = [row.session for row in rows]
     kept = made.work / f"losses-{name}.json"
     if kept.exists():
         known = json.loads(kept.read_text())
-        if known["about"] == about:
-            losses: dict[str, list[float]] = known["losses"]
-            return losses
+        if known["sessions"] == sessions and about.items() <= known["about"].items():
+            return {label: known["losses"][label] for label in about}
     job = EvaluateJob(made.app.chassis.path, tuple(rows), labels)
     found = {label: list(values) for label, values in evaluator.losses(job).by_label.items()}
-    kept.write_text(json.dumps({"about": about, "losses": found}))
+    kept.write_text(json.dumps({"sessions": sessions, "about": about, "losses": found}))
     return found
 
 

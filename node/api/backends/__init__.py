@@ -1,9 +1,9 @@
 """Back ends of the endpoint: the built-in one, and the servers of others.
 
-    builtin         the chassis and its leaves in a child of this node
-    llamacpp, vllm  servers that the owner runs; openai_server what they have in common
-    laid_out        adapters as files that such a server reads
-    probe           whether a back end really answers with the adapter that it was asked for
+builtin         the chassis and its leaves in a child of this node
+llamacpp, vllm  servers that the owner runs; openai_server what they have in common
+laid_out        adapters as files that such a server reads
+probe           whether a back end really answers with the adapter that it was asked for
 """
 
 from __future__ import annotations

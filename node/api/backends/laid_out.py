@@ -10,9 +10,9 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from leaves.peft_export import CONFIG, TENSORS, write_peft
 from node.home import private_dir
 from node.leaf_export import DIGEST_CHARS, NoExportError, taken, with_new_folder
-from leaves.peft_export import CONFIG, TENSORS, write_peft
 
 if TYPE_CHECKING:
     from node.app import App

@@ -10,6 +10,7 @@ import logging
 import os
 import re
 from abc import ABC, abstractmethod
+from collections import deque
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from typing import Any
@@ -107,13 +108,11 @@ class OpenAiServer(ABC):
     async def answer(self, ask: Ask) -> AsyncIterator[AsyncIterator[Piece]]:
         path = "/v1/chat/completions" if ask.prompt is None else "/v1/completions"
         async with self.using(ask.adapter):
-            response = await self._begun(ask, path)
+            pieces = _Pieces(await self._begun(ask, path))
             try:
-                yield _pieces(response)
+                yield pieces
             finally:
-                # Closing is what ends the server's work; one that does not listen is not waited for.
-                with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
-                    await response.aclose()
+                await pieces.close()
 
     async def _begun(self, ask: Ask, path: str) -> httpx.Response:
         """The answer's head. Raises AdapterError or BackendError."""
@@ -122,7 +121,7 @@ class OpenAiServer(ABC):
         if response.status_code < 400:
             return response
         if await self.again(ask.adapter, response.status_code):
-            await response.aclose()
+            await _closed(response)
             body |= await self.fields(ask.adapter)
             response = await self._sent(path, body)
             if response.status_code < 400:
@@ -130,8 +129,7 @@ class OpenAiServer(ABC):
         try:
             raise refusal(response.status_code, await read(response))
         finally:
-            with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
-                await response.aclose()
+            await _closed(response)
 
     async def _sent(self, path: str, body: Mapping[str, Any]) -> httpx.Response:
         client = await self._ready()
@@ -205,31 +203,79 @@ async def read(response: httpx.Response) -> Any:
         return None
 
 
-async def _pieces(response: httpx.Response) -> AsyncIterator[Piece]:
+class _Pieces:
     """The pieces of a stream, each as soon as it is whole; the last one has finish and usage."""
-    lines, finish, usage, delta = EventLines(), None, None, {}
-    try:
-        async for chunk in response.aiter_bytes():
-            for data in lines.push(chunk):
-                if data == b"[DONE]":
-                    break
-                said = _said(data)
-                usage = _usage(said) or usage
-                piece, ended = _piece(said)
-                if ended is not None:
-                    # It is told with the usage, which comes in the chunk after.
-                    finish, delta = ended, _met(said)
-                if piece is not None:
-                    yield piece
-    except (httpx.HTTPError, httpx.StreamError) as problem:
-        if finish is None:
-            raise unreachable(problem, begun=True) from None
-        log.debug("stream broke after its end problem=%s", type(problem).__name__)
-    except TooLongError:
-        raise BackendError("malformed_answer", _MALFORMED) from None
-    if finish is None:
-        raise BackendError("cut_short", "The model's server ended its answer too soon.")
-    yield Piece("", finish, usage, delta)
+
+    def __init__(self, response: httpx.Response) -> None:
+        self._response = response
+        self._chunks = response.aiter_bytes()
+        self._lines = EventLines()
+        self._ready: deque[Piece] = deque()
+        self._finish: str | None = None
+        self._usage: Usage | None = None
+        self._last: dict[str, Any] = {}
+        self._done = False
+
+    def __aiter__(self) -> _Pieces:
+        return self
+
+    async def __anext__(self) -> Piece:
+        while not self._ready:
+            if self._done:
+                raise StopAsyncIteration
+            await self._read()
+        return self._ready.popleft()
+
+    async def _read(self) -> None:
+        """Take what comes next; after the last of it, the piece that ends the answer."""
+        try:
+            for data in self._lines.push(await anext(self._chunks)):
+                if data != b"[DONE]":
+                    self._take(_said(data))
+        except StopAsyncIteration:
+            self._end()
+        except (httpx.HTTPError, httpx.StreamError) as problem:
+            if self._finish is None:
+                self._done = True
+                raise unreachable(problem, begun=True) from None
+            self._end()  # all that was to be said had been said
+        except TooLongError:
+            raise BackendError("malformed_answer", _MALFORMED) from None
+
+    def _take(self, said: dict[str, Any]) -> None:
+        self._usage = _usage(said) or self._usage
+        piece, ended = _piece(said)
+        if ended is not None:  # told with the usage, which comes in the chunk after
+            self._finish, self._last = ended, _met(said)
+        if piece is not None:
+            self._ready.append(piece)
+
+    def _end(self) -> None:
+        self._done = True
+        if self._finish is None:
+            raise BackendError("cut_short", "The model's server ended its answer too soon.")
+        self._ready.append(Piece("", self._finish, self._usage, self._last))
+
+    async def close(self) -> None:
+        """Hang up, which ends the server's work.
+
+        What is left is read in a scope that is cancelled already: so each of the generators within
+        the client comes to its end, and none is left for the collector to find.
+        """
+        with trio.CancelScope() as scope:
+            scope.cancel()
+            try:
+                async for _ in self._chunks:
+                    pass
+            except (httpx.HTTPError, httpx.StreamError) as problem:
+                log.debug("stream ended problem=%s", type(problem).__name__)
+        await _closed(self._response)
+
+
+async def _closed(response: httpx.Response) -> None:
+    """Close; a server that does not listen is not waited for."""
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + _CLOSE_S):
+        await response.aclose()
 
 
 _MALFORMED = "The model's server answered in a form that is not OpenAI's."

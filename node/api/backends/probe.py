@@ -19,6 +19,7 @@ import msgspec
 import trio
 
 from leaves.bundle import BundleError, Label, Privacy, check_form, encode_label, pack
+from leaves.model import LeafId
 from leaves.planted import ALPHA, PROMPT, RANK, NoPlantError, plant
 from node.api.config import ApiConfig
 from node.api.ports import Adapter, AdapterError, Ask, Backend, BackendError
@@ -67,23 +68,23 @@ class Probe(msgspec.Struct, frozen=True):
     @property
     def adapter(self) -> Adapter:
         address = address_of(self.bundle)
-        return Adapter(address[:32], NAME, address)
+        return Adapter(LeafId(address[:32]), NAME, address)
 
 
 def examine(app: App, config: ApiConfig, within_s: float = WITHIN_S) -> Found:
     """Open the back end that `config` names and probe it; for a process without a loop."""
 
     async def main() -> Found:
-        with trio.move_on_after(within_s):
-            backend = open_backend(app, config)
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(backend.run)
-                await trio.lowlevel.checkpoint()  # it has begun to run
-                found = await probed(app, backend)
-                nursery.cancel_scope.cancel()
-            return found
         text = f"{config.backend} did not answer within {within_s:.0f} s"
-        return Found(Verdict.UNREACHABLE, text, _REACH)
+        found = Found(Verdict.UNREACHABLE, text, _REACH)
+        backend = open_backend(app, config)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(backend.run)
+            await trio.lowlevel.checkpoint()  # it has begun to run
+            with trio.move_on_after(within_s):
+                found = await probed(app, backend)
+            nursery.cancel_scope.cancel()
+        return found
 
     return trio.run(main)
 
@@ -101,7 +102,7 @@ async def probed(app: App, backend: Backend) -> Found:
         return Found(Verdict.NOT_PROBED, f"no effect is known beforehand: {problem}")
     except OwnerError as problem:
         return Found(Verdict.NOT_PROBED, problem.what, problem.next_step)
-    with _at_hand(app, probe):
+    with at_hand(app, probe):
         return await _asked(backend, probe)
 
 
@@ -201,7 +202,7 @@ def prepared(app: App) -> Probe:
 
 
 @contextmanager
-def _at_hand(app: App, probe: Probe) -> Iterator[None]:
+def at_hand(app: App, probe: Probe) -> Iterator[None]:
     """Where back ends look for bundles, for as long as it takes."""
     address = app.bundles.put(probe.bundle)
     try:

@@ -12,6 +12,7 @@ import re
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import trio
@@ -147,7 +148,7 @@ class Vllm(OpenAiServer):
             log.info("adapter loaded backend=vllm leaf=%s", adapter.leaf)
             return
         log.warning("adapter refused backend=vllm leaf=%s status=%d", adapter.leaf, status)
-        if status in (404, 405) and message in ("Not Found", "Method Not Allowed"):
+        if _no_such_path(status, message):
             self._runtime = False
             raise AdapterError("no_runtime_lora", _NO_RUNTIME, 501)
         if "max_lora_rank" in message:
@@ -169,7 +170,7 @@ class Vllm(OpenAiServer):
                 await self.called("POST", "/v1/unload_lora_adapter", {"lora_name": name})
             except BackendError as problem:
                 log.info("adapter not let go kind=%s", problem.kind)
-            await self._app.adapters.in_thread(lambda gone=bundle: self._laid_out.let_go(gone))
+            await self._app.adapters.in_thread(partial(self._laid_out.let_go, bundle))
 
     async def look(self) -> Mapping[str, Any]:
         try:
@@ -194,4 +195,9 @@ class Vllm(OpenAiServer):
         status, said = await self.called(
             "POST", "/v1/load_lora_adapter", {"lora_name": "", "lora_path": ""}, LOOK_S
         )
-        return not (status in (404, 405) and message_of(said) in ("Not Found", "Method Not Allowed"))
+        return not _no_such_path(status, message_of(said))
+
+
+def _no_such_path(status: int, message: str) -> bool:
+    """Whether it is the path that is unknown, and not the adapter."""
+    return status in (404, 405) and message in ("Not Found", "Method Not Allowed")

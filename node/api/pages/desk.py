@@ -7,7 +7,6 @@ files it came from, which cost a few system calls; so nothing that is shown is o
 from __future__ import annotations
 
 import logging
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from functools import cached_property
@@ -118,8 +117,9 @@ class Desk:
         make = self._due.pop(name)
         try:
             make()
-        except Exception:  # what is wrong with the home is told by the page that asks next
-            log.exception("figures not counted name=%s", name)
+        except Exception as problem:  # what is wrong is told by the page that asks next
+            self.hub.counts.failures["page_figures"] += 1
+            log.error("figures not counted name=%s problem=%s", name, type(problem).__name__)
         self._counted += 1
         return True
 
@@ -142,7 +142,7 @@ class Desk:
         app = self.app
         return self.kept(
             "scopes",
-            (*self.stamp("consent"), threading.get_ident()),
+            self.stamp("consent"),
             lambda: frozenset(str(each) for each in app.consent.scopes(app.user_id)),
         )
 

@@ -15,7 +15,7 @@ from node.app import App
 from node.errors import OwnerError
 from node.home import private_dir, write_atomic
 from node.pictures.atlas import gather
-from node.pictures.page import ID_CHARS, note, parts
+from node.pictures.page import note, parts
 
 from .map_page import FILE, FOLDER, Made, state_of
 
@@ -25,7 +25,6 @@ def make(app: App, *, texts: bool = False) -> Path:
     state = state_of(app.home)
     atlas = gather(app, texts=texts)
     pieces = parts(atlas)
-    assert ID_CHARS < 32, "whole ids of sessions are nobody's business, not even a page's"
     made = Made(
         state=state,
         at=atlas.made,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,6 @@ class Recent:
     """How sure the router was, and how many sessions something less specific answered."""
 
     confidences: list[float] = field(default_factory=list)
-    leaves: Counter[str] = field(default_factory=Counter)
     fallbacks: int = 0
 
 
@@ -63,4 +61,3 @@ def _count(found: Recent, line: bytes) -> None:
         case {"routing_confidence": float() | int() as confidence, **rest}:
             found.confidences.append(float(confidence))
             found.fallbacks += bool(rest.get("fallback_used"))
-            found.leaves[str(rest.get("leaf_id") or "")] += 1

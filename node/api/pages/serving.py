@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import secrets
 import sqlite3
+import traceback
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -95,6 +97,7 @@ class Pages:
         return Response(body, status, media_type="text/html")
 
     def _made(self, make: Callable[[], Page], frame: Frame) -> tuple[int, bytes]:
+        frame = replace(frame, paused=night_book.read_pause(self._app.home) is not None)
         try:
             page = make()
             return page.status, rendered(page, frame)
@@ -102,7 +105,10 @@ class Pages:
             found = self._trouble(problem)
             return found.status, rendered(found, frame)
         except Exception as problem:  # a page that fails costs that page, and is counted
-            log.exception("page failed path=%s", frame.path)
+            # Not its words, which may quote what was read.
+            last = traceback.extract_tb(problem.__traceback__)[-1]
+            where, kind = f"{last.filename}:{last.lineno}", type(problem).__name__
+            log.error("page failed path=%s problem=%s at=%s", frame.path, kind, where)
             found = self._trouble(problem)
             return found.status, rendered(found, frame)
 
@@ -141,7 +147,6 @@ class Pages:
             self._hub.form_token(request),
             said,
             trouble,
-            night_book.read_pause(self._app.home) is not None,
         )
 
     # Buttons

@@ -36,6 +36,11 @@
     const reply = await fetch(here, { headers: { Accept: "text/html" }, cache: "no-store" });
     if (!reply.ok) return;
     const page = new DOMParser().parseFromString(await reply.text(), "text/html");
+    const made = "[data-made]"; // of what is drawn from the page's own data: the whole page is new
+    if (page.querySelector(made)?.dataset.made !== document.querySelector(made)?.dataset.made) {
+      location.reload();
+      return;
+    }
     let changed = false;
     for (const part of document.querySelectorAll("[data-live][id]")) {
       changed = renew(part, page.getElementById(part.id)) || changed;
@@ -43,20 +48,37 @@
     if (changed) told.textContent = `Updated ${new Date().toLocaleTimeString()}`;
   }
 
+  const soon = () => {
+    waiting ||= setTimeout(() => refresh().catch(() => {}), 200);
+  };
+
+  let source = null;
   function listen() {
-    const source = new EventSource("/live");
+    source = new EventSource("/live");
     source.addEventListener("changed", (event) => {
-      const mine = JSON.parse(event.data).some((topic) => topics.has(topic));
-      if (mine && !waiting) waiting = setTimeout(() => refresh().catch(() => {}), 200);
+      if (JSON.parse(event.data).some((topic) => topics.has(topic))) soon();
     });
-    source.addEventListener("open", () => document.body.classList.remove("away"));
     source.addEventListener("error", () => {
       told.textContent = "The node does not answer; this page is as it was.";
     });
-    addEventListener("pagehide", () => source.close());
-    addEventListener("pageshow", (event) => event.persisted && listen());
   }
-  if (topics.size && document.querySelector("[data-live]")) listen();
+  function rest() {
+    source?.close();
+    source = null;
+  }
+
+  if (topics.size && document.querySelector("[data-live]")) {
+    if (!document.hidden) listen();
+    // A browser has six connections to a host: pages that nobody looks at must not hold them.
+    document.addEventListener("visibilitychange", () => {
+      rest();
+      if (document.hidden) return;
+      listen();
+      soon();
+    });
+    addEventListener("pagehide", rest);
+    addEventListener("pageshow", (event) => event.persisted && (listen(), soon()));
+  }
 
   for (const button of document.querySelectorAll("button[data-copy]")) {
     button.hidden = false;

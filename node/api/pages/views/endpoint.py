@@ -25,8 +25,11 @@ def shown(desk: Desk, ask: Ask, secret: str) -> Page:
     theirs = [x.name for x in desk.foreign() if x.state is State.ACCEPTED]
     names = [leaf.name for leaf in trained] + theirs
     counts = hub.counts.facts()
+    url = hub.url() or "http://127.0.0.1:4022"
+    socket = url.removeprefix("unix:") if url.startswith("unix:") else ""
     facts = {
-        "url": hub.url() or "http://127.0.0.1:4022",
+        "url": "http://localhost" if socket else url,
+        "socket": socket,
         "listening": bool(hub.url()),
         "secret": secret,
         "token": secret or "TOKEN",

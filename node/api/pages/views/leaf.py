@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from leaves.descent import named
-from leaves.model import Evaluation, Forest, Leaf, LeafId, Stage
+from leaves.model import Evaluation, Leaf, LeafId, Stage
 from node import (
     deploying,
     orders,
@@ -170,13 +170,3 @@ def retract(desk: Desk, ask: Ask) -> Page:
     """Asks before a leaf is withdrawn from all peers: that cannot be taken back."""
     found = overview.own_leaf(desk.app, ask.names["leaf"])
     return Page("retract.html", f"Retract {found.name}?", {"leaf": found})
-
-
-def ancestors(forest: Forest, found: Leaf) -> list[Leaf]:
-    """The leaves above, the nearest first."""
-    above: list[Leaf] = []
-    parent = found.parent
-    while parent is not None and parent in forest.leaves and len(above) < 8:
-        above.append(forest.leaves[parent])
-        parent = above[-1].parent
-    return above
