@@ -6,6 +6,8 @@ One home
                 what everything else stands on
     identity    the keys; keyfiles, keysafe, rekeying how they change and are kept safe
     cli         the commands; overview, orders, settings, show_* what they ask and print
+    doctor      what may be amiss: doctor_machine, doctor_api; crash what is kept of a fault of ours
+    answering   one question from the terminal: by the endpoint, or here (answering_here)
 
 From a prompt to a leaf
     gate        all of capture that is loaded while it is off; capture the rest; consent its leave
@@ -27,5 +29,5 @@ The running node
     service     as a service: service_manager, notify
 
 The owner's rights
-    consenting, rights, deletion, exporting, rescanning
+    consenting, rights, deletion, exporting, rescanning; uninstalling
 """

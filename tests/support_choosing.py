@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import trio
 from support_routing import ABLE, Routed, StarterEncoder, leaf_id, towards
@@ -116,7 +116,7 @@ def opened(home: Routed, encoder: type | None = None) -> Any:
 async def choosing(home: Routed, **config: Any) -> AsyncIterator[Desk]:
     """The chooser at work, ready."""
     counts = Counts()
-    settings = cast(ApiConfig, ApiConfig(**{"route_within_ms": 5000.0, **config}))
+    settings = ApiConfig(**{"route_within_ms": 5000.0, **config})
     desk = Desk(home, Chooser(home.app, settings, counts), counts)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(desk.chooser.run)

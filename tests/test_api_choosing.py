@@ -221,7 +221,7 @@ def test_that_a_leaf_was_used_is_written_down_but_not_while_somebody_waits(home:
             written.append(leaf)
             routed_(leaf_id("tides"), now)
 
-        home.app.forests.routed = noted  # type: ignore[method-assign,assignment]
+        home.app.forests.routed = noted  # type: ignore[method-assign]
         for number in range(20):
             await desk.chooser.auto(f"tides ask {number}", None)
         while not written:

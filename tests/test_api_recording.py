@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support_api import choice_of
+from support_api import Bench, KeptRecorder, choice_of
 
 from node import gate, overview, show
 from node.api.config import ApiConfig
@@ -402,6 +402,38 @@ def test_idle_talks_are_closed_and_marked_ones_sooner(app: App) -> None:
     talks.idle(before_s=1000, marked_before_s=1000, offer=offer)
     assert len(talks) == 0
     assert sum(isinstance(each, SessionEnd) for each in offered) == 3
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/messages"])
+def test_what_a_client_asks_over_http_is_a_session_and_its_headers_are_heard(
+    app: App, path: str
+) -> None:
+    allow(app)
+
+    async def main() -> None:
+        async with recording(app) as recorder:
+            bench = Bench(recorder=cast(KeptRecorder, recorder))
+            said: list[dict[str, str]] = []
+
+            async def ask(text: str, **headers: str) -> None:
+                said.append({"role": "user", "content": text})
+                body = {"model": "groove/auto", "messages": said, "max_tokens": 9}
+                answer = await bench.post(path, body, headers)
+                assert answer.status_code == 200
+                said.append({"role": "assistant", "content": "Hello there"})
+                exchanges.append(answer.headers["x-groove-exchange"])
+
+            exchanges: list[str] = []
+            await ask("Greet me")
+            await ask("In French", **{"X-Groove-Feedback": "rejected"})
+            await ask("Not to be kept", **{"X-Groove-No-Capture": "1"})
+            assert recorder.feedback(exchanges[1], "accepted")
+            assert not recorder.feedback(exchanges[2], "accepted")
+
+    trio.run(main)
+    assert turns(app) == [["Greet me", "Hello there", "In French", "Hello there"]]
+    (session,) = sessions(app)
+    assert (session.outcome, session.corrections) == ("iterated", 1)
 
 
 @pytest.mark.slow

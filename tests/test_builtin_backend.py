@@ -100,10 +100,15 @@ async def test_an_answer_comes_in_pieces_and_ends_as_it_was_asked_to(app: App) -
         with pytest.raises(BackendError, match="no Unicode"):
             await text(backend, Ask(prompt="\ud800"))
         odd = ({"role": "user", "content": "a", "name": 2**99},)
-        assert await text(backend, Ask(messages=odd, tokens_max=1, seed=2**99, temperature=1))
+        with pytest.raises(BackendError) as lost:
+            await text(backend, Ask(prompt="a", temperature="warm"))  # type: ignore[arg-type]
+        assert lost.value.kind == "child_died", "an order of another form is never waited for"
+        assert await text(
+            backend, Ask(messages=odd, tokens_max=2**99, stop=("a",), seed=2**99, temperature=1)
+        )
 
         stands = await backend.look()
-        assert (stands["ready"], stands["running"], stands["deaths"]) == (True, True, 0)
+        assert (stands["ready"], stands["running"], stands["deaths"]) == (True, True, 1)
         assert stands["memory_bytes"] > 0
 
 

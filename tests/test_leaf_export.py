@@ -22,7 +22,6 @@ from node.cli import main
 from node.foreign import State
 from node.leaf_export import NoExportError, taken
 
-
 # PEFT asks transformers for something by its former name.
 pytestmark = pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing` is deprecated")
 

@@ -92,6 +92,12 @@ def test_an_answer_has_usage_and_an_end(bench: Bench) -> None:
     assert all(piece.finish is None for piece in pieces[:-1])
 
 
+def test_answers_follow_each_other(bench: Bench) -> None:
+    # The server closes a connection after a stream, and does not say so.
+    asks = [Ask(prompt="hi", adapter=each, tokens_max=8) for each in (None, bench.leaf) * 10]
+    assert all(pieces[-1].finish for pieces in asked(bench, *asks))
+
+
 def test_a_leaf_that_the_server_was_started_without_is_an_adapter_error(bench: Bench) -> None:
     unknown = _adapter(bench.app, 9)
     with pytest.RaisesGroup(pytest.RaisesExc(AdapterError, match="leaf export --gguf --all")):

@@ -50,13 +50,11 @@ def test_a_node_with_few_sessions_and_no_history_is_told_what_every_machine_has(
 
 def test_each_is_a_line_of_status() -> None:
     lines = facts(suggestions([CLAUDE, LLM], 500, True))
+    grant = "groove-node consent grant capture --source llm"
     assert lines == [
         (
             "would help",
             "12 transcripts of claude-code not read yet: `groove-node import claude-code`",
         ),
-        (
-            "",
-            "1 transcript of llm here, not allowed: `groove-node consent grant capture --source llm`",
-        ),
+        ("", f"1 transcript of llm here, not allowed: `{grant}`"),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from xml.etree import ElementTree
@@ -376,7 +376,7 @@ def test_open_pages_are_told_what_changed_and_no_more(app: App) -> None:
         night_book.pause(app.home, app.now(), None)
         with trio.fail_after(30):
             found.append(await anext(events))
-        await events.aclose()  # type: ignore[attr-defined]
+        await events.aclose()
         return found
 
     opened, changed = trio.run(told)
@@ -388,12 +388,12 @@ def test_no_more_than_a_bounded_number_of_pages_listens(app: App) -> None:
     live = Pages(app, Hub())._live
 
     async def crowd() -> int:
-        opened: list[AsyncIterator[bytes]] = []
+        opened: list[AsyncGenerator[bytes, None]] = []
         while len(opened) < 100 and (events := live.open()) is not None:
             opened.append(events)
             await anext(events)
         for events in opened:
-            await events.aclose()  # type: ignore[attr-defined]
+            await events.aclose()
         return len(opened)
 
     assert trio.run(crowd) == 32

@@ -146,6 +146,22 @@ def test_a_restarted_server_is_given_the_adapter_again(bench: Bench) -> None:
     assert bench.server.log == [f"load {model_name(leaf)}"] * 2
 
 
+def test_an_adapter_whose_bundle_is_gone_is_let_go_and_its_folder_removed(bench: Bench) -> None:
+    leaf = bench.adapter(8)
+
+    async def load(backend: Vllm) -> None:
+        await said(backend, Ask(messages=HELLO, adapter=leaf))
+
+    async def wait(backend: Vllm) -> None:
+        while bench.server.loaded:
+            await trio.sleep(0.01)
+
+    bench.run(load)
+    bench.app.bundles.delete(leaf.bundle)
+    bench.run(wait)
+    assert leaf.bundle[:32] not in {folder.name for folder in bench.folders()}
+
+
 def test_without_runtime_loading_the_chassis_still_answers_and_it_is_said(bench: Bench) -> None:
     bench.server.runtime = False
     leaf = bench.adapter(1)

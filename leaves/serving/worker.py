@@ -77,16 +77,18 @@ class _Voice:
 
 
 def _read(pipe: IO[bytes], asked: Asked, ready: Prepareds) -> None:
-    """Pass orders on; a cancel overtakes those that are being made ready."""
-    while (data := read_frame(pipe)) is not None:
-        match order_of(data):
-            case Cancel() as order:
-                ready.put(order)
-            case Begin() | Warm() as order:
-                asked.put(order)
-            case Start():
-                break
-    os._exit(0)
+    """Pass orders on; a cancel overtakes those that are being made ready. Ends the process."""
+    try:
+        while (data := read_frame(pipe)) is not None:
+            match order_of(data):
+                case Cancel() as order:
+                    ready.put(order)
+                case Begin() | Warm() as order:
+                    asked.put(order)
+                case Start():
+                    break
+    finally:  # without this thread nobody would be heard any more, not even the parent's end
+        os._exit(0)
 
 
 def _work(start: Start, asked: Asked, ready: Prepareds, voice: _Voice) -> None:

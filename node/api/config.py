@@ -19,7 +19,7 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # groove/... are passed to it as they are
     upstream_key_env: str = "OPENAI_API_KEY"  # keys stand in no file
     anthropic: str = ""  # the same for /v1/messages, such as https://api.anthropic.com
-    anthropic_key_env: str = "ANTHROPIC_API_KEY"
+    anthropic_key_env: str = "ANTHROPIC_API_KEY"  # likewise
     capture: bool = True  # exchanges become sessions, where consent allows the source `endpoint`
     tokens_max: Annotated[int, Meta(ge=1, le=1_000_000)] = 512  # of an answer, if not asked
     adapters_resident: Annotated[int, Meta(ge=1, le=1000)] = 20  # kept in memory, 10 MB each
@@ -27,5 +27,5 @@ class ApiConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     # its memory (0.8 GB) back when nobody asked for so long
     route_within_ms: Annotated[float, Meta(ge=1, le=10_000)] = 250.0  # then the chassis answers
     upstream_within_s: Annotated[float, Meta(gt=0, le=3600)] = 120.0  # for the first byte
-    connections_max: Annotated[int, Meta(ge=1, le=10_000)] = 256
-    body_bytes_max: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20
+    connections_max: Annotated[int, Meta(ge=1, le=10_000)] = 256  # clients at once
+    body_bytes_max: Annotated[int, Meta(ge=1024, le=1 << 30)] = 8 << 20  # of a request

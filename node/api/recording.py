@@ -279,11 +279,16 @@ class Recorder:
         if self._app.home != home_path():
             return
         patience = threading.Event()  # never set: the queue's own thread makes room meanwhile
-        while self._waiting and (queue := gate.queue) is not None:
+        for _ in range(int(END_S / BUSY_S)):
+            queue = gate.queue
+            if queue is None or not self._waiting:
+                break
             if queue.busy:
                 patience.wait(BUSY_S)
             else:
                 self._take()
+        if gate.queue is not None and self._waiting:
+            self._counts.failures["recorder_ended"] += len(self._waiting)
         if self._talks is not None and (queue := gate.queue) is not None:
             self._talks.close_all(queue.offer)
         gate.close_gate(END_S)

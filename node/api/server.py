@@ -8,6 +8,7 @@ are being answered is a client turned away.
 from __future__ import annotations
 
 import logging
+import socket
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
@@ -57,9 +58,8 @@ async def serve(
     ListenBusyError and ListenRefusedError.
     """
     place = parse(config.listen, home)
-    listening = await trio.to_thread.run_sync(bind, place)
+    listening, inode = await trio.to_thread.run_sync(_bound, place)
     url = url_of(listening)
-    inode = await trio.to_thread.run_sync(_inode, place)
     clients = _Clients(asgi, counts or Counts(), limits or Limits(), config.connections_max)
     try:
         listener = trio.SocketListener(trio.socket.from_stdlib_socket(listening))
@@ -82,12 +82,14 @@ async def serve(
                 unlink_own(listening, path, inode)
 
 
-def _inode(place: Tcp | Unix) -> int:
+def _bound(place: Tcp | Unix) -> tuple[socket.socket, int]:
+    """What listens, and the number of its file, by which it is known at the end."""
+    listening = bind(place)
     match place:
         case Tcp():
-            return 0
+            return listening, 0
         case Unix(path):
-            return path.lstat().st_ino
+            return listening, path.lstat().st_ino
 
 
 class _Clients:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 import trio
 
-from node.fencing import Fence
+from node.errors import OwnerError
+from node.fencing import Fence, Task
 from node.told import Say
 
 from .config import ApiConfig
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from node.app import App
 
     from .assembling import Parts
+    from .ports import Backend
 
 log = logging.getLogger(__name__)
 
@@ -49,7 +51,6 @@ class Api:
         self._url = ""
         self._trouble = ""
         self._backend_stands: dict[str, Any] = {}
-        self._parts: Parts | None = None
 
     def facts(self) -> dict[str, Any]:
         """For the run file: what `status` shows of a running node."""
@@ -69,41 +70,45 @@ class Api:
         if not (self._config.listen and self._app.adapters.answers):
             return
         from .assembling import assemble
-        from .server import ListenBusyError, ListenRefusedError, serve
 
-        now = partial(assemble, self._app, self._config, self._counts, url=lambda: self._url)
-        self._parts = await self._app.adapters.in_thread(now)
+        try:
+            parts = await self._app.adapters.in_thread(
+                partial(assemble, self._app, self._config, self._counts, url=lambda: self._url)
+            )
+            await self._serve(parts)
+        except OwnerError as problem:  # a port that is taken, a token that others can read
+            self._trouble = problem.what
+            told = f"no endpoint and no dashboard: {problem.what}"
+            self._say("endpoint", told, url="", next_step=problem.next_step)
+            log.warning("endpoint not opened problem=%s", problem.what)
+
+    async def _serve(self, parts: Parts) -> None:
+        from .server import serve
+
+        ready = self._listens
+        refused: OwnerError | None = None
+        beside: list[Task] = [*parts.tasks, partial(self._look, parts.backend)]
         async with trio.open_nursery() as nursery:
-            for task in (*self._parts.tasks, self._look):
+            for task in beside:
                 nursery.start_soon(Fence(task).keep)
             try:
                 await serve(
-                    self._parts.asgi,
-                    self._config,
-                    self._app.home,
-                    on_ready=self._listens,
-                    counts=self._counts,
+                    parts.asgi, self._config, self._app.home, on_ready=ready, counts=self._counts
                 )
-            except (ListenBusyError, ListenRefusedError) as problem:
-                self._trouble = problem.what
-                self._say(
-                    "endpoint",
-                    f"no endpoint and no dashboard: {problem.what}",
-                    url="",
-                    next_step=problem.next_step,
-                )
-                log.warning("endpoint not opened problem=%s", problem.what)
+            except OwnerError as problem:  # told outside: a nursery would wrap it
+                refused = problem
             finally:
                 self._url = ""
                 nursery.cancel_scope.cancel()
+        if refused is not None:
+            raise refused
 
     def _listens(self, url: str) -> None:
         self._url, self._trouble = url, ""
         self._say("endpoint", f"endpoint and dashboard at {url}", url=url)
 
-    async def _look(self) -> None:
+    async def _look(self, backend: Backend) -> None:
         """Ask the back end now and then how it does."""
-        assert self._parts is not None
         while True:
-            self._backend_stands = dict(await self._parts.backend.look())
+            self._backend_stands = dict(await backend.look())
             await trio.sleep(LOOK_S)

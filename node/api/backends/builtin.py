@@ -41,6 +41,7 @@ AT_ONCE = 8  # answers in one batch: each more costs the others a few per cent
 LINE_MAX = 64  # requests that wait for a place; more are refused
 MEMORY_BYTES = 512 << 20  # of keys and values of all answers: 11,000 tokens of SmolLM2
 SILENT_S = 600.0  # a child that says nothing for so long while somebody waits is ended
+TOKENS_MAX = 2**31  # of an answer: the context bounds it anyway
 SEEDS = 2**63  # a seed beyond is taken modulo this
 KNOWN_MAX = 4096  # bundles that were found to be what their address says
 
@@ -297,7 +298,7 @@ def _begin(number: int, ask: Ask, wanted: Wanted | None) -> Begin:
     ]
     return Begin(
         id=number,
-        tokens_max=ask.tokens_max,
+        tokens_max=min(ask.tokens_max, TOKENS_MAX),
         messages=tuple(said) if ask.prompt is None else (),
         prompt=ask.prompt,
         adapter=wanted,

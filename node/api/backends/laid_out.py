@@ -52,12 +52,11 @@ class LaidOut:
     def let_go(self, bundle: str) -> None:
         shutil.rmtree(self.path(bundle), ignore_errors=True)
 
-    def sweep(self, keep: set[str]) -> int:
-        """Remove all but these bundles' folders; how many went."""
-        if not self._root.is_dir():
-            return 0
-        kept = {bundle[:DIGEST_CHARS] for bundle in keep}
-        gone = [place for place in self._root.iterdir() if place.name not in kept]
-        for place in gone:
-            shutil.rmtree(place, ignore_errors=True)
-        return len(gone)
+    def sweep(self) -> set[str]:
+        """Remove the folders of bundles that are here no more; the digests of those that are."""
+        bundles = self._app.home / "bundles"
+        here = {path.name[:DIGEST_CHARS] for path in bundles.glob("*.bundle")}
+        for place in self._root.glob("*"):
+            if place.name not in here:
+                shutil.rmtree(place, ignore_errors=True)
+        return here

@@ -96,7 +96,9 @@ class OpenAiServer(ABC):
             verify=parts.scheme == "https",
             trust_env=False,  # a proxy is for what is far away, and would read the prompts
             follow_redirects=False,
-            limits=httpx.Limits(max_connections=most, max_keepalive_connections=most),
+            # A connection for each request: llama.cpp's server closes one after a stream without
+            # saying so, and the next request over it is lost. On loopback it costs 0.1 ms.
+            limits=httpx.Limits(max_connections=most, max_keepalive_connections=0),
             timeout=httpx.Timeout(
                 self._config.upstream_within_s, connect=CONNECT_S, pool=CONNECT_S
             ),

@@ -11,7 +11,7 @@ import logging
 import re
 from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from .openai_server import LOOK_S, OpenAiServer, message_of
 log = logging.getLogger(__name__)
 
 AT_ONCE = 256  # vLLM's own limit; it makes the others wait
+TIDY_S = 60.0  # between two looks at whether the bundles are still here
 PREFIX = "groove/"
 _NAME = re.compile(rf"groove/([0-9a-f]{{32}})@([0-9a-f]{{{DIGEST_CHARS}}})")
 _NO_RUNTIME = (
@@ -95,6 +96,23 @@ class Vllm(OpenAiServer):
             self._used[name] -= 1
             if not self._used[name]:
                 del self._used[name]
+
+    async def run(self) -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._tidy)
+            await super().run()
+
+    async def _tidy(self) -> None:
+        """Let go of adapters whose bundles went: their leaves were retracted, or made room."""
+        while True:
+            here = await self._app.adapters.in_thread(self._laid_out.sweep)
+            async with self._turn:
+                with suppress(BackendError):  # a server that is not there has nothing of ours
+                    await self._list(LOOK_S)
+                for name in list(self._loaded):
+                    if self._loaded[name][:DIGEST_CHARS] not in here and not self._used[name]:
+                        await self._unload(name)
+            await trio.sleep(TIDY_S)
 
     async def again(self, adapter: Adapter | None, status: int) -> bool:
         """After a restart vLLM knows our names no more, and may serve another model."""
@@ -165,12 +183,16 @@ class Vllm(OpenAiServer):
                 return
             if name == keep or self._used[name]:
                 continue
-            bundle = self._loaded.pop(name)
-            try:
-                await self.called("POST", "/v1/unload_lora_adapter", {"lora_name": name})
-            except BackendError as problem:
-                log.info("adapter not let go kind=%s", problem.kind)
+            bundle = self._loaded[name]
+            await self._unload(name)
             await self._app.adapters.in_thread(partial(self._laid_out.let_go, bundle))
+
+    async def _unload(self, name: str) -> None:
+        self._loaded.pop(name, None)
+        try:
+            await self.called("POST", "/v1/unload_lora_adapter", {"lora_name": name})
+        except BackendError as problem:
+            log.info("adapter not let go kind=%s", problem.kind)
 
     async def look(self) -> Mapping[str, Any]:
         try:

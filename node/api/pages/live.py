@@ -6,7 +6,7 @@ While nobody listens nobody looks.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Hashable
+from collections.abc import AsyncGenerator, Hashable
 
 import msgspec
 import trio
@@ -30,13 +30,13 @@ class Live:
         self._seen: dict[str, Stamp] = {}
         self._seen_s = -LOOK_S
 
-    def open(self) -> AsyncIterator[bytes] | None:
+    def open(self) -> AsyncGenerator[bytes, None] | None:
         """A stream of events, or None if there are too many already."""
         if self._listeners >= LISTENERS_MAX:
             return None
         return self._events()
 
-    async def _events(self) -> AsyncIterator[bytes]:
+    async def _events(self) -> AsyncGenerator[bytes, None]:
         self._listeners += 1
         try:
             known = await self._look()

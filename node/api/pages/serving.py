@@ -7,7 +7,8 @@ import secrets
 import sqlite3
 import traceback
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, RedirectResponse, Response, StreamingResponse
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
+from starlette.types import Send
 
 import node.pictures
 from node import night_book, show
@@ -196,7 +198,7 @@ class Pages:
         if events is None:
             return Response("too many pages listen\n", 503, headers={"Retry-After": "30"})
         headers = {"Cache-Control": "no-store", "X-Accel-Buffering": "no"}
-        return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+        return _Stream(events, media_type="text/event-stream", headers=headers)
 
     async def _map_script(self, request: Request) -> Response:
         return FileResponse(MAP_SCRIPT, media_type="text/javascript")
@@ -206,18 +208,31 @@ class Pages:
         name = f"groove-{show.day(self._app.now())}.jsonl"
         headers = {"Content-Disposition": f'attachment; filename="{name}"'}
         files = await self._worker.do(partial(_files, self._app.home))
-        return StreamingResponse(_parts(files), media_type="application/x-ndjson", headers=headers)
+        return _Stream(_parts(files), media_type="application/x-ndjson", headers=headers)
 
 
 def _files(home: Path) -> list[Path]:
     return sorted((home / "training_data").glob("training_*.jsonl"))
 
 
-async def _parts(files: list[Path]) -> AsyncIterator[bytes]:
+async def _parts(files: list[Path]) -> AsyncGenerator[bytes, None]:
     for path in files:
         async with await trio.open_file(path, "rb") as file:
             while part := await file.read(EXPORT_PART_BYTES):
                 yield part
+
+
+class _Stream(StreamingResponse):
+    """Closes its generator also when the client goes in the middle of a write: what it holds, such
+    as a place among those who listen, is given back at once."""
+
+    def __init__(self, parts: AsyncGenerator[bytes, None], **how: Any) -> None:
+        super().__init__(parts, **how)
+        self._parts = parts
+
+    async def stream_response(self, send: Send) -> None:
+        async with aclosing(self._parts):
+            await super().stream_response(send)
 
 
 async def _fields(request: Request) -> list[tuple[str, str]]:
