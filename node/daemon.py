@@ -202,7 +202,7 @@ class Daemon:
             app, tell, app.adapters.start, may=partial(self._governor.allows, Work.ROUND)
         )
         self._letters = Letters(app, self._carry_out)
-        self._api = Api(app, self._say)
+        self._api = Api(app, self._say, changed=self._write_run_file)
         self._nights = Nights(
             app,
             self._governor,

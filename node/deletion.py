@@ -422,6 +422,9 @@ def _delete_bundles(app: App, forest: Forest) -> None:
     folder = app.home / "bundles"
     paths = [*folder.glob("*.bundle"), *folder.glob("*.part")]
     _remove(path for path in paths if path.stem not in kept)
+    from .api.backends.laid_out import LaidOut  # after them: it goes by what is left
+
+    LaidOut(app).sweep()
 
 
 def _renew_tables(app: App) -> None:

@@ -20,6 +20,7 @@ from support_adapters import ORIGIN, foreign_leaf, home_of, own_leaf
 
 from leaves.model import Leaf
 from node import overview, vllm_resolver
+from node.api.backends.laid_out import LaidOut
 from node.app import App
 from node.foreign import Known, State
 from node.mailbox import Fetch
@@ -110,6 +111,17 @@ def test_an_own_leaf_is_laid_out_for_vllm(bench: Bench, by: str) -> None:
     assert found is not None
     assert found.lora_name == f"groove/{word}"
     assert (Path(found.lora_path) / "adapter_model.safetensors").is_file()
+
+
+def test_an_adapter_laid_out_goes_with_its_bundle(bench: Bench) -> None:
+    found = bench.ask("groove/async-python")
+    assert found is not None and bench.own.adapter is not None
+    laid_out = LaidOut(bench.app)
+    laid_out.sweep()
+    assert Path(found.lora_path).is_dir()
+    bench.app.bundles.delete(bench.own.adapter.bundle)
+    laid_out.sweep()
+    assert not Path(found.lora_path).exists()
 
 
 @pytest.mark.parametrize(

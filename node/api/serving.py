@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -43,9 +44,11 @@ def configured(app: App) -> ApiConfig:
 class Api:
     """One for a running node."""
 
-    def __init__(self, app: App, say: Say) -> None:
+    def __init__(self, app: App, say: Say, changed: Callable[[], None] = lambda: None) -> None:
+        """changed: called when other commands should read the run file anew."""
         self._app = app
         self._say = say
+        self._changed = changed
         self._config = configured(app)
         self._counts = Counts()
         self._url = ""
@@ -105,6 +108,7 @@ class Api:
 
     def _listens(self, url: str) -> None:
         self._url, self._trouble = url, ""
+        self._changed()
         self._say("endpoint", f"endpoint and dashboard at {url}", url=url)
 
     async def _look(self, backend: Backend) -> None:
