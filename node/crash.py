@@ -92,6 +92,11 @@ def in_short(problem: BaseException) -> str:
     return f"{type(problem).__name__} in {place.strip()}"
 
 
+def at_length(problem: BaseException) -> str:
+    """What it was, and every place on its way, for a log: no message that might quote a text."""
+    return "\n".join(_told(problem))
+
+
 def _facts(command: str) -> Iterator[tuple[str, str]]:
     try:
         yield "version", version("groove-node")

@@ -1,15 +1,18 @@
 """Keeps the tasks of a running node apart: one that fails is started again, and the others go on.
 
 What makes a task fail often lasts (a full disk, a held database), so it waits longer each time,
-and says the same thing once with its traceback and then in one line: a log would fill the disk.
+and says the same thing once with all its places and then in one line: a log would fill the disk.
 """
 
 from __future__ import annotations
 
 import logging
+import sqlite3
 from collections.abc import Awaitable, Callable
 
 import trio
+
+from . import crash
 
 log = logging.getLogger(__name__)
 
@@ -53,9 +56,15 @@ class Fence:
         self._wait_s, self._last = WAIT_S, ""
 
     async def _failed(self, problem: Exception) -> None:
-        failure = f"{type(problem).__name__}: {problem}"
-        trace = None if failure == self._last else problem
-        log.error("task failed task=%s problem=%s", self._name, failure, exc_info=trace)
+        failure = _in_words(problem)
+        places = "" if failure == self._last else f"\n{crash.at_length(problem)}"
+        log.error("task failed task=%s problem=%s%s", self._name, failure, places)
         self._last = failure
         await trio.sleep(self._wait_s)
         self._wait_s = min(2 * self._wait_s, WAIT_S_MAX)
+
+
+def _in_words(problem: Exception) -> str:
+    """The error and its place; what the machine says of itself in full, for it quotes no prompt."""
+    words = crash.in_short(problem)
+    return f"{words}: {problem}" if isinstance(problem, OSError | sqlite3.Error) else words

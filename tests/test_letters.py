@@ -189,7 +189,21 @@ async def test_a_task_that_goes_on_failing_is_tried_less_and_less_and_said_once_
     waits = [round(b - a) for a, b in pairwise(at)]
     assert waits[:3] == [WAIT_S, 2 * WAIT_S, 4 * WAIT_S] and max(waits) == WAIT_S_MAX
     failures = [record for record in caplog.records if "task failed" in record.message]
-    assert [bool(record.exc_info) for record in failures] == [True] + [False] * (len(at) - 1)
+    assert ["in Fence.every" in record.message for record in failures] == [True] + [False] * (
+        len(at) - 1
+    )
+    assert all("no space left" in record.message for record in failures)
+
+
+async def test_what_a_task_was_working_on_is_not_in_the_log_when_it_fails(
+    autojump_clock: trio.testing.MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def work() -> None:
+        raise ValueError("my secret prompt")
+
+    with trio.move_on_after(3):
+        await Fence(work).keep()
+    assert "ValueError in " in caplog.text and "secret" not in caplog.text
 
 
 async def test_a_task_that_has_worked_since_is_tried_soon_again(
