@@ -22,7 +22,7 @@ WHAT_TO_DO = {
     "no_neighbours": "`groove-node round` makes the neighbours anew",
     "router_failed": "`groove-node logs` says more",
     "store": "`groove-node doctor` looks at the stores",
-    "no_adapter": "`groove-node leaf list` shows which bundles are missing",
+    "no_adapter": "a leaf's bundle is gone, or of another chassis: `groove-node leaf show NAME`",
     "adapter": "the back end refused a leaf's adapter: `groove-node logs` says which",
     "upstream_down": "see to the server that [api] upstream names",
     "recorder": "answers were given and not recorded: `groove-node logs` says more",
@@ -62,14 +62,14 @@ def facts(api: Mapping[str, Any] | None) -> list[tuple[str, str]]:
     if api is None or not (api["url"] or api["trouble"]):
         return []
     if not api["url"]:
-        return [("endpoint", f"none: {api['trouble']}")]
+        return [("answers at", f"nowhere: {api['trouble']}")]
     ready = {True: "ready", False: f"not ready: {api['why']}", None: "not asked yet"}[api["ready"]]
     line = f"{api['url']}, {api['backend']} back end {ready}"
     if api["requests"]:
         line += f"; {api['requests']:,} asked, {api['answers']:,} answered"
     if api["streams"]:
         line += f", {api['streams']:,} now"
-    out = [("endpoint", line)]
+    out = [("answers at", line)]
     trouble = {c: n for c, n in api["fallbacks"].items() if c not in ORDINARY}
     if trouble:
         out.append(("fell back", f"routed with less or not at all: {_list(trouble)}"))

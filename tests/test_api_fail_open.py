@@ -316,7 +316,7 @@ def test_status_shows_each_cause_how_often_and_what_to_do(home: Routed) -> None:
         backend = {"kind": "builtin", "ready": True}
         lines = show_api.facts(show_api.standing({"api": {**api, "backend": backend}}))
         assert lines == [
-            ("endpoint", "http://127.0.0.1:4022, builtin back end ready; 3 asked, 3 answered"),
+            ("answers at", "http://127.0.0.1:4022, builtin back end ready; 3 asked, 3 answered"),
             ("fell back", "routed with less or not at all: no table 3"),
             ("failed", "no answer, or not all of it: upstream down 1"),
             ("do", "`groove-node round` builds a new routing table"),
@@ -329,7 +329,7 @@ def test_status_shows_each_cause_how_often_and_what_to_do(home: Routed) -> None:
 def test_status_says_that_there_is_no_endpoint_and_why() -> None:
     api = {"url": "", "trouble": "127.0.0.1:4022 is taken", "backend": {}, "counts": {}}
     assert show_api.facts(show_api.standing({"api": api})) == [
-        ("endpoint", "none: 127.0.0.1:4022 is taken")
+        ("answers at", "nowhere: 127.0.0.1:4022 is taken")
     ]
     assert show_api.facts(show_api.standing(None)) == []
     assert show_api.facts(show_api.standing({"api": {}})) == []
@@ -340,5 +340,5 @@ def test_an_ordinary_way_to_the_chassis_is_no_trouble() -> None:
     api = {"url": "http://127.0.0.1:1", "backend": {"kind": "vllm"}, "counts": counts}
     lines = show_api.facts(show_api.standing({"api": api}))
     assert lines == [
-        ("endpoint", "http://127.0.0.1:1, vllm back end not asked yet; 7 asked, 0 answered")
+        ("answers at", "http://127.0.0.1:1, vllm back end not asked yet; 7 asked, 0 answered")
     ]

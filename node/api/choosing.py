@@ -256,7 +256,7 @@ class Chooser:
     async def _warm(self) -> None:
         await self._look()
         with suppress(LineError):
-            await self._app.adapters.in_spare_thread(self._encode_first)
+            await self._app.adapters.in_thread(self._encode_first)
         self.ready.set()
 
     def _encode_first(self) -> None:
@@ -266,7 +266,7 @@ class Chooser:
             log.warning("encoder not loaded problem=%s", type(problem).__name__)
 
     async def _look(self) -> None:
-        await self._app.adapters.in_spare_thread(self._grounds.look)
+        await self._app.adapters.in_thread(self._grounds.look)
 
 
 async def _every(seconds: float, work: Callable[[], Awaitable[None]]) -> None:

@@ -55,7 +55,7 @@ class Line(Generic[T]):
             if each.given_up:
                 continue
             try:
-                each.found = await self._adapters.in_spare_thread(partial(self._work, each.text))
+                each.found = await self._adapters.in_thread(partial(self._work, each.text))
             except LineError as problem:
                 each.cause = problem.cause
             except Exception as problem:  # an encoder may raise anything; its words may quote texts
