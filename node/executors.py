@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import os
 import queue
-import select
+import selectors
 import signal
 import subprocess
 import tempfile
@@ -241,7 +241,7 @@ class _Child:
                     stdout=subprocess.PIPE,
                     stderr=self._errors,
                     start_new_session=True,
-                    bufsize=0,  # `select` does not see what a buffer holds
+                    bufsize=0,  # a selector does not see what a buffer holds
                 )
             return self._process
 
@@ -251,8 +251,11 @@ class _Child:
         While it is silent nothing is yielded, but signals are heard: the wait is in short pieces.
         """
         while True:
-            while not select.select([pipe], [], [], TICK_S)[0]:
-                pass
+            # Not `select.select`: it takes no descriptor above 1,023, and a node may hold more.
+            with selectors.PollSelector() as said:
+                said.register(pipe, selectors.EVENT_READ)
+                while not said.select(TICK_S):
+                    pass
             answer = receive(pipe)
             if answer is None:
                 return

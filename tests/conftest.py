@@ -9,11 +9,14 @@ And no property fails for its time: Hypothesis by itself allows an example 200 m
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 
 from node.home import groove_cache
@@ -47,3 +50,15 @@ def pytest_unconfigure() -> None:
     if not _WORKER:
         for folder in ("GROOVE_STATE", "GROOVE_CACHE"):
             shutil.rmtree(os.environ[folder], ignore_errors=True)
+
+
+FILES_MANY = 200
+
+
+@pytest.fixture(scope="module", autouse=True)
+def files_are_closed() -> Iterator[None]:
+    """Stores of homes that no test uses any more hold files until memory is swept."""
+    yield
+    open_files = Path("/proc/self/fd")
+    if open_files.is_dir() and len(list(open_files.iterdir())) > FILES_MANY:
+        gc.collect()

@@ -71,7 +71,9 @@ def llama_server(model: Path, adapters: Sequence[Path] = (), context: int = 1024
 
 def _address(process: subprocess.Popen[str]) -> str:
     assert process.stdout is not None
-    while select.select([process.stdout], [], [], START_S)[0]:
+    said = select.poll()  # `select.select` takes no descriptor above 1,023
+    said.register(process.stdout, select.POLLIN)
+    while said.poll(START_S * 1000):
         line = process.stdout.readline()
         if not line:
             raise AssertionError(f"llama.cpp's server ended: {process.wait()}")

@@ -143,7 +143,7 @@ def test_a_leaf_is_named_by_its_name_its_id_or_the_first_digits_of_that(home: Ro
         names = ["tides", leaf_id("tides"), leaf_id("tides")[:8], "groove/tides"]
         assert {desk.chooser.named(name).leaf for name in names} == {leaf_id("tides")}
         assert desk.chooser.named("chassis") == chassis()
-        for wrong in ("tide", "", "ffffff", "x" * 10_000, "python", "python-starter"):
+        for wrong in ("tide", "", "ffffff", "x" * 10_000, "python"):
             with pytest.raises(UnknownModelError):
                 desk.chooser.named(wrong)
 
@@ -196,7 +196,7 @@ def test_every_listed_model_can_be_asked_for(home: Routed) -> None:
     at(home, test)
 
 
-def test_starters_answer_by_their_system_prompt_and_are_no_named_models(
+def test_starters_answer_by_their_system_prompt_and_can_be_asked_for_but_are_not_listed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     fresh = routed(tmp_path, monkeypatch)
@@ -206,6 +206,8 @@ def test_starters_answer_by_their_system_prompt_and_are_no_named_models(
         found = await desk.chooser.auto("python ask 1", None)
         assert found.adapter is None and "Python" in found.system
         assert found.served_by == "python-starter" and found.fallback == ""
+        named = desk.chooser.named("groove/python-starter")
+        assert (named.system, named.served_by) == (found.system, "python-starter")
         assert desk.models() == {"groove/auto", "groove/chassis"}
 
     at(fresh, test)

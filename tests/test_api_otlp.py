@@ -24,7 +24,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
 from support_ingest import allow, posted, talks
 
 from node import gate
-from node.api import otlp
+from node.api import otlp, otlp_read
 from node.api.errors import ApiError
 from node.api.ingest import UNPACKED_BYTES_MAX, unpacked
 from node.api.otlp_read import from_json, from_protobuf
@@ -368,3 +368,50 @@ def test_whatever_the_bytes_they_are_read_or_refused(body: bytes) -> None:
     for read in (from_protobuf, from_json):
         with contextlib.suppress(ValueError):
             read(body, "logs")
+
+
+def test_without_consent_a_report_is_not_even_unpacked_but_counted(app: App) -> None:
+    allow(app, "endpoint")
+    (answer,) = posted(
+        app, otlp.routes, "/v1/traces", b"no gzip", headers={**JSON, "content-encoding": "gzip"}
+    )
+    assert answer.status_code == 200
+    assert "--source otlp" in answer.json()["partialSuccess"]["errorMessage"]
+
+
+@pytest.mark.parametrize("kind", ["json", "protobuf"])
+def test_a_resource_that_many_spans_share_does_not_multiply(kind: str) -> None:
+    shared = {f"k{n}": n for n in range(2_000)}
+    body, _ = encoded(traces(*({} for _ in range(200)), **shared), kind)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="more than"):
+        (from_json if kind == "json" else from_protobuf)(body, "traces")
+
+
+def test_a_resource_holds_no_texts_that_every_span_would_repeat() -> None:
+    texts = {"long": "x" * (4_096 + 1), "service.name": "me"}
+    body, _ = encoded(traces({}, **texts), "json")
+    (record,) = from_json(body, "traces")
+    assert record.about == {"service.name": "me"}
+
+
+def test_empty_parts_are_counted_before_they_take_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(otlp_read, "FIELDS_MAX", 1_000)
+    monkeypatch.setattr(otlp_read, "OBJECTS_MAX", 1_000)
+    scopes = ExportTraceServiceRequest()
+    resource = scopes.resource_spans.add()
+    for _ in range(2_000):
+        resource.scope_spans.add()
+    for body in (b"\n\0" * 2_000, scopes.SerializeToString()):
+        with pytest.raises(ValueError, match="fields"):
+            otlp_read.check_fields(body, "traces")
+    with pytest.raises(ValueError, match="objects"):
+        from_json(b'{"resourceSpans":[' + b"{}," * 2_000 + b"{}]}", "traces")
+
+
+def test_words_in_place_of_an_events_name_are_not_written_down(app: App) -> None:
+    allow(app, "otlp")
+    names = ("alice@example.com asked about her test", "codex.4111111111111111", "codex.new_thing")
+    body = json.dumps(logs(*(log(each, {}) for each in names))).encode()
+    posted(app, otlp.routes, "/v1/logs", body, headers=JSON)
+    unknown = Tally(app.home).read().sources["otlp"].unknown
+    assert unknown == {"(another name)": 2, "codex.new_thing": 1}

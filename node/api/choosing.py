@@ -20,7 +20,7 @@ import trio
 
 from leaves.model import Instant, LeafId
 from node.errors import OwnerError
-from node.routing import routing_record, way
+from node.routing import routing_record, starters_of, way
 from node.shelf import Shelf
 from router.table import Entry, Route
 
@@ -121,7 +121,7 @@ class Chooser:
             choice = chassis(ground.trouble)
         else:
             entry = self._entry(ground, name)
-            server = ground.table.server_of(entry)
+            server = entry if entry.system else ground.table.server_of(entry)
             route = Route(entry, server, 1.0, 0.0, entry.level, server is not entry)
             choice = _chosen(ground, route)
             self._note(choice)
@@ -208,6 +208,8 @@ class Chooser:
             ]
         else:
             found = _by_name(ground, name)
+        if not found and ground.table is not None:  # what the answers' heads name can be asked for
+            found = [e for e in starters_of(ground.table) if e.name == name]
         if not found and _ID.fullmatch(name):
             found = [e for e in ground.entries.values() if e.leaf.startswith(name)]
         match found:

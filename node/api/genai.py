@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import msgspec
 
-from .otlp_read import Event, Record
+from .otlp_read import Event, Record, check_objects
 
 MESSAGES_MAX = 10_000
 _OPERATIONS: Final = ("chat", "text_completion", "generate_content")
@@ -130,6 +130,7 @@ def _prompted(record: Record, report: Report) -> None:
 
 def _answered(record: Record, report: Report, answers: dict[tuple[str, str], Told]) -> None:
     """Claude Code's answers: those to one prompt are one."""
+    check_objects(str(record.about.get("body") or ""))
     try:
         whole = msgspec.json.decode(str(record.about.get("body") or ""), type=dict[str, Any])
     except (msgspec.MsgspecError, RecursionError):
@@ -248,6 +249,7 @@ def messages_of(given: Any) -> tuple[Mapping[str, str], ...]:
 def _decoded(given: Any) -> Any:
     if not isinstance(given, str) or not given.lstrip().startswith(("[", "{")):
         return given
+    check_objects(given)  # protobuf's own count does not look into a text
     try:
         return msgspec.json.decode(given)
     except (msgspec.MsgspecError, RecursionError):

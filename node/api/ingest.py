@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import zlib
 from collections import Counter
@@ -15,13 +16,30 @@ from .errors import ApiError
 from .genai import Told
 from .recording import Exchange, Heard, Recorder
 
-UNPACKED_BYTES_MAX = 32 << 20  # of a body that came packed
+OTHER = "(another name)"
+# No more digits in a row than a version has: a card's number is a name's too.
+_NAMES = re.compile(
+    r"(?=.{1,60}\Z)(?!.*[0-9]{4})(?:(?:gen_ai|llm|codex|claude_code)\.|call_type )[a-z0-9_.]+"
+)
+_OWN_WORDS = (
+    "span without texts",
+    "span of something else",
+    "log record without a name",
+    "prompt that the tool keeps to itself",
+    "answer that is cut or kept in a file",
+    "not a StandardLoggingPayload",
+    "messages that LiteLLM keeps to itself",
+    "call_type (no word)",
+)
+UNPACKED_BYTES_MAX = 8 << 20  # of a body, also if it came packed
 
 
 def unpacked(body: bytes, encoding: str) -> bytes:
     """The body without its gzip. Raises ApiError; takes no more memory than the limit."""
     match encoding.strip().lower():
         case "" | "identity":
+            if len(body) > UNPACKED_BYTES_MAX:
+                raise ApiError(413, f"the body has more than {UNPACKED_BYTES_MAX:,} bytes")
             return body
         case "gzip":
             pass
@@ -73,6 +91,8 @@ def hand_over(
     recorder: Recorder, source: str, kept: Sequence[tuple[Told, str | None]], taken: Taken
 ) -> Taken:
     """Put what may be kept; for the loop."""
+    if taken.why:
+        recorder.refused(source, taken.rejected or 1)
     lost = sum(not recorder.hear(_heard(each, source, folder)) for each, folder in kept)
     if lost:
         return Taken(taken.rejected + lost, taken.why or "there is no room for more now")
@@ -94,6 +114,12 @@ def _heard(told: Told, source: str, folder: str | None) -> Heard:
 
 
 def count_unknown(tally: Tally, source: str, unknown: Counter[str]) -> None:
-    """Kinds that were skipped, for `status`: by name, so that a format's drift is seen."""
-    if unknown:
-        tally.add_source(source, SourceCounts(unknown=dict(unknown)))
+    """Kinds that were skipped, for `status`: by name, so that a format's drift is seen.
+
+    Only names that are of a convention: a sender may have put words of its owner there.
+    """
+    named: Counter[str] = Counter()
+    for name, count in unknown.items():
+        named[name if name in _OWN_WORDS or _NAMES.fullmatch(name) else OTHER] += count
+    if named:
+        tally.add_source(source, SourceCounts(unknown=dict(named)))

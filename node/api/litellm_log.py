@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+import trio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -18,8 +19,8 @@ from node.tally import Tally
 
 from .errors import ApiError, encoded
 from .genai import Report, Told, messages_of, text_of
-from .ingest import Taken, allowed_of, count_unknown, hand_over, unpacked
-from .otlp_read import RECORDS_MAX
+from .ingest import Taken, allowed_of, count_unknown, hand_over, not_allowed, unpacked
+from .otlp_read import RECORDS_MAX, check_objects
 from .recording import Recorder
 
 if TYPE_CHECKING:
@@ -30,19 +31,22 @@ _CALLS = ("completion", "acompletion", "text_completion", "atext_completion", "a
 
 
 def routes(recorder: Recorder, app: App) -> list[Route]:
+    turn = trio.Lock()  # one report is read at a time
+
     async def receive(request: Request) -> Response:
         body = await request.body()
         encoding = request.headers.get("content-encoding", "")
 
         def read() -> tuple[list[tuple[Told, str | None]], Taken, int]:
+            if not recorder.allows(SOURCE):  # before a byte is unpacked: how many is not known
+                return [], Taken(0, not_allowed(SOURCE)), 0
             report = read_payloads(unpacked(body, encoding))
-            kept, taken = allowed_of(recorder, SOURCE, report.told)
-            if recorder.allows(SOURCE):
-                count_unknown(Tally(app.home), SOURCE, report.unknown)
-            return kept, taken, len(report.told)
+            count_unknown(Tally(app.home), SOURCE, report.unknown)
+            return *allowed_of(recorder, SOURCE, report.told), len(report.told)
 
         try:
-            kept, taken, total = await app.adapters.in_thread(read)
+            async with turn:
+                kept, taken, total = await app.adapters.in_thread(read)
         except ApiError as error:
             return _json(error.status, {"error": error.message})
         except ValueError as problem:
@@ -65,6 +69,7 @@ def read_payloads(body: bytes) -> Report:
 
 
 def _payloads(body: bytes) -> Iterator[Any]:
+    check_objects(body)
     try:
         whole = msgspec.json.decode(body)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
@@ -83,8 +88,9 @@ def _told(payload: Any, unknown: Counter[str]) -> Told | None:
     if not isinstance(payload, dict) or "call_type" not in payload:
         unknown["not a StandardLoggingPayload"] += 1
         return None
-    if payload["call_type"] not in _CALLS:
-        unknown[f"call_type {payload['call_type']}"] += 1
+    call = payload["call_type"]
+    if not isinstance(call, str) or call not in _CALLS:
+        unknown[f"call_type {call if isinstance(call, str) else '(no word)'}"] += 1
         return None
     asked = messages_of(payload.get("messages"))
     failed = payload.get("status") == "failure"

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from typing import TYPE_CHECKING
 
+import trio
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
@@ -17,7 +18,7 @@ from node.tally import Tally
 
 from .errors import ApiError, encoded
 from .genai import Told, read_logs, read_spans
-from .ingest import Taken, allowed_of, count_unknown, hand_over, unpacked
+from .ingest import Taken, allowed_of, count_unknown, hand_over, not_allowed, unpacked
 from .otlp_read import Signal, from_json, from_protobuf
 from .recording import Recorder
 
@@ -32,14 +33,16 @@ _Kept = list[tuple[Told, str | None]]
 
 def routes(recorder: Recorder, app: App) -> list[Route]:
     """Both paths, each named for the counts."""
+    turn = trio.Lock()  # one report is read at a time: each may take many times its own size
+    signals: tuple[Signal, ...] = "traces", "logs"
     return [
-        Route("/v1/traces", _receiver(recorder, app, "traces"), methods=["POST"], name="traces"),
-        Route("/v1/logs", _receiver(recorder, app, "logs"), methods=["POST"], name="logs"),
+        Route(f"/v1/{each}", _receiver(recorder, app, each, turn), methods=["POST"], name=each)
+        for each in signals
     ]
 
 
 def _receiver(
-    recorder: Recorder, app: App, signal: Signal
+    recorder: Recorder, app: App, signal: Signal, turn: trio.Lock
 ) -> Callable[[Request], Awaitable[Response]]:
     async def receive(request: Request) -> Response:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -49,16 +52,17 @@ def _receiver(
         encoding = request.headers.get("content-encoding", "")
 
         def read() -> tuple[_Kept, Taken]:
+            if not recorder.allows(SOURCE):  # before a byte is unpacked: how many is not known
+                return [], Taken(0, not_allowed(SOURCE))
             whole = unpacked(body, encoding)
             records = (from_json if kind == JSON else from_protobuf)(whole, signal)
             report = (read_spans if signal == "traces" else read_logs)(records)
-            kept, taken = allowed_of(recorder, SOURCE, report.told)
-            if recorder.allows(SOURCE):
-                count_unknown(Tally(app.home), SOURCE, report.unknown)
-            return kept, taken
+            count_unknown(Tally(app.home), SOURCE, report.unknown)
+            return allowed_of(recorder, SOURCE, report.told)
 
         try:
-            kept, taken = await app.adapters.in_thread(read)
+            async with turn:
+                kept, taken = await app.adapters.in_thread(read)
         except ApiError as error:
             return Response(error.message, error.status)
         except ValueError as problem:

@@ -183,6 +183,10 @@ class Recorder:
         app = self._app
         return app.home == home_path() and app.consent.may_capture(app.user_id, source, folder)
 
+    def refused(self, source: str, count: int) -> None:
+        """Count what was reported by a source, or of a folder, that is not allowed."""
+        self._counts.refused[f"consent_{source}"] += count
+
     # ---- beside it -------------------------------------------------------------------------------
 
     async def run(self) -> None:
@@ -249,6 +253,7 @@ class Recorder:
                         if place not in allowed:
                             allowed[place] = self.allows(*place)
                         if not allowed[place]:
+                            self.refused(what.source, 1)
                             self._exchanges.pop(what.exchange.id, None)
                             continue
                         self._exchanges[what.exchange.id] = self._talks.take(

@@ -327,7 +327,7 @@ def run(*, runs: int = 5, tokens: int = 64, leaves: int = 20, threads: int = 0) 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--json", action="store_true", help="the figures as JSON")
+    parser.add_argument("--json", metavar="FILE|-")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--leaves", type=int, default=20)
@@ -339,9 +339,11 @@ def main() -> None:
         return
     figures = run(runs=given.runs, tokens=given.tokens, leaves=given.leaves, threads=given.threads)
     figures["cores"] = os.cpu_count()
-    if given.json:
+    if given.json == "-":
         print(json.dumps(figures, indent=1))
         return
+    if given.json:
+        Path(given.json).write_text(json.dumps(figures, indent=1))
     for name, value in figures.items():
         print(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}")
 
