@@ -413,3 +413,15 @@ def test_bodies_of_all_requests_together_are_bounded(tmp_path: Path) -> None:
             assert each.recv(100).startswith(b"HTTP/1.1 200")
             each.close()
         assert ask(made, "POST", "/v1/echo", {**T, **JSON}, b"x" * 1024)[0] == 200
+
+
+@pytest.mark.parametrize(
+    "headers", [FORM, {**FORM, **S}], ids=["a stranger's", "the owner's, stale"]
+)
+def test_a_body_that_is_refused_after_it_was_read_takes_no_room(
+    served: Endpoint, headers: dict[str, str]
+) -> None:
+    path = "/do/something" if "cookie" in headers else "/entry"
+    for _ in range(220):  # together more than the bodies of all requests may be
+        assert ask(served, "POST", path, headers, b"\xff" * 4_000)[0] in (400, 403)
+    assert ask(served, "POST", "/entry", FORM, b"code=none")[0] == 403

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import subprocess
 import sys
@@ -30,10 +31,13 @@ def app(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[App]:
     gate.close_gate(10)
 
 
+_ids = itertools.count()
+
+
 def payload(ask: str = "Sort?", text: str = "sorted", **changes: Any) -> dict[str, Any]:
     answer = {"choices": [{"message": {"role": "assistant", "content": text}}]}
     return {
-        "id": "1",
+        "id": f"{next(_ids)}",
         "call_type": "acompletion",
         "status": "success",
         "model": "gpt-4o",
@@ -94,7 +98,7 @@ def test_without_consent_nothing_is_kept_and_the_sender_is_told(app: App) -> Non
     allow(app, "endpoint")
     (answer,) = posted(app, litellm_log.routes, "/ingest/litellm", lines(payload()))
     told = answer.json()
-    assert (answer.status_code, told["accepted"], told["rejected"]) == (200, 0, 1)
+    assert (answer.status_code, told["accepted"], told["rejected"]) == (200, 0, 0)
     assert "consent grant capture --source litellm" in told["message"]
     assert list(app.corpus.records()) == []
     assert "litellm" not in Tally(app.home).read().sources
@@ -153,3 +157,22 @@ def test_litellm_itself_reports_what_it_answered(app: App, tmp_path: Path) -> No
         *("How do I sort?", "Answer to How do I sort?"),
         *("And backwards?", "Answer to And backwards?"),
     ]
+
+
+def test_a_report_that_is_sent_twice_is_kept_once(app: App) -> None:
+    allow(app, "litellm")
+    body = lines(payload(id="one"))
+    answers = posted(app, litellm_log.routes, "/ingest/litellm", body, body)
+    assert [each.json()["accepted"] for each in answers] == [1, 0]
+    assert len(list(app.corpus.sessions())) == 1
+
+
+def test_a_call_type_that_is_no_word_is_not_written_down(app: App) -> None:
+    allow(app, "litellm")
+    said = "my card is 4111 1111 1111 1111"
+    body = lines(payload(call_type=said), payload(call_type={"pw": "hunter2"}))
+    posted(app, litellm_log.routes, "/ingest/litellm", body)
+    assert Tally(app.home).read().sources["litellm"].unknown == {
+        "(another name)": 1,
+        "call_type (no word)": 1,
+    }

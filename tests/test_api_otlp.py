@@ -232,7 +232,7 @@ def test_without_consent_nothing_is_kept_and_the_sender_is_told(app: App, kind: 
     else:
         told = ExportTraceServiceResponse.FromString(answer.content).partial_success
         rejected, why = told.rejected_spans, told.error_message
-    assert rejected == 1
+    assert rejected == 0  # of a report that was not read nobody knows how many
     assert "groove-node consent grant capture --source otlp" in why
     assert list(app.corpus.records()) == []
 
@@ -313,7 +313,7 @@ def test_logs_without_consent_are_told_of_in_protobuf(app: App) -> None:
     body, headers = encoded(logs(log("codex.user_prompt", {"prompt": "Sort?"})), "protobuf")
     (answer,) = posted(app, otlp.routes, "/v1/logs", body, headers=headers)
     told = ExportLogsServiceResponse.FromString(answer.content).partial_success
-    assert told.rejected_log_records == 1
+    assert "--source otlp" in told.error_message
 
 
 def test_packed_bodies_are_read_and_bombs_are_not_unpacked(app: App) -> None:

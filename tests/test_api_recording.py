@@ -273,6 +273,83 @@ def test_an_exchange_that_is_not_to_be_kept_is_not(app: App) -> None:
     assert list(app.corpus.records()) == []
 
 
+def test_what_is_not_to_be_kept_is_not_brought_in_by_the_next_ask_that_repeats_it(
+    app: App,
+) -> None:
+    allow(app)
+    private = exchange(2, "Sort?", "sorted", "my test was positive", no_capture=True)
+    record(
+        app,
+        (exchange(1, "Sort?"), "sorted", "ok"),
+        (private, "I am sorry", "ok"),
+        (
+            exchange(3, "Sort?", "sorted", "my test was positive", "I am sorry", "And backwards?"),
+            "reverse=True",
+            "ok",
+        ),
+    )
+    assert turns(app) == [["Sort?", "sorted", "And backwards?", "reverse=True"]]
+
+
+@pytest.mark.parametrize("conversation", [None, "1"])
+def test_an_ask_without_an_answer_that_was_not_to_be_kept_stays_out(
+    app: App, conversation: str | None
+) -> None:
+    allow(app)
+    private = exchange(1, "my test was positive", no_capture=True, conversation=conversation)
+    two = ({"role": "user", "content": "my test was positive"}, {"role": "user", "content": "Hi"})
+    record(
+        app,
+        (private, "", "aborted"),
+        (exchange(2, messages=two, conversation=conversation), "Hello", "ok"),
+    )
+    assert turns(app) == [["Hi", "Hello"]]
+
+
+def test_what_is_said_while_the_source_is_not_allowed_stays_out_when_it_is_again(app: App) -> None:
+    allow(app, "endpoint", "otlp")
+
+    async def main() -> None:
+        private = ("Sort?", "sorted", "my test was positive")
+        async with recording(app) as recorder:
+            recorder.finished(exchange(1, "Sort?"), "sorted", "ok", None)
+            await _until(lambda: len(list(app.corpus.records())) == 2)
+            app.consent.withdraw(app.user_id, sources=["endpoint"])
+            recorder.finished(exchange(2, *private), "", "error", None)
+            await _until(lambda: recorder._counts.refused["consent_endpoint"] == 1)
+            allow(app, "endpoint", "otlp")
+            recorder.finished(exchange(3, *private, "Hm", "And backwards?"), "yes", "ok", None)
+
+    trio.run(main)
+    assert sorted(turns(app)) == [["And backwards?", "yes"], ["Sort?", "sorted"]]
+
+
+@pytest.mark.parametrize("conversation", [None, "1"])
+def test_talks_of_two_clients_that_stand_alike_are_not_mixed(
+    app: App, conversation: str | None
+) -> None:
+    allow(app)
+    about = {"conversation": conversation}
+    record(
+        app,
+        (exchange(1, "hi", client="alice", **about), "Hello", "ok"),
+        (exchange(2, "hi", client="bob", **about), "Hello", "ok"),
+        (exchange(3, "hi", "Hello", "Sort?", client="alice", **about), "sorted", "ok"),
+    )
+    assert sorted(turns(app)) == [["hi", "Hello"], ["hi", "Hello", "Sort?", "sorted"]]
+
+
+def test_an_ask_that_goes_on_with_either_of_two_talks_goes_on_with_neither(app: App) -> None:
+    allow(app)
+    record(
+        app,
+        (exchange(1, "hi"), "Hello", "ok"),
+        (exchange(2, "hi"), "Hello", "ok"),
+        (exchange(3, "hi", "Hello", "Sort?"), "sorted", "ok"),
+    )
+    assert sorted(turns(app)) == [["Sort?", "sorted"], ["hi", "Hello"], ["hi", "Hello"]]
+
+
 def test_while_nobody_has_consented_capture_is_not_loaded(tmp_path: Path) -> None:
     script = """
 import sys, trio

@@ -55,6 +55,7 @@ class Told:
     provider: str
     client: str
     folders: tuple[str, ...] = field(default=(), repr=False)
+    id: str = ""  # the sender's own; empty if it gave none
 
 
 @dataclass(slots=True)

@@ -123,10 +123,16 @@ class Guard:
             self._counts.refused["websocket"] += 1
             await send({"type": "websocket.close", "code": 1008})
             return
+        body = _Body(self, receive)
+        try:
+            await self._serve(scope, body, send)
+        finally:
+            body.let_go()  # whatever became of it, and at whichever step
+
+    async def _serve(self, scope: Scope, body: _Body, send: Send) -> None:
         begun_s = trio.current_time()
         head = Head.of(scope)
         answer = _Answer(send, head.method, rule_of(head.path))
-        body = _Body(self, receive)
         try:
             caller_, given = await self._let_in(head, answer.rule, body)
         except _RefusedError as problem:
@@ -137,15 +143,12 @@ class Guard:
         except _GoneError:
             self._counts.aborted += 1
             return
-        finally:
-            body.let_go_of_unread()
         scope[KEY] = (caller_, given)
         try:
             await self._asgi(scope, body.replay, answer.send)
         except Exception as problem:  # the top of a request: one that fails is one that fails
             await self._failed(answer, head, problem)
         finally:
-            body.let_go()
             self._measure(scope, answer, begun_s)
 
     # ---- who is let in ---------------------------------------------------------------------------
@@ -306,10 +309,6 @@ class _Body:
             return await self._receive()
         self._given = True
         return {"type": "http.request", "body": bytes(self._body), "more_body": False}
-
-    def let_go_of_unread(self) -> None:
-        if not self._whole:
-            self.let_go()
 
     def let_go(self) -> None:
         self._guard.let_go(self._held)

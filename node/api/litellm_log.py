@@ -5,7 +5,7 @@ One object, an array of them, or one a line (`log_format: ndjson`). A source of 
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from node.app import App
 
 SOURCE = "litellm"
+SEEN_MAX = 5_000  # reports
 _CALLS = ("completion", "acompletion", "text_completion", "atext_completion", "anthropic_messages")
 
 
 def routes(recorder: Recorder, app: App) -> list[Route]:
+    seen = _Seen()
     turn = trio.Lock()  # one report is read at a time
 
     async def receive(request: Request) -> Response:
@@ -42,7 +44,11 @@ def routes(recorder: Recorder, app: App) -> list[Route]:
                 return [], Taken(0, not_allowed(SOURCE)), 0
             report = read_payloads(unpacked(body, encoding))
             count_unknown(Tally(app.home), SOURCE, report.unknown)
-            return *allowed_of(recorder, SOURCE, report.told), len(report.told)
+            told = [each for each in report.told if not (each.id and seen.has(each))]
+            kept, taken = allowed_of(recorder, SOURCE, told)
+            if twice := len(report.told) - len(told):
+                taken = Taken(taken.rejected + twice, taken.why or "reported before")
+            return kept, taken, len(report.told)
 
         try:
             async with turn:
@@ -57,6 +63,24 @@ def routes(recorder: Recorder, app: App) -> list[Route]:
         return _json(200, told | ({"message": taken.why} if taken.why else {}))
 
     return [Route("/ingest/litellm", receive, methods=["POST"], name="litellm_log")]
+
+
+class _Seen:
+    """What the last reports were: LiteLLM sends again what it had no answer to."""
+
+    def __init__(self) -> None:
+        self._ids: OrderedDict[int, None] = OrderedDict()
+
+    def has(self, told: Told) -> bool:
+        """Whether it was reported before; from now on it was."""
+        # With a hash of the texts: a small server may give all its answers one id.
+        given = hash((told.id, told.messages[-1]["content"], told.text))
+        known = given in self._ids
+        self._ids[given] = None
+        self._ids.move_to_end(given)
+        if len(self._ids) > SEEN_MAX:
+            self._ids.popitem(last=False)
+        return known
 
 
 def read_payloads(body: bytes) -> Report:
@@ -107,6 +131,7 @@ def _told(payload: Any, unknown: Counter[str]) -> Told | None:
         str(payload.get("model") or ""),
         str(payload.get("custom_llm_provider") or ""),
         "litellm",
+        id=given if isinstance(given := payload.get("id"), str) and len(given) <= 200 else "",
     )
 
 

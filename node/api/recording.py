@@ -115,9 +115,8 @@ class Recorder:
 
     def finished(self, exchange: Exchange, text: str, outcome: str, usage: Usage | None) -> None:
         """An answer is over: ok, aborted or error. Microseconds, and never raises."""
-        if gate.queue is None or exchange.no_capture or not self._config.capture:
-            return
-        self.hear(Heard(exchange, text, outcome))
+        if gate.queue is not None and self._config.capture:
+            self.hear(Heard(exchange, text, outcome))
 
     def hear(self, heard: Heard) -> bool:
         """Put an exchange; False if nothing is captured, or there is no room for it."""
@@ -128,6 +127,8 @@ class Recorder:
             if self._is_full(size):
                 return False
             self._put(heard, size)
+            if heard.exchange.no_capture:
+                return True  # only so that a later ask, which repeats it, does not bring it in
             self._exchanges[heard.exchange.id] = None
             while len(self._exchanges) > EXCHANGES_MAX:
                 self._exchanges.popitem(last=False)
@@ -249,11 +250,16 @@ class Recorder:
             try:
                 match what:
                     case Heard():
+                        if what.exchange.no_capture:
+                            self._talks.pass_over(what)
+                            continue
                         place = what.source, what.folder
                         if place not in allowed:
                             allowed[place] = self.allows(*place)
                         if not allowed[place]:
                             self.refused(what.source, 1)
+                            self._talks.forget(*place)
+                            self._talks.pass_over(what)
                             self._exchanges.pop(what.exchange.id, None)
                             continue
                         self._exchanges[what.exchange.id] = self._talks.take(

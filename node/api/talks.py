@@ -30,6 +30,7 @@ from .recording import OWN, SIGNALS, SOURCE, Heard
 
 OPEN_MAX = SESSIONS_MAX // 2  # the queue has as many for all who offer to it
 TURNS_MAX = 1_000  # of a talk; then its session is closed, and a new one begins
+PASSED_OVER_MAX = 10_000  # asks that were not to be kept, by a hash
 _SAID = ("user", "assistant")
 
 Offer = Callable[[CaptureItem | SessionEnd], bool]
@@ -72,7 +73,8 @@ class Talks:
         self._secret = secrets.token_bytes(32)
         self._open: OrderedDict[str, Talk] = OrderedDict()  # by session; longest untouched first
         self._by_key: dict[bytes, Talk] = {}
-        self._by_head: dict[bytes, Talk] = {}
+        self._by_head: dict[bytes, dict[str, Talk]] = {}  # two talks may stand alike
+        self._passed_over: OrderedDict[bytes, None] = OrderedDict()
         self.lost = 0
 
     def __len__(self) -> int:
@@ -86,14 +88,15 @@ class Talks:
         went_back = bool(talk and known and chain[known] != talk.heads[-1])
         if talk is None:
             talk = self._begun(heard, now_s, offer)
-            # What was said before was recorded as it was said, or was said to somebody else.
-            known = _answered(turns)
-            talk.course.continued = known > 0
-        elif not known:  # the same by its id: this client sends a part of the talk
-            known = _answered(turns)
+            talk.course.continued = _answered(turns) > 0
+        # What was said before was recorded as it was said, or was not to be, or was said to
+        # somebody else.
+        passed_over = self._passed_over_of(chain)
+        follows = passed_over < known or not passed_over
+        known = max(known, _answered(turns), passed_over)
         talk.touched_s = now_s
         self._open.move_to_end(talk.session)
-        if heard.exchange.feedback in SIGNALS and talk.answered:
+        if heard.exchange.feedback in SIGNALS and talk.answered and follows:
             self.mark(talk, heard.exchange.feedback)
         elif went_back:  # to before the last answer: the owner wants another one
             talk.note(Sign.STOPPED)
@@ -102,6 +105,23 @@ class Talks:
         if talk.turns >= TURNS_MAX:
             self.close(talk, offer)
         return talk
+
+    def pass_over(self, heard: Heard) -> None:
+        """Remember, by hashes alone, what is not to be kept: later asks will repeat it."""
+        chain = self._chain(heard, list(_turns(heard.exchange.messages)))
+        heads = [chain[-1]]
+        if heard.text.strip():
+            heads.append(self._next(chain[-1], "assistant", heard.text))
+        for head in heads:
+            self._passed_over[head] = None
+            self._passed_over.move_to_end(head)
+        while len(self._passed_over) > PASSED_OVER_MAX:
+            self._passed_over.popitem(last=False)
+
+    def _passed_over_of(self, chain: list[bytes]) -> int:
+        """How many turns were passed over, not counting the one that is asked now."""
+        turns = range(len(chain) - 2, 0, -1)
+        return next((n for n in turns if chain[n] in self._passed_over), 0)
 
     def mark(self, talk: Talk, signal: str) -> None:
         """Note what the owner said of the last answer."""
@@ -129,14 +149,25 @@ class Talks:
         self._by_key.clear()
         self._by_head.clear()
 
-    def close(self, talk: Talk, offer: Offer) -> None:
+    def forget(self, source: str, folder: str | None) -> None:
+        """The same for one source and folder."""
+        for talk in list(self._open.values()):
+            if (talk.source, talk.folder) == (source, folder):
+                self._remove(talk)
+
+    def _remove(self, talk: Talk) -> None:
         talk.closed = True
         self._open.pop(talk.session, None)
         if self._by_key.get(talk.key) is talk:
             del self._by_key[talk.key]
         for head in talk.heads:
-            if self._by_head.get(head) is talk:
-                del self._by_head[head]
+            if owners := self._by_head.get(head):
+                owners.pop(talk.session, None)
+                if not owners:
+                    del self._by_head[head]
+
+    def close(self, talk: Talk, offer: Offer) -> None:
+        self._remove(talk)
         if not talk.records:
             return
         stands = talk.course.standing()
@@ -162,9 +193,14 @@ class Talks:
         if named and talk is None:
             return None, 0
         for known in range(len(chain) - 1, 0, -1):
-            found = self._by_head.get(chain[known])
-            if found is not None and (talk is None or found is talk):
-                return found, known
+            owners = self._by_head.get(chain[known], {})
+            if talk is not None:
+                if talk.session in owners:
+                    return talk, known
+            elif len(owners) == 1:
+                return next(iter(owners.values())), known
+            elif owners:  # of two that stand alike, neither: it might be another's
+                return None, 0
         return talk, 0
 
     def _asks(self, talk: Talk, heard: Heard, texts: list[str], offer: Offer) -> None:
@@ -229,7 +265,7 @@ class Talks:
 
     def _stands(self, talk: Talk, head: bytes) -> None:
         talk.heads.append(head)
-        self._by_head[head] = talk
+        self._by_head.setdefault(head, {})[talk.session] = talk
 
     def _key(self, heard: Heard) -> bytes:
         """Of the id that a client gave; empty if it gave none."""
@@ -258,7 +294,8 @@ def _answered(turns: list[tuple[str, str]]) -> int:
 
 
 def _opening(heard: Heard) -> bytes:
-    return f"{heard.source}\0{heard.folder or ''}".encode("utf-8", "surrogatepass")
+    place = f"{heard.source}\0{heard.folder or ''}\0{heard.exchange.client}"
+    return place.encode("utf-8", "surrogatepass")
 
 
 def _turns(messages: tuple[Mapping[str, Any], ...]) -> Iterator[tuple[str, str]]:
