@@ -39,6 +39,8 @@ def log_to(home: Path, *, verbose: bool) -> None:
         kept.setFormatter(form)
         handlers.append(kept)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+    for name in ("httpx", "httpcore"):  # they log each URL, and its query is a client's text
+        logging.getLogger(name).setLevel(logging.WARNING)
 
 
 @dataclass(frozen=True, slots=True)

@@ -415,3 +415,15 @@ def test_words_in_place_of_an_events_name_are_not_written_down(app: App) -> None
     posted(app, otlp.routes, "/v1/logs", body, headers=JSON)
     unknown = Tally(app.home).read().sources["otlp"].unknown
     assert unknown == {"(another name)": 2, "codex.new_thing": 1}
+
+
+def test_json_within_a_text_of_protobuf_is_counted_too(
+    app: App, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    allow(app, "otlp")
+    monkeypatch.setattr(otlp_read, "OBJECTS_MAX", 1_000)
+    body, headers = encoded(
+        traces(span({"gen_ai.input.messages": "[" + "{}," * 2_000})), "protobuf"
+    )
+    (answer,) = posted(app, otlp.routes, "/v1/traces", body, headers=headers)
+    assert answer.status_code == 400

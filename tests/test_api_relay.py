@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import gzip
+import logging
 import socket
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, cast
 
 import httpx
@@ -15,8 +18,10 @@ from support_api import Bench, Served, served
 
 from node import gate
 from node.api.config import ApiConfig
+from node.api.errors import quoted
 from node.api.heard import Hearing
 from node.api.recording import Recorder
+from node.logfile import FILE, log_to
 
 CHAT = "/v1/chat/completions"
 ASK = b'{ "model":"gpt-x",  "messages":[{"role":"user","content":"hi"}], "odd": 1e2 }'
@@ -406,3 +411,52 @@ def test_a_line_that_is_full_takes_no_more(monkeypatch: pytest.MonkeyPatch) -> N
         hearing.end(heard, "ok")
     assert bench.counts.failures["recorder_busy"] == 40 - 31
     assert bench.counts.failures["too_long_to_record"] == 1
+
+
+def test_a_redirect_to_another_origin_is_refused() -> None:
+    upstream = Upstream(status=307, headers={"location": "http://other.example/evil"})
+    with both(upstream) as (bench, near, _):
+        response = httpx.post(f"{near.url}{CHAT}", content=ASK)
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "upstream_redirect"
+    assert "location" not in response.headers
+    assert bench.counts.failures["upstream_redirect"] == 1
+
+
+def test_a_redirect_within_the_upstream_leads_to_our_own_path() -> None:
+    upstream = Upstream(status=307, headers={"location": "/v1/other?a=1"})
+    with both(upstream) as (_, near, _far):
+        response = httpx.post(f"{near.url}{CHAT}", content=ASK)
+    assert (response.status_code, response.headers["location"]) == (307, "/v1/other?a=1")
+
+
+def test_a_status_that_there_is_not_is_told_as_a_bad_answer() -> None:
+    with both(Upstream(status=999)) as (_, near, _far):
+        response = httpx.post(f"{near.url}{CHAT}", content=ASK)
+    assert response.status_code == 502
+    assert response.json()["error"]["code"] == "upstream_malformed"
+
+
+def test_a_packed_list_of_models_is_not_unpacked() -> None:
+    packed = gzip.compress(b'{"data": [{"id": "far"}]}')
+    upstream = Upstream(headers={"content-encoding": "gzip"}, chunks=(packed,))
+    with both(upstream) as (bench, near, _):
+        listed = httpx.get(f"{near.url}/v1/models").json()["data"]
+    assert "far" not in [row["id"] for row in listed]
+    assert upstream.seen[0][2]["accept-encoding"] == "identity"
+    assert bench.counts.failures["upstream_models"] == 1
+
+
+def test_what_is_quoted_of_a_list_is_its_type() -> None:
+    assert quoted([1] * 10) == "a list"
+    assert quoted("x" * 1000).endswith("…")
+
+
+def test_a_relayed_query_is_not_in_the_log(tmp_path: Path) -> None:
+    log_to(tmp_path, verbose=False)
+    with both(Upstream()) as (_, near, _far):
+        httpx.post(f"{near.url}{CHAT}?q=private-words", content=ASK)
+    logging.getLogger("node").info("written")
+    kept = (tmp_path / FILE).read_text()
+    assert "written" in kept
+    assert "private-words" not in kept

@@ -55,7 +55,9 @@ class ApiError(Exception):
 
 def quoted(value: object) -> str:
     """Of what a client sent, as much as helps it to find the place."""
-    text = repr(value)
+    if isinstance(value, list | dict):
+        return f"a {type(value).__name__}"  # its repr would be made whole, on the loop
+    text = repr(value[: QUOTED_CHARS_MAX + 1] if isinstance(value, str) else value)
     return text if len(text) <= QUOTED_CHARS_MAX else text[: QUOTED_CHARS_MAX - 1] + "…"
 
 

@@ -214,9 +214,11 @@ class Relay:
         self, response: httpx.Response, send: Send, passing: _Passing, upstream: Upstream
     ) -> None:
         status, heard = response.status_code, passing.heard
+        if not 200 <= status <= 599:
+            raise _not_understood(upstream)
         if status >= 500:
             self._counts.failures["upstream_status"] += 1
-        headers = _headers_down(response.headers.raw)
+        headers = _located(_headers_down(response.headers.raw), response.url, upstream)
         await send({"type": "http.response.start", "status": status, "headers": headers})
         if heard is not None:
             heard.status = status
@@ -244,10 +246,14 @@ class Relay:
         try:
             with trio.fail_after(MODELS_WITHIN_S):
                 async with client.stream(
-                    "GET", f"{upstream.url}/models", headers=upstream.key_header()
+                    "GET",
+                    f"{upstream.url}/models",
+                    headers=[*upstream.key_header(), (b"accept-encoding", b"identity")],
                 ) as response:
+                    if "content-encoding" in response.headers:  # unpacked, it has no bound
+                        raise ValueError("the list is packed")
                     read = bytearray()
-                    async for chunk in response.aiter_bytes():
+                    async for chunk in response.aiter_raw():
                         read += chunk
                         if len(read) > MODELS_BYTES_MAX:
                             raise ValueError("the list is too long")
@@ -334,9 +340,44 @@ def _unreachable(problem: Exception, upstream: Upstream) -> ApiError:
         case httpx.ConnectTimeout() | httpx.ReadTimeout() | httpx.WriteTimeout():
             message = f"the upstream ({upstream.setting}) did not answer in time"
             return ApiError(504, message, kind="upstream_late", code="upstream_late")
+        case httpx.RemoteProtocolError():
+            return _not_understood(upstream)
         case _:
             message = f"the upstream ({upstream.setting}) cannot be reached: is it running?"
             return ApiError(502, message, kind="upstream_down", code="upstream_down")
+
+
+def _not_understood(upstream: Upstream) -> ApiError:
+    message = f"the answer of the upstream ({upstream.setting}) cannot be understood"
+    return ApiError(502, message, kind="upstream_malformed", code="upstream_malformed")
+
+
+def _located(
+    headers: list[tuple[bytes, bytes]], asked: httpx.URL, upstream: Upstream
+) -> list[tuple[bytes, bytes]]:
+    """With a redirect led to our own path: a client would take our token to another origin."""
+    return [
+        (name, _own_path(value, asked, upstream) if name == b"location" else value)
+        for name, value in headers
+    ]
+
+
+def _own_path(location: bytes, asked: httpx.URL, upstream: Upstream) -> bytes:
+    base = httpx.URL(upstream.url)
+    try:
+        target = asked.join(location.decode("ascii"))
+    except (httpx.InvalidURL, ValueError):
+        target = None
+    origin = (base.scheme, base.host, base.port)
+    root = base.raw_path.rstrip(b"/") + b"/"
+    if (
+        target is None
+        or (target.scheme, target.host, target.port) != origin
+        or not target.raw_path.startswith(root)
+    ):
+        message = f"the upstream ({upstream.setting}) sends elsewhere, where our token must not go"
+        raise ApiError(502, message, kind="upstream_redirect", code="upstream_redirect")
+    return b"/v1/" + target.raw_path[len(root) :]
 
 
 def _broken(problem: Exception, upstream: Upstream) -> ApiError:

@@ -93,6 +93,7 @@ class OpenAiServer(ABC):
         parts = urlsplit(self.url)
         most = self._config.connections_max
         return httpx.AsyncClient(
+            headers={"accept-encoding": "identity"},
             verify=parts.scheme == "https",
             trust_env=False,  # a proxy is for what is far away, and would read the prompts
             follow_redirects=False,
@@ -196,7 +197,9 @@ async def read(response: httpx.Response) -> Any:
     """What a short answer says; None if it is no JSON, or too long to be read."""
     data = bytearray()
     try:
-        async for chunk in response.aiter_bytes():
+        if "content-encoding" in response.headers:  # unpacked, it has no bound
+            return None
+        async for chunk in response.aiter_raw():
             data += chunk
             if len(data) > ANSWER_BYTES_MAX:
                 return None
@@ -210,7 +213,7 @@ class _Pieces:
 
     def __init__(self, response: httpx.Response) -> None:
         self._response = response
-        self._chunks = response.aiter_bytes()
+        self._chunks = response.aiter_raw()
         self._lines = EventLines()
         self._ready: deque[Piece] = deque()
         self._finish: str | None = None
@@ -230,6 +233,8 @@ class _Pieces:
 
     async def _read(self) -> None:
         """Take what comes next; after the last of it, the piece that ends the answer."""
+        if "content-encoding" in self._response.headers:  # unpacked, it has no bound
+            raise BackendError("malformed_answer", _MALFORMED)
         try:
             for data in self._lines.push(await anext(self._chunks)):
                 if data != b"[DONE]":
