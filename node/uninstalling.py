@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import stat
 from collections.abc import Iterator
@@ -30,10 +31,11 @@ if TYPE_CHECKING:
 MARKER = "uninstall.pending"
 KEYS = "keys"
 # A cache that GROOVE_CACHE names may hold what others put there.
-_CACHED = (
-    *("chassis", "canaries", "kingfisher", "encoder-*", "*.vscdb", "probes", "*.lock"),
-    *("encoder-hashes.json", ".*.tmp"),
+_CACHED = re.compile(
+    r"chassis|canaries|kingfisher|probes|encoder-hashes\.json|(chassis|encoder)[\w-]*\.lock"
+    r"|encoder-[0-9a-f]{16}|[0-9a-f]{32}\.vscdb|\.(chassis|encoder)[\w.-]*\.tmp"
 )
+_PROBE = re.compile(r"[0-9a-f]{32}\.probe")
 _COMPLETIONS = (
     "~/.local/share/bash-completion/completions/groove-node",
     "~/.zfunc/_groove-node",
@@ -75,7 +77,7 @@ class Part:
         if not self.spare and not self.only:
             return [self.path]
         inside = [x for x in sorted(self.path.iterdir()) if x.name not in self.spare]
-        return [x for x in inside if not self.only or any(x.match(each) for each in self.only)]
+        return [x for x in inside if not self.only or x.name in self.only]
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +116,10 @@ def plan(*, keep_keys: bool = False, keep_cache: bool = False) -> Plan:
     cache, strangers = cache_path(), []
     if not keep_cache and cache.is_dir():
         inside = list(cache.iterdir())
-        ours = [x for x in inside if any(x.match(each) for each in _CACHED)]
+        ours = [x for x in inside if _is_of_cache(x)]
         strangers = sorted({*inside} - {*ours})
-        parts.append(Part("cache", cache, only=_CACHED if strangers else ()))
+        only = tuple(sorted(x.name for x in ours)) or ("",)  # "": of a cache of strangers alone
+        parts.append(Part("cache", cache, only=only if strangers else ()))
     for given in _COMPLETIONS:
         path = Path(given).expanduser()
         if path.is_file() and b"_groove" in path.read_bytes()[:4096]:
@@ -142,6 +145,7 @@ def carry_out(planned: Plan) -> list[str]:
 
     Killed at any point, it can be run again, with a plan made anew.
     """
+    targets = _led_to(planned)
     done = _without_service()
     with ExitStack() as locks:
         if _lies(planned.home):
@@ -158,6 +162,13 @@ def carry_out(planned: Plan) -> list[str]:
             done.append(str(part.path))
     with suppress(OSError):
         state_path().rmdir()  # if no other home remembers anything
+    if targets:
+        raise UninstallError(
+            f"what {targets[0]} holds is still there: a link led to it"
+            + (f", and to {len(targets) - 1} more" if targets[1:] else ""),
+            unchanged="The rest is removed, the links too.",
+            next_step="Remove it yourself, if nobody else needs it.",
+        )
     if left := [str(path) for part in planned.parts for path in part.tops()]:
         raise UninstallError(
             f"{left[0]} is still there" + (f", and {len(left) - 1} more" if left[1:] else ""),
@@ -165,6 +176,19 @@ def carry_out(planned: Plan) -> list[str]:
             next_step="Run `groove-node uninstall` again, or remove it by hand.",
         )
     return done
+
+
+def _led_to(planned: Plan) -> list[Path]:
+    """Where links in the home lead: what is there outlives them, the keys perhaps."""
+    found = []
+    for part in planned.parts:
+        if part.what != "home" or not _lies(part.path):
+            continue
+        real = Path(os.path.realpath(part.path))
+        links = [x for x in sorted(real.iterdir()) if x.is_symlink() and x.name not in part.spare]
+        targets = [Path(os.path.realpath(link)) for link in links]
+        found += [x for x in targets if x.exists() and not x.is_relative_to(real)]
+    return found
 
 
 def _check_is_home(home: Path) -> None:
@@ -176,14 +200,21 @@ def _check_is_home(home: Path) -> None:
             unchanged="Nothing was removed.",
             next_step="Set GROOVE_HOME to the folder that `groove-node init` made.",
         )
-    marks = (KEYS, USER_ID_FILE, MARKER)
-    if any((home / mark).exists() for mark in marks) or not any(home.iterdir()):
+    marks = (f"{KEYS}/{keyfiles.DOC}", f"{KEYS}/{keyfiles.ROOT}", USER_ID_FILE, MARKER)
+    if any((home / mark).is_file() for mark in marks) or not any(home.iterdir()):
         return
     raise UninstallError(
         f"{home} is no home of a node: it has neither keys nor an id",
         unchanged="Nothing was removed.",
         next_step="Set GROOVE_HOME to where your home is, or remove the folder yourself.",
     )
+
+
+def _is_of_cache(path: Path) -> bool:
+    """Whether the node made it: others may keep things beside, and under names much like these."""
+    if path.name == "probes":
+        return path.is_dir() and all(_PROBE.fullmatch(x.name) for x in path.iterdir())
+    return bool(_CACHED.fullmatch(path.name))
 
 
 def _remembered(home: Path, keep_keys: bool) -> list[Path]:
@@ -234,6 +265,8 @@ def _without_service() -> list[str]:
 def _hold(home: Path, locks: ExitStack) -> None:
     """Take every lock of the home, so that nothing works in it. Raises UninstallError."""
     for path in sorted(home.glob("*.lock")):
+        if not stat.S_ISREG(path.lstat().st_mode):
+            continue  # no lock of ours: a pipe would keep us waiting
         file = locks.enter_context(path.open("rb"))
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

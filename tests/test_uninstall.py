@@ -252,3 +252,46 @@ def test_a_file_that_cannot_be_removed_is_told(home: Path, monkeypatch: pytest.M
     monkeypatch.setattr(uninstalling, "_empty_home", lambda part: None)
     with pytest.raises(UninstallError, match="still there"):
         uninstalling.carry_out(uninstalling.plan())
+
+
+def test_a_folder_with_keys_of_others_is_no_home(
+    user: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    project = user / "project"
+    (project / "keys").mkdir(parents=True, mode=0o700)
+    project.chmod(0o700)
+    (project / "keys" / "deploy.pub").write_text("of a server")
+    (project / "thesis.txt").write_text("years of work")
+    monkeypatch.setenv("GROOVE_HOME", str(project))
+    before = tree(user)
+    assert ran("--yes") != 0
+    assert tree(user) == before
+
+
+def test_what_others_keep_in_a_shared_cache_stays_under_whatever_name(
+    home: Path, user: Path
+) -> None:
+    cache = cache_path()
+    strangers = {"uv.lock", "Cargo.lock", "state.vscdb", "probes/mine.txt"}
+    for name in strangers:
+        (cache / name).parent.mkdir(exist_ok=True)
+        (cache / name).write_text("another's")
+    assert ran("--yes") == 0
+    left = {str(x.relative_to(cache)) for x in cache.rglob("*") if x.is_file()}
+    assert left == strangers
+
+
+def test_keys_behind_a_link_are_told_of(
+    home: Path, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "keys").rename(user / "stick")
+    (home / "keys").symlink_to(user / "stick")
+    assert ran("--yes") == 1
+    assert str(user / "stick") in capsys.readouterr().err
+    assert (user / "stick" / "op.key").exists() and not home.exists()
+
+
+def test_a_pipe_named_like_a_lock_keeps_nobody_waiting(home: Path, user: Path) -> None:
+    os.mkfifo(home / "x.lock")
+    assert ran("--yes") == 0
+    assert not home.exists()
