@@ -78,6 +78,30 @@ def test_fifty_clients_that_trickle_do_not_keep_an_honest_one_out(tmp_path: Path
     assert made.counts.refused["connections"] == 0
 
 
+def test_bodies_that_never_come_do_not_keep_an_honest_one_out(tmp_path: Path) -> None:
+    made = endpoint(tmp_path, time.monotonic, connections_max=20)
+    with running(made), ExitStack() as stack:
+        form = "POST /entry HTTP/1.1\r\nhost: 127.0.0.1:{}\r\ncontent-length: 4000\r\n{}\r\n\r\nx"
+        kind = "content-type: application/x-www-form-urlencoded"
+        for _ in range(30):
+            slow = stack.enter_context(connected(made))
+            slow.sendall(form.format(made.port, kind).encode())
+        for _ in range(5):
+            answer = httpx.get(f"{made.url}/v1/models", headers=made.bearer, timeout=20)
+            assert answer.status_code == 200
+    assert made.counts.refused["connections"] == 0
+
+
+def test_who_sends_much_ahead_and_goes_is_noticed(tmp_path: Path) -> None:
+    made = endpoint(tmp_path, time.monotonic)
+    with running(made):
+        with connected(made) as gone:
+            gone.sendall(head(made, "/v1/stream"))
+            assert gone.recv(1000).startswith(b"HTTP/1.1 200")
+            gone.sendall(b"x" * 150_000)
+        becomes(lambda: len(made.ended) == 1)
+
+
 def test_a_head_that_trickles_is_ended_however_it_trickles(tmp_path: Path) -> None:
     made = endpoint(tmp_path, time.monotonic)
     with running(made, limits=QUICK), connected(made) as slow:

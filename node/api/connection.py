@@ -71,8 +71,8 @@ class Connection:
 
     @property
     def waits(self) -> bool:
-        """Whether nothing that the client asked for is being done."""
-        return self._exchange is None
+        """Whether nothing is being done for the client: it has yet to ask, or to send its body."""
+        return self._exchange is None or not self._exchange.is_asked
 
     def drop(self) -> None:
         """End it now."""
@@ -271,6 +271,11 @@ class _Exchange:
         self._told_end = True
         return {"type": "http.request", "body": b"", "more_body": False}
 
+    @property
+    def is_asked(self) -> bool:
+        """Whether the request is here, with its body."""
+        return self._read_whole.is_set()
+
     async def _watch(self) -> None:
         """Notice that the client goes away while it is answered.
 
@@ -288,6 +293,7 @@ class _Exchange:
                 return
             kept += len(data)
             self._h11.receive_data(data)
+        self.gone.set()  # it does not wait for its answer, and could not be seen to go any more
 
     # ---- what it is sent -------------------------------------------------------------------------
 

@@ -200,7 +200,7 @@ class Guard:
     # ---- what becomes of it ----------------------------------------------------------------------
 
     async def _refuse(self, answer: _Answer, head: Head, refusal: Refusal) -> None:
-        log.info("request refused cause=%s status=%d", refusal.cause, refusal.status)
+        log.debug("request refused cause=%s status=%d", refusal.cause, refusal.status)
         kind, body = body_of(refusal, head.path)
         headers = [(b"content-type", kind), (b"content-length", str(len(body)).encode())]
         status = {"status": refusal.status, "headers": [*headers, *refusal.headers]}
