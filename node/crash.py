@@ -215,7 +215,7 @@ def watch(home: Path) -> None:
         if os.fstat(descriptor).st_size > HARD_BYTES_MAX:
             os.ftruncate(descriptor, 0)
         file = os.fdopen(descriptor, "ab", buffering=0)
-    except OSError as problem:
+    except (OSError, OwnerError) as problem:  # a file in the folder's place, a full disk
         log.warning("no file for hard crashes problem=%s", type(problem).__name__)
         return
     faulthandler.enable(file)  # keeps it open; writes functions and lines alone

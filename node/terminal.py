@@ -47,6 +47,12 @@ class _Out(Console):
         raise BrokenPipeError
 
 
+def harmless(text: str) -> str:
+    """Without what moves the cursor, sets the title or turns the writing round: what is said may
+    be a stranger's, by an adapter, a server or the name of a leaf."""
+    return "".join(x if x in "\n\t" or x.isprintable() else "\ufffd" for x in text)
+
+
 def _hush() -> None:
     """Nobody reads any more: what is still written goes nowhere, also at the exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -103,12 +109,12 @@ class Terminal:
     def line(self, text: str) -> None:
         if not self._json and text:
             self._rest()
-            self._out.print(text, markup=False)
+            self._out.print(harmless(text) if self._out.is_terminal else text, markup=False)
 
     def note(self, text: str) -> None:
         """Something beside the result: to stderr, with --json too."""
         self._rest()
-        self._err.print(text, markup=False)
+        self._err.print(harmless(text), markup=False)
 
     def facts(self, facts: Iterable[tuple[str, str]]) -> None:
         """Names and values, one a line."""
@@ -257,7 +263,7 @@ class Terminal:
         cls._rest()
         console = Console(stderr=True, highlight=False, soft_wrap=True)
         console.print("[bold red]error:[/] ", end="")
-        console.print(problem.what, markup=False)
+        console.print(harmless(problem.what), markup=False)
         for text in (problem.unchanged, problem.next_step):
             if text:
-                console.print(text, markup=False)
+                console.print(harmless(text), markup=False)

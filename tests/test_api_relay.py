@@ -452,7 +452,21 @@ def test_what_is_quoted_of_a_list_is_its_type() -> None:
     assert quoted("x" * 1000).endswith("…")
 
 
-def test_a_relayed_query_is_not_in_the_log(tmp_path: Path) -> None:
+@pytest.fixture
+def logging_as_before() -> Iterator[None]:
+    root, named = logging.getLogger(), ("httpx", "httpcore")
+    before = root.handlers[:], root.level, logging.raiseExceptions
+    levels = [logging.getLogger(name).level for name in named]
+    yield
+    for added in set(root.handlers) - set(before[0]):
+        added.close()
+    root.handlers[:], logging.raiseExceptions = before[0], before[2]
+    root.setLevel(before[1])
+    for name, level in zip(named, levels, strict=True):
+        logging.getLogger(name).setLevel(level)
+
+
+def test_a_relayed_query_is_not_in_the_log(tmp_path: Path, logging_as_before: None) -> None:
     log_to(tmp_path, verbose=False)
     with both(Upstream()) as (_, near, _far):
         httpx.post(f"{near.url}{CHAT}?q=private-words", content=ASK)

@@ -231,3 +231,12 @@ def test_without_a_home_nothing_is_made(
     assert ran("status") == 1
     assert "no home to keep a report in" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_node_starts_though_no_report_could_be_written(tmp_path: Path) -> None:
+    (tmp_path / "crashes").write_text("a file in the folder's place")
+    hook = threading.excepthook
+    try:
+        crash.watch(tmp_path)
+    finally:
+        threading.excepthook = hook

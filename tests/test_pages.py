@@ -21,7 +21,7 @@ from support_pages import HOSTILE, PEER, grown
 from support_pictures import FixedClock
 
 from leaves.model import Stage
-from node import night_book, publishing, rights
+from node import consenting, night_book, publishing, rights
 from node.api.pages import desk, drawing, routes, views
 from node.api.pages.hub import Hub
 from node.api.pages.map_page import ERRAND
@@ -494,3 +494,17 @@ def test_what_is_raised_in_the_thread_is_raised_where_it_is_waited_for() -> None
             await Worker().do(lambda: 1 // 0)
 
     trio.run(ask)
+
+
+def test_the_endpoint_can_be_allowed_as_a_source_on_its_page(app: App) -> None:
+    browser = Browser(app)
+    for source in ("endpoint", "otlp", "litellm"):
+        assert f"/rights/grant?source={source}" in browser.get("/rights").text
+    browser.post("/do/consent/grant", source="endpoint", scope="capture")
+    assert "endpoint" in consenting.standing(app)["sources"]
+
+
+def test_the_first_page_says_that_the_node_is_paused_and_where_to_go_on(app: App) -> None:
+    browser = Browser(app)
+    browser.post("/do/pause", **{"for": "2h", "back": "/"})
+    assert ">Resume</a>" in browser.get("/").text

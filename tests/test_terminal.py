@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from leaves.ports import Progress
+from node.errors import OwnerError
 from node.terminal import NOTE_S, Terminal
 from node.told import Told
 
@@ -58,3 +59,10 @@ def test_a_table_of_long_cells_is_wrapped_where_there_is_no_edge(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) > 4 and max(map(len, lines)) <= 60
     assert " ".join(lines).split().count("word") == 60
+
+
+def test_what_strangers_say_in_an_error_moves_no_cursor(capsys: pytest.CaptureFixture[str]) -> None:
+    Terminal.error(OwnerError("it said \x1b]0;title\x1b[2J\u202ehi", next_step="ask\x07 again"))
+    told = capsys.readouterr().err
+    assert "hi" in told and "again" in told
+    assert not {"\x1b", "\u202e", "\x07"} & set(told)

@@ -10,7 +10,7 @@ from cyclopts import Parameter
 from node import answering
 from node.app import App
 from node.errors import MisuseError
-from node.terminal import Terminal
+from node.terminal import Terminal, harmless
 
 from .base import AsJson, command
 
@@ -121,10 +121,9 @@ def _text(given: str | None) -> str:
 
 
 def _written(text: str) -> None:
-    """Write a part of an answer as it comes. A terminal gets no control characters of it: an
-    adapter is a stranger's, and what it says must not move the cursor or set the title."""
+    """Write a part of an answer as it comes. A terminal gets no control characters of it."""
     if sys.stdout.isatty():
-        text = "".join(x if x in "\n\t" or x.isprintable() else "\ufffd" for x in text)
+        text = harmless(text)
     sys.stdout.buffer.write(text.encode(errors="replace"))
     sys.stdout.buffer.flush()
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+
 from node import set_aside
 from node.api.pages.desk import Desk
 from node.api.pages.page import Ask, Page
 from node.foreign import State
 
 MODELS_MAX = 12
+OF_PAGES = frozenset(
+    ("page", "live", "static", "do", "export", "entry", "entry_link", "exit", "healthz")
+)
 
 
 def endpoint(desk: Desk, ask: Ask) -> Page:
@@ -38,7 +43,7 @@ def shown(desk: Desk, ask: Ask, secret: str) -> Page:
         "upstream": hub.config.upstream,
         "models": ["groove/auto", "groove/chassis", *(f"groove/{n}" for n in names[:MODELS_MAX])],
         "more": max(len(names) - MODELS_MAX, 0),
-        "requests": sorted(counts["requests"].items()),
+        "requests": list(_of_clients(counts["requests"])),
         "answered": sorted(counts["answered"].items()),
         "fallbacks": sorted(counts["fallbacks"].items()),
         "failures": sorted(counts["failures"].items()),
@@ -49,3 +54,15 @@ def shown(desk: Desk, ask: Ask, secret: str) -> Page:
         "home": str(desk.home),
     }
     return Page("endpoint.html", "Endpoint", facts, ("api", "forest", "foreign"))
+
+
+def _of_clients(requests: Mapping[str, int]) -> Iterator[tuple[str, int]]:
+    """What programs asked, by route and status; what this dashboard asked, in one sum."""
+    pages = 0
+    for name, count in sorted(requests.items()):
+        if name.split(" ", 1)[0] in OF_PAGES:
+            pages += count
+        else:
+            yield name, count
+    if pages:
+        yield "this dashboard", pages

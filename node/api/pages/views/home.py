@@ -42,7 +42,7 @@ def home(desk: Desk, ask: Ask) -> Page:
         "night": night,
         "doing": _doing(desk, night),
         "why": capital("; ".join(filter(None, (night["why"], night["until"])))),
-        "needs": list(_needs(desk, live, node)),
+        "needs": [*_paused(night), *_needs(desk, live, node)],
         "soon": _soon(desk, live),
         "stages": [(s.value, sum(x.stage is s for x in live)) for s in Stage if s.live],
         "sessions": desk.embedded(),
@@ -69,6 +69,12 @@ def _doing(desk: Desk, night: dict[str, Any]) -> str:
         case "works":
             return f"Working unattended{': ' + night['phase'] if night['phase'] else ''}."
     return "At rest. It answers and captures what you allow, and works when its night comes."
+
+
+def _paused(night: dict[str, Any]) -> Iterator[Need]:
+    if night["state"] == "paused":
+        why = "It does nothing by itself until you let it, or the time that you gave is over."
+        yield Need("Paused", why, "/resources", "Resume")
 
 
 def _needs(desk: Desk, live: list[Leaf], node: dict[str, Any] | None) -> Iterator[Need]:

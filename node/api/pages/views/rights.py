@@ -10,10 +10,10 @@ import msgspec
 from node import consenting, rights, usage
 from node.api.pages.desk import Desk
 from node.api.pages.page import Ask, Page
-from node.consent import disclosure
+from node.consent import ENDPOINT_SOURCES, disclosure
 from node.tally import Tally
 
-SOURCES = ("claude-code", "codex", "llm")
+SOURCES = ("claude-code", "codex", "llm", *ENDPOINT_SOURCES)
 SHOWN_MAX = 5  # leaves that are shown to peers, as examples
 RECEIPTS_SHOWN = 50
 
