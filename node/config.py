@@ -18,7 +18,7 @@ from gossip.exchange_events import ExchangeConfig
 from gossip.transport_config import TransportConfig
 from leaves.lifecycle import Rules
 
-from .api.config import ApiConfig
+from .api.config import PLACE_IN_WORDS, URL_IN_WORDS, ApiConfig
 from .errors import OwnerError
 from .windows import PATTERN, Window
 
@@ -178,6 +178,10 @@ def load(home: Path) -> Config:
 def _suggestion(problem: str) -> str:
     if "matching regex" in problem and "night.window" in problem:
         return "; it may be always or HH:MM-HH:MM, such as 23:00-05:00"
+    if "matching regex" in problem and "api.listen" in problem:
+        return f"; it may be {PLACE_IN_WORDS}"
+    if "matching regex" in problem and "api." in problem:
+        return f"; it may be {URL_IN_WORDS}"
     unknown = re.search(r"unknown field `(\w+)`", problem)
     if not unknown:
         return ""

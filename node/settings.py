@@ -18,7 +18,8 @@ from msgspec import Struct
 
 from leaves.rules import Rules, bounds
 
-from . import overview, show, started
+from . import overview, show, started, windows
+from .api.config import PLACE, PLACE_IN_WORDS, URL, URL_IN_WORDS
 from .config import FILE, Config, load
 from .errors import MisuseError
 from .home import write_atomic
@@ -32,6 +33,7 @@ _MORE = re.compile(r"\s+#\s*(.+)")  # a comment that goes on below its field
 _EMPTY = """an empty text is written '""', in both quotes"""
 _CLAUSE = re.compile(r"^§\d+[^:]*:\s*")
 WINDOW = "always or HH:MM-HH:MM, such as 23:00-05:00"
+_FORMS = {windows.PATTERN: WINDOW, PLACE: PLACE_IN_WORDS, URL: URL_IN_WORDS}
 TEXTS = """a list of texts, such as '[\"…\"]'"""
 
 
@@ -125,8 +127,8 @@ def _allowed(section: type[Struct], name: str) -> str:
                 return "a number"
             low = f"above {told.gt:,}" if told.gt is not None else f"from {told.ge:,}"
             return f"{low} to {told.le:,}" if told.le is not None else low
-        case msgspec.inspect.StrType(pattern=str()):
-            return WINDOW if name == "window" else "64 hexadecimal digits, or an empty text"
+        case msgspec.inspect.StrType(pattern=str() as form):
+            return _FORMS.get(form, "64 hexadecimal digits, or an empty text")
         case msgspec.inspect.StrType():
             return "a text"
     return TEXTS

@@ -232,3 +232,18 @@ def test_a_changed_rule_waits_for_the_next_round(app: App) -> None:
     assert settings.pending(app) == waiting
     app.forests.begin_round(Instant(0), "embed", {}, app.config.rules)
     assert settings.pending(app) == []
+
+
+@pytest.mark.parametrize(
+    ("key", "wrong", "right"),
+    [
+        ("api.upstream", "foo", "http://127.0.0.1:11434/v1"),
+        ("api.listen", "0.0.0.0:4022", "unix"),
+    ],
+)
+def test_where_the_endpoint_listens_and_passes_on_to_is_checked_when_it_is_set(
+    app: App, key: str, wrong: str, right: str
+) -> None:
+    with pytest.raises(MisuseError, match="such as http|127.0.0.1:PORT"):
+        settings.change(app, key, wrong)
+    assert settings.change(app, key, right)["new"] == right

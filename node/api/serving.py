@@ -81,6 +81,7 @@ class Api:
             await self._serve(parts)
         except OwnerError as problem:  # a port that is taken, a token that others can read
             self._trouble = problem.what
+            self._changed()
             told = f"no endpoint and no dashboard: {problem.what}"
             self._say("endpoint", told, url="", next_step=problem.next_step)
             log.warning("endpoint not opened problem=%s", problem.what)
