@@ -425,3 +425,10 @@ def test_a_body_that_is_refused_after_it_was_read_takes_no_room(
     for _ in range(220):  # together more than the bodies of all requests may be
         assert ask(served, "POST", path, headers, b"\xff" * 4_000)[0] in (400, 403)
     assert ask(served, "POST", "/entry", FORM, b"code=none")[0] == 403
+
+
+def test_a_body_of_crumbs_is_refused(served: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("node.api.guard.PARTS_MAX", 100)
+    chunked = {**T, **JSON, "transfer-encoding": "chunked"}
+    assert ask(served, "POST", "/v1/echo", chunked, b"1\r\nx\r\n" * 500 + b"0\r\n\r\n")[0] == 400
+    assert ask(served, "POST", "/v1/echo", chunked, b"1\r\nx\r\n" * 90 + b"0\r\n\r\n")[0] == 200

@@ -35,6 +35,7 @@ Asgi = Callable[[Scope, Receive, Send], Awaitable[None]]
 BODY_S = 15.0  # for a body, and a second more for each BODY_BYTES_PER_S of it that came
 BODY_BYTES_PER_S = 256 << 10
 BODIES_AT_ONCE = 8  # of the largest size: what all requests together may hold in memory
+PARTS_MAX = 20_000  # of a body; a client that is well sends some kilobytes at a time
 FIELDS_MAX = 200  # of a form
 KEY = "groove.caller"
 
@@ -60,6 +61,7 @@ _NO_SESSION = Refusal("session", 401, "Run `groove-node dashboard` on this machi
 _NO_FORM = Refusal("form_token", 403, "The form is of an older visit: load the page again, and "
                    "send it from there.")  # fmt: skip
 _BROKEN = Refusal("unexpected", 500, "The node made a mistake. Its log says where.")
+_CRUMBS = Refusal("crumbs", 400, "The body comes in too many parts.")
 _LATE = Refusal("late", 408, "The body of the request did not come in time.")
 _BUSY = Refusal("busy", 503, "Too much is being sent here at once. Try again in a moment.",
                 ((b"retry-after", b"1"),))  # fmt: skip
@@ -274,9 +276,14 @@ class _Body:
         if int(declared) > largest:
             raise _RefusedError(_too_large(largest))
         begun_s = trio.current_time()
+        parts = 0
         with trio.move_on_after(BODY_S) as scope:
             while not self._whole:
                 message = await self._receive()
+                await trio.lowlevel.checkpoint()  # others' turn: all of it may be here already
+                parts += 1
+                if parts > PARTS_MAX:
+                    raise _RefusedError(_CRUMBS)
                 if message["type"] == "http.disconnect":
                     raise _GoneError
                 part = message.get("body", b"")
