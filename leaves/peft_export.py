@@ -91,7 +91,8 @@ def _evaluation(label: Label) -> list[tuple[str, str]]:
 
 
 def _cell(text: str) -> str:
-    """A peer's words, so that they stay words in a table of Markdown."""
-    for mark in ("\\", "|", "<", "[", "*", "_"):
+    """A peer's words, so that they stay words in one cell of a table of Markdown."""
+    text = "".join(x if x.isprintable() else " " for x in text)
+    for mark in ("\\", "|", "<", "[", "*", "_", "`"):
         text = text.replace(mark, "\\" + mark)
     return text

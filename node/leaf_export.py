@@ -159,7 +159,8 @@ def export_all_gguf(
     """Have all leaves' adapters in a folder, and the probe's; what is there already is not written
     again.
 
-    Returns the files, in order, and a sentence for each leaf that could not be written.
+    Returns the files, in order, and a sentence for each leaf that could not be written. Raises
+    NoExportError if none could.
     """
     leaves, files, problems = all_exportable(app), [], []
     for number, leaf in enumerate(leaves):
@@ -171,8 +172,10 @@ def export_all_gguf(
             files.append((leaf, path))
         except OwnerError as problem:
             problems.append(f"{leaf.name}: {problem}")
-    if files:
-        files += _probe(app, to)
+    if not files:
+        why = "; ".join(problems) or "no leaf has an adapter yet"
+        raise _nothing(f"there is nothing to export: {why}")
+    files += _probe(app, to)
     report(Progress("export", len(leaves), len(leaves), "done"))
     return files, problems
 

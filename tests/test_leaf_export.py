@@ -131,6 +131,16 @@ def test_all_leaves_and_the_probe_go_into_a_folder_with_the_command_that_serves_
         assert leaf_export.digest_in(each["path"])
 
 
+def test_a_node_without_leaves_is_told_so_and_starts_no_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("GROOVE_HOME", str(tmp_path / "home"))
+    assert App.open(create=True).origin
+    run("--gguf", "--all", "--to", str(tmp_path / "all"), code=1)
+    said = capsys.readouterr()
+    assert "nothing to export" in said.err and "llama-server" not in said.out
+
+
 def test_a_leaf_that_was_only_heard_of_cannot_be_exported(
     app: App, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
