@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from . import overview
+from . import entering, overview
 from .errors import OwnerError
 
 if TYPE_CHECKING:
@@ -98,7 +98,8 @@ def answer(
 def endpoint_of(app: App) -> str:
     """Where the running node's endpoint listens: a URL or unix:PATH; empty if there is none."""
     node = overview.running(app)
-    return str(node.get("api", {}).get("url") or "") if node else ""
+    url = str(node.get("api", {}).get("url") or "") if node else ""
+    return url if node and url and entering.listens(node, url) else ""
 
 
 class _Listening:

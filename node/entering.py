@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
 import msgspec
@@ -57,17 +58,42 @@ def link(app: App) -> str:
             "Wait a second and try again; if it lasts, start the node again: it reads the token "
             "then.",
         )
-    return msgspec.json.decode(blob, type=_Link).url
+    made = msgspec.json.decode(blob, type=_Link).url
+    if not made.startswith(f"{url}/"):
+        raise _none(f"the node at {url} gave a link to elsewhere", "Start the node again.")
+    return made
 
 
 class _Link(msgspec.Struct):
     url: str
 
 
+def listens(node: Mapping[str, Any], url: str) -> bool:
+    """Whether the node's own process listens at a URL of its run file: what is told there gets the
+    token, and a stranger may have taken the port of a node that was killed.
+
+    Where a machine does not say who listens, the run file is believed.
+    """
+    import psutil  # 20 ms
+
+    if url.startswith("unix:"):
+        return True  # in a folder that nobody else may enter
+    if not node.get("pid"):  # the run file is damaged
+        return False
+    place = urlsplit(url)
+    try:
+        found = psutil.Process(node["pid"]).net_connections(kind="tcp")
+    except psutil.AccessDenied:
+        return True
+    except psutil.Error:
+        return False
+    return any(each.status == psutil.CONN_LISTEN and each.laddr[1] == place.port for each in found)
+
+
 def _url(app: App) -> str:
     node = overview.running(app)
     if node is None:
-        raise _none("no node runs here", "`groove-node up` starts it, then run this again.")
+        raise _none("no node runs here", "Start one with `groove-node run`, then run this again.")
     api = node.get("api") or {}
     url = str(api.get("url") or "")
     if not url:
@@ -75,6 +101,11 @@ def _url(app: App) -> str:
         raise _none(
             f"the running node has no endpoint{why}",
             "`listen` under [api] in groove.toml says where one listens; then start it again.",
+        )
+    if not listens(node, url):
+        raise _none(
+            f"another program listens at {url}, or none does",
+            "Start the node again: it says where its endpoint is.",
         )
     if url.startswith("unix:"):
         raise _none(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 import stat
 import time
 from collections.abc import Callable
@@ -103,7 +105,7 @@ def test_wrong_tokens_do_not_keep_the_disk_busy(home: Path) -> None:
 
 
 def node_at(monkeypatch: pytest.MonkeyPatch, api: dict[str, Any] | None) -> None:
-    told = None if api is None else {"api": api}
+    told = None if api is None else {"pid": os.getpid(), "api": api}
     monkeypatch.setattr(overview, "running", lambda app: told)
 
 
@@ -132,7 +134,7 @@ def test_the_link_lets_a_browser_in_and_a_new_token_puts_all_out(
         ({}, "no endpoint"),
         ({"url": "", "trouble": "port 4022 is taken"}, "port 4022 is taken"),
         ({"url": "unix:/x/api.sock"}, "no browser opens"),
-        ({"url": "http://127.0.0.1:1"}, "does not answer"),
+        ({"url": "http://127.0.0.1:1"}, "another program listens"),
     ],
 )
 def test_why_there_is_no_link_is_said(
@@ -143,3 +145,13 @@ def test_why_there_is_no_link_is_said(
         entering.link(App(home))
     assert words in none.value.what
     assert none.value.next_step
+
+
+def test_a_stranger_on_the_port_of_the_run_file_is_shown_no_token(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        url = f"http://127.0.0.1:{stranger.getsockname()[1]}"
+        assert entering.listens({"pid": os.getpid()}, url)
+        assert not entering.listens({"pid": os.getppid()}, url)
+        assert not entering.listens({"pid": 2**22 + 1}, url)
