@@ -393,3 +393,10 @@ def test_no_other_file_is_taken_away_and_no_open_folder_is_used(tmp_path: Path) 
     ):
         pass
     assert list(wide.iterdir()) == []
+
+
+def test_a_status_is_sent_with_its_words(tmp_path: Path) -> None:
+    made = endpoint(tmp_path, time.monotonic)
+    with running(made):
+        assert httpx.get(f"{made.url}/healthz").reason_phrase == "OK"
+        assert httpx.get(f"{made.url}/v1/models").reason_phrase == "Unauthorized"

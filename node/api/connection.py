@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass
+from http.client import responses
 from typing import Any
 from urllib.parse import unquote
 
@@ -149,7 +150,12 @@ class Connection:
         if self._h11.our_state not in (h11.IDLE, h11.SEND_RESPONSE):
             return
         headers = [("content-length", "0"), ("connection", "close")]
-        data = self._h11.send(h11.Response(status_code=status, headers=headers)) or b""
+        data = (
+            self._h11.send(
+                h11.Response(status_code=status, headers=headers, reason=_reason(status))
+            )
+            or b""
+        )
         await self.write(data + (self._h11.send(h11.EndOfMessage()) or b""))
 
     async def _linger(self) -> None:
@@ -340,4 +346,9 @@ class _Exchange:
         self._bodiless = self._bodiless or status in _BODILESS
         if not self._read_whole.is_set():
             headers.append((b"connection", b"close"))
-        return h11.Response(status_code=status, headers=headers)
+        return h11.Response(status_code=status, headers=headers, reason=_reason(status))
+
+
+def _reason(status: int) -> bytes:
+    """What `curl -i` and logs show beside the number."""
+    return responses.get(status, "").encode()
