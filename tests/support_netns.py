@@ -253,7 +253,9 @@ class Peer:
         assert self.process.stdout is not None
         out = self.process.stdout.fileno()
         while b"\n" not in self._unread:
-            ready, _, _ = select.select([out], [], [], max(0.0, deadline - time.monotonic()))
+            said = select.poll()  # `select.select` takes no descriptor above 1,023
+            said.register(out, select.POLLIN)
+            ready = said.poll(max(0.0, deadline - time.monotonic()) * 1000)
             more = os.read(out, 65_536) if ready else b""
             assert more, f"no {event!r} came; the last of what did: {self.seen[-5:]}"
             self._unread += more
