@@ -244,6 +244,6 @@ def test_a_changed_rule_waits_for_the_next_round(app: App) -> None:
 def test_where_the_endpoint_listens_and_passes_on_to_is_checked_when_it_is_set(
     app: App, key: str, wrong: str, right: str
 ) -> None:
-    with pytest.raises(MisuseError, match="such as http|127.0.0.1:PORT"):
+    with pytest.raises(MisuseError, match=r"such as http|127\.0\.0\.1:PORT"):
         settings.change(app, key, wrong)
     assert settings.change(app, key, right)["new"] == right
