@@ -8,6 +8,7 @@ What was given to peers is out of reach, and said before anything is removed.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import re
@@ -19,9 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from . import config, keyfiles, service_manager
+from . import config, footprint, keyfiles, service_manager
 from .api import listening
 from .errors import OwnerError
+from .footprint import Names
 from .home import USER_ID_FILE, cache_path, home_path, remembered_path, state_path, sync_dir
 from .service import ServiceError, State, state_of
 
@@ -30,17 +32,13 @@ if TYPE_CHECKING:
 
 MARKER = "uninstall.pending"
 KEYS = "keys"
-# A cache that GROOVE_CACHE names may hold what others put there.
-_CACHED = re.compile(
-    r"chassis|canaries|kingfisher|probes|encoder-hashes\.json|(chassis|encoder)[\w-]*\.lock"
-    r"|encoder-[0-9a-f]{16}|[0-9a-f]{32}\.vscdb|\.(chassis|encoder)[\w.-]*\.tmp"
-)
-_PROBE = re.compile(r"[0-9a-f]{32}\.probe")
 _COMPLETIONS = (
     "~/.local/share/bash-completion/completions/groove-node",
     "~/.zfunc/_groove-node",
     "~/.config/fish/completions/groove-node.fish",
 )
+_ID = re.compile(r"[0-9a-f]{32}\n?")
+_AGAIN = "Run `groove-node uninstall` again, or remove the rest by hand."
 _BUSY = {"run": "a node runs here", "round": "a round is running"}
 
 
@@ -54,30 +52,38 @@ class Part:
 
     what: str  # service, state, home, cache, socket, completion
     path: Path
+    names: Names | None = None  # of a folder that others may share: what in it is the node's
     spare: tuple[str, ...] = ()  # names in it that stay
-    only: tuple[str, ...] = ()  # if given, the names in it that go
+
+    @property
+    def folder(self) -> Path:
+        """Where it lies, if a link leads to it."""
+        return Path(os.path.realpath(self.path))
 
     def files(self) -> Iterator[tuple[Path, int]]:
         """What would go, with its size; links are not followed."""
-        for name in self.tops():
-            top = Path(os.path.realpath(name)) if self.what == "home" else name
-            if top.is_symlink() or not top.is_dir():
-                yield top, top.lstat().st_size
-                continue
-            for folder, _, inside in os.walk(top):
-                for each in inside:
-                    path = Path(folder, each)
-                    with suppress(FileNotFoundError):
-                        yield path, path.lstat().st_size
+        for top in self.tops():
+            for path in (top, *_beneath(top)):
+                with suppress(FileNotFoundError):
+                    about = path.lstat()
+                    if not stat.S_ISDIR(about.st_mode):
+                        yield path, about.st_size
 
     def tops(self) -> list[Path]:
         """The files and folders that go as they are."""
         if not _lies(self.path):
             return []
-        if not self.spare and not self.only:
+        if self.names is None:
             return [self.path]
-        inside = [x for x in sorted(self.path.iterdir()) if x.name not in self.spare]
-        return [x for x in inside if not self.only or x.name in self.only]
+        spare = {self.folder / name for name in self.spare}
+        found = footprint.ours(self.folder, self.names) if self.folder.is_dir() else ()
+        return [x for x in found if spare.isdisjoint((x, x.parent))]
+
+    def strangers(self) -> list[Path]:
+        """What lies in it, is not the node's, and stays."""
+        if self.names is None or not self.folder.is_dir():
+            return []
+        return list(footprint.strangers(self.folder, self.names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +92,6 @@ class Plan:
 
     home: Path
     parts: tuple[Part, ...]
-    strangers: tuple[Path, ...]  # in the cache, and not the node's: they stay
     exported: bool  # a copy of the keys was made at some time
     keeps_keys: bool
 
@@ -98,6 +103,11 @@ class Plan:
             if part.tops():
                 found.append((part, len(sizes), sum(sizes)))
         return found
+
+    @property
+    def strangers(self) -> list[Path]:
+        """What lies beside, in the home or the cache, and stays."""
+        return [path for part in self.parts for path in part.strangers()]
 
     @property
     def loses_keys(self) -> bool:
@@ -112,20 +122,15 @@ def plan(*, keep_keys: bool = False, keep_cache: bool = False) -> Plan:
     parts += [Part("socket", path) for path in _sockets(home)]
     if _lies(home):
         _check_is_home(home)
-        parts.append(Part("home", home, (KEYS,) if keep_keys and (home / KEYS).is_dir() else ()))
-    cache, strangers = cache_path(), []
-    if not keep_cache and cache.is_dir():
-        inside = list(cache.iterdir())
-        ours = [x for x in inside if _is_of_cache(x)]
-        strangers = sorted({*inside} - {*ours})
-        only = tuple(sorted(x.name for x in ours)) or ("",)  # "": of a cache of strangers alone
-        parts.append(Part("cache", cache, only=only if strangers else ()))
+        parts.append(Part("home", home, footprint.HOME, (KEYS,) if keep_keys else ()))
+    if not keep_cache and cache_path().is_dir():
+        parts.append(Part("cache", cache_path(), footprint.CACHE))
     for given in _COMPLETIONS:
         path = Path(given).expanduser()
         if path.is_file() and b"_groove" in path.read_bytes()[:4096]:
             parts.append(Part("completion", path))
     exported = (home / KEYS / keyfiles.BACKUP).exists()
-    return Plan(home, tuple(parts), tuple(strangers), exported, keep_keys)
+    return Plan(home, tuple(parts), exported, keep_keys)
 
 
 def published(app: App) -> list[str]:
@@ -147,48 +152,50 @@ def carry_out(planned: Plan) -> list[str]:
     """
     targets = _led_to(planned)
     done = _without_service()
-    with ExitStack() as locks:
-        if _lies(planned.home):
-            _hold(planned.home, locks)
-            (planned.home / MARKER).touch(mode=0o600)
-        for part in planned.parts:
-            if part.what == "service" or not part.tops():
-                continue
-            if part.what == "home":
-                _empty_home(part)
-            else:
-                for top in part.tops():
-                    _remove(top)
-            done.append(str(part.path))
-    with suppress(OSError):
-        state_path().rmdir()  # if no other home remembers anything
+    try:
+        with ExitStack() as locks:
+            if _lies(planned.home):
+                _hold(planned.home, locks)
+                (planned.home / MARKER).touch(mode=0o600)
+            for part in planned.parts:
+                if part.what != "service" and part.tops():
+                    _without(part)
+                    done.append(str(part.path))
+        with suppress(OSError):
+            state_path().rmdir()  # if no other home remembers anything
+    except OSError as problem:
+        raise UninstallError(
+            f"it could not all be removed: {problem}",
+            unchanged="What was removed until then is gone; the rest is as it was.",
+            next_step=_AGAIN,
+        ) from None
+    left = [path for part in planned.parts for path in part.tops()]
+    if left:
+        more = f", and {len(left) - 1} more" if left[1:] else ""
+        raise UninstallError(
+            f"{left[0]} is still there{more}",
+            unchanged="The rest is removed.",
+            next_step=_AGAIN,
+        )
     if targets:
         raise UninstallError(
-            f"what {targets[0]} holds is still there: a link led to it"
-            + (f", and to {len(targets) - 1} more" if targets[1:] else ""),
+            f"what links led to is still there: {', '.join(map(str, targets))}",
             unchanged="The rest is removed, the links too.",
             next_step="Remove it yourself, if nobody else needs it.",
-        )
-    if left := [str(path) for part in planned.parts for path in part.tops()]:
-        raise UninstallError(
-            f"{left[0]} is still there" + (f", and {len(left) - 1} more" if left[1:] else ""),
-            unchanged="The rest is removed.",
-            next_step="Run `groove-node uninstall` again, or remove it by hand.",
         )
     return done
 
 
 def _led_to(planned: Plan) -> list[Path]:
-    """Where links in the home lead: what is there outlives them, the keys perhaps."""
-    found = []
+    """Where links lead that go: what is there outlives them, the keys perhaps."""
+    found = set()
     for part in planned.parts:
-        if part.what != "home" or not _lies(part.path):
+        if part.names is None:
             continue
-        real = Path(os.path.realpath(part.path))
-        links = [x for x in sorted(real.iterdir()) if x.is_symlink() and x.name not in part.spare]
-        targets = [Path(os.path.realpath(link)) for link in links]
-        found += [x for x in targets if x.exists() and not x.is_relative_to(real)]
-    return found
+        links = [x for top in part.tops() for x in (top, *_beneath(top)) if x.is_symlink()]
+        targets = (Path(os.path.realpath(link)) for link in links)
+        found |= {x for x in targets if x.exists() and not x.is_relative_to(part.folder)}
+    return sorted(found)
 
 
 def _check_is_home(home: Path) -> None:
@@ -200,21 +207,29 @@ def _check_is_home(home: Path) -> None:
             unchanged="Nothing was removed.",
             next_step="Set GROOVE_HOME to the folder that `groove-node init` made.",
         )
-    marks = (f"{KEYS}/{keyfiles.DOC}", f"{KEYS}/{keyfiles.ROOT}", USER_ID_FILE, MARKER)
-    if any((home / mark).is_file() for mark in marks) or not any(home.iterdir()):
+    if (home / MARKER).is_file() or _has_id(home) or _has_keys(home) or not any(home.iterdir()):
         return
     raise UninstallError(
-        f"{home} is no home of a node: it has neither keys nor an id",
+        f"{home} is no home of a node: it has neither keys nor an id of one",
         unchanged="Nothing was removed.",
         next_step="Set GROOVE_HOME to where your home is, or remove the folder yourself.",
     )
 
 
-def _is_of_cache(path: Path) -> bool:
-    """Whether the node made it: others may keep things beside, and under names much like these."""
-    if path.name == "probes":
-        return path.is_dir() and all(_PROBE.fullmatch(x.name) for x in path.iterdir())
-    return bool(_CACHED.fullmatch(path.name))
+def _has_id(home: Path) -> bool:
+    try:
+        return bool(_ID.fullmatch((home / USER_ID_FILE).read_text("ascii")))
+    except (OSError, ValueError):
+        return False
+
+
+def _has_keys(home: Path) -> bool:
+    from gossip.wire import KeyDoc, WireError, decode
+
+    try:
+        return isinstance(decode((home / KEYS / keyfiles.DOC).read_bytes(), KeyDoc), KeyDoc)
+    except (OSError, WireError):
+        return False
 
 
 def _remembered(home: Path, keep_keys: bool) -> list[Path]:
@@ -264,8 +279,8 @@ def _without_service() -> list[str]:
 
 def _hold(home: Path, locks: ExitStack) -> None:
     """Take every lock of the home, so that nothing works in it. Raises UninstallError."""
-    for path in sorted(home.glob("*.lock")):
-        if not stat.S_ISREG(path.lstat().st_mode):
+    for path in footprint.ours(Path(os.path.realpath(home)), footprint.HOME):
+        if path.suffix != ".lock" or not stat.S_ISREG(path.lstat().st_mode):
             continue  # no lock of ours: a pipe would keep us waiting
         file = locks.enter_context(path.open("rb"))
         try:
@@ -282,20 +297,35 @@ def _hold(home: Path, locks: ExitStack) -> None:
 # Files
 
 
-def _empty_home(part: Part) -> None:
-    """Remove what is in a home: the marker last, so that what a kill leaves is known again."""
-    real = Path(os.path.realpath(part.path))
-    spare = {*part.spare, MARKER}
+def _without(part: Part) -> None:
+    """Remove a part; of a home the marker last, so that what a kill leaves is known again."""
     # The keys first: whoever opens the home now finds none, and begins nothing in it.
-    for top in sorted(real.iterdir(), key=lambda x: (x.name != KEYS, x.name)):
-        if top.name not in spare:
+    for top in sorted(part.tops(), key=lambda x: (KEYS not in (x.name, x.parent.name), x)):
+        if top.name != MARKER:
             _remove(top)
-    (real / MARKER).unlink(missing_ok=True)
-    sync_dir(real)
-    if not part.spare:
-        real.rmdir()
-        if part.path.is_symlink():
-            part.path.unlink()
+    if part.names is None:
+        return
+    if part.what == "home":
+        (part.folder / MARKER).unlink(missing_ok=True)
+    sync_dir(part.folder)
+    if any(part.folder.iterdir()):
+        return  # what stays
+    try:
+        part.folder.rmdir()
+    except OSError as problem:
+        if problem.errno == errno.EBUSY:
+            return  # a disk of its own, empty now
+        raise
+    if part.path.is_symlink():
+        part.path.unlink()
+
+
+def _beneath(top: Path) -> Iterator[Path]:
+    """All that lies in a folder; nothing of a link or a file."""
+    if top.is_symlink():
+        return
+    for folder, folders, files in os.walk(top):
+        yield from (Path(folder, name) for name in (*folders, *files))
 
 
 def _remove(path: Path) -> None:

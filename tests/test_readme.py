@@ -15,6 +15,7 @@ import pytest
 import support_transcripts
 import tiny_llama
 
+from node import footprint
 from node.cli import command
 from node.home import groove_cache
 
@@ -60,6 +61,7 @@ def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
             argv, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=900
         )
         assert done.returncode == 0, f"{arguments}: {done.stderr}"
+    assert list(footprint.strangers(home, footprint.HOME)) == []  # `uninstall` knows all of it
 
 
 def write_history(home: Path) -> None:

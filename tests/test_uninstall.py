@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import re
 import socket
 import stat
 from pathlib import Path
@@ -12,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from leaves.model import LeafId
-from node import service, service_manager, uninstalling
+from node import footprint, service, service_manager, uninstalling
 from node.api.listening import Unix
 from node.app import App
 from node.cli import main
@@ -47,7 +49,7 @@ def home(user: Path) -> Path:
     (app.home / "training_data").mkdir(exist_ok=True)
     (app.home / "training_data" / "2026-11-22.jsonl").write_text("{}\n" * 100)
     (app.home / "run.lock").touch()
-    chassis = cache_path() / "chassis" / "smol"
+    chassis = cache_path() / "chassis" / "smollm2-135m-0123456789ab"
     chassis.mkdir(parents=True)
     (chassis / "model.safetensors").write_bytes(bytes(1000))
     return app.home
@@ -249,7 +251,7 @@ def test_a_second_time_there_is_nothing_and_that_is_no_error(
 
 
 def test_a_file_that_cannot_be_removed_is_told(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(uninstalling, "_empty_home", lambda part: None)
+    monkeypatch.setattr(uninstalling, "_without", lambda part: None)
     with pytest.raises(UninstallError, match="still there"):
         uninstalling.carry_out(uninstalling.plan())
 
@@ -292,6 +294,100 @@ def test_keys_behind_a_link_are_told_of(
 
 
 def test_a_pipe_named_like_a_lock_keeps_nobody_waiting(home: Path, user: Path) -> None:
-    os.mkfifo(home / "x.lock")
+    os.mkfifo(home / "config.lock")
     assert ran("--yes") == 0
     assert not home.exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [("keys/root.key", "of a zone"), ("user_id", "hello"), ("keys/op.doc", "no document")],
+)
+def test_files_named_like_a_nodes_make_no_home(
+    user: Path, monkeypatch: pytest.MonkeyPatch, name: str, content: str
+) -> None:
+    project = user / "project"
+    (project / name).parent.mkdir(parents=True, mode=0o700)
+    project.chmod(0o700)
+    (project / name).write_text(content)
+    (project / "thesis.txt").write_text("years of work")
+    monkeypatch.setenv("GROOVE_HOME", str(project))
+    before = tree(user)
+    assert ran("--yes") == 1
+    assert tree(user) == before
+
+
+def test_what_others_keep_in_a_home_stays_and_is_named(
+    home: Path, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    strangers = {"thesis.txt", "keys/deploy.pub", "poetry.lock", "notes/plan.md"}
+    for name in strangers:
+        (home / name).parent.mkdir(exist_ok=True)
+        (home / name).write_text("another's")
+    assert ran("--yes") == 0
+    assert {str(x.relative_to(home)) for x in home.rglob("*") if x.is_file()} == strangers
+    assert "thesis.txt" in capsys.readouterr().err
+    assert ran("--yes") == 1  # it is no home any more
+
+
+def test_what_others_keep_in_the_caches_folders_stays(home: Path, user: Path) -> None:
+    strangers = {"chassis/drawing.dwg", "kingfisher/photo.jpg", "canaries/bird.json"}
+    for name in strangers:
+        (cache_path() / name).parent.mkdir(exist_ok=True)
+        (cache_path() / name).write_text("another's")
+    assert ran("--yes") == 0
+    left = {str(x.relative_to(cache_path())) for x in cache_path().rglob("*") if x.is_file()}
+    assert left == strangers
+
+
+def test_a_single_key_behind_a_link_is_told_of(
+    home: Path, user: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (home / "keys" / "root.key").rename(user / "root.key")
+    (home / "keys" / "root.key").symlink_to(user / "root.key")
+    assert ran("--yes") == 1
+    assert str(user / "root.key") in capsys.readouterr().err
+    assert (user / "root.key").exists() and not home.exists()
+
+
+def test_a_home_on_a_disk_of_its_own_is_left_empty(
+    home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Path.rmdir
+
+    def busy(path: Path) -> None:
+        if path == home:
+            raise OSError(errno.EBUSY, "Device or resource busy")
+        real(path)
+
+    monkeypatch.setattr(Path, "rmdir", busy)
+    assert ran("--yes") == 0
+    assert list(home.iterdir()) == []
+
+
+def test_a_removal_that_fails_says_what_is_true(
+    home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def failing(path: Path) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(uninstalling, "_remove", failing)
+    assert ran("--yes") == 1
+    said = capsys.readouterr().err
+    assert "removed until then is gone" in said and "is whole" not in said
+
+
+def test_every_file_that_a_module_of_the_node_names_in_the_home_is_known() -> None:
+    elsewhere = {"capture.tombstones", "capture.known_sources", "s3_store", "registry"}
+    root = Path(footprint.__file__).parent
+    named = re.compile(
+        r"^(?:[A-Z]+_)?(?:FILE|FOLDER|MARKER|RECEIPTS|PENDING|CORPUS)(?:: Final)? = \"([^/\"]+)\"",
+        re.M,
+    )
+    inside = {"hard.txt", "known_values.key", "swarm.key", "by-hand"}  # of a folder of the home
+    for module in sorted(root.rglob("*.py")):
+        dotted = ".".join(module.relative_to(root).with_suffix("").parts)
+        if dotted in elsewhere or dotted.startswith("capture.sources.") or dotted == "uninstalling":
+            continue
+        for name in set(named.findall(module.read_text("utf-8"))) - inside:
+            assert footprint.is_known(name, footprint.HOME), f"{dotted}: {name}"
